@@ -1,0 +1,14 @@
+//! Floor 0: system calls and kernel interfaces, typed. Nothing here knows what a container, an image or
+//! Postgres is; each file would make sense in another program. This is the only floor with `unsafe`.
+
+pub mod capability;
+pub mod cgroup;
+pub mod fs;
+pub mod link;
+pub mod mount;
+pub mod netns;
+pub mod nft;
+pub mod process;
+pub mod seccomp;
+pub mod sysctl;
+pub mod tty;
