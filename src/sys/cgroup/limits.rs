@@ -12,13 +12,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use cgroups_rs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
 
+use serde::{Deserialize, Serialize};
+
 use super::{Cgroup, Controller, Hierarchy, crate_error, os, read};
 
 /// As a limit: none (`max` in v2, `-1` in v1).
 pub const UNLIMITED: u64 = u64::MAX;
 
 /// What to limit; `None` leaves the present value alone, [`UNLIMITED`] takes a limit away.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Bytes of memory, page cache and shared memory included; above it the kernel reclaims, then kills.
     pub memory_max: Option<u64>,
@@ -35,7 +37,7 @@ pub struct Limits {
 }
 
 /// CPU bandwidth: `quota_us` of CPU time in each `period_us`, both in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CpuQuota {
     /// At least 1000, or [`UNLIMITED`].
     pub quota_us: u64,
