@@ -14,6 +14,13 @@ pub enum Report {
     Phase(Phase),
     /// Something the user should know; nothing has failed.
     Note(String),
+    /// A step before `init` failed: nothing of the image has run.
+    StepFailed {
+        /// Counted from 0 over the inner steps.
+        index: usize,
+        /// The chain of errors, as `a: b: c`.
+        error: String,
+    },
     /// `init` gives up: the reason, innermost cause last. The container ends with `code`.
     Failed {
         /// The chain of errors, as `a: b: c`.

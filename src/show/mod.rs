@@ -1,4 +1,5 @@
 //! What pgbox prints: tables, plans, lessons. Pure: text in, text out.
 
+pub mod error;
 pub mod plan;
 pub mod table;

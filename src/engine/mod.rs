@@ -4,6 +4,10 @@
 //! The journal is written before each step. After a crash at any point, undoing every step that was begun
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
+pub mod halt;
+pub mod launch;
+pub mod ready;
+
 use std::fmt;
 
 use anyhow::{Error, Result};
