@@ -18,7 +18,8 @@ use futures_util::stream::{Stream, StreamExt, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{
-    InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkInfo, LinkMessage,
+    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkFlags, LinkInfo,
+    LinkMessage,
 };
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
 use netlink_sys::protocols::NETLINK_ROUTE;
@@ -137,7 +138,8 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
         }
         let created = match handle.link().add(message.build()).execute().await {
             Ok(()) => {
-                set_alias(&handle, name, &bridge.alias).await?;
+                let mark = LinkUnspec::new_with_name(name).alias(&bridge.alias);
+                finish(&handle, name, mark).await?;
                 Created::New
             }
             Err(error) if errno(&error) == Some(Errno::EEXIST) => Created::Existed,
@@ -170,7 +172,7 @@ pub fn create_veth(veth: &Veth) -> Result<()> {
         let deadline = Instant::now() + DYING;
         loop {
             let error = match handle.link().add(veth_message(veth, controller)).execute().await {
-                Ok(()) => return set_alias(&handle, &veth.name, &veth.alias).await,
+                Ok(()) => return finish(&handle, &veth.name, port(veth)).await,
                 Err(error) => error,
             };
             let present = match errno(&error) {
@@ -218,10 +220,8 @@ pub fn configure(
         add_address(&handle, &link, address, prefix).await?;
         up(&handle, dev).await?;
         let Some(gateway) = gateway else { return Ok(()) };
-        let route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .output_interface(link.index)
-            .gateway(gateway)
-            .build();
+        let route =
+            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
         match handle.route().add(route).replace().execute().await {
             Ok(()) => Ok(()),
             Err(error) => {
@@ -361,19 +361,31 @@ fn veth_message(veth: &Veth, controller: u32) -> LinkMessage {
     here.set_info_data(InfoData::Veth(InfoVeth::Peer(there.build()))).build()
 }
 
-/// A second message, and only after the first succeeded: the kernel ignores `IFLA_IFALIAS` when it
-/// creates a link, and handles every message of a datagram even if the one before failed, so that
+/// What the second message sets on the end here.
+///
+/// Hairpin mode, because where br_netfilter is on (every host that ran Docker) a packet from a port to
+/// this machine's address that is rewritten to go back through the same port is not routed but bridged, and
+/// a bridge does not send a frame back to where it came from: a published port would not work from its
+/// own host.
+fn port(veth: &Veth) -> LinkMessageBuilder<LinkUnspec> {
+    LinkUnspec::new_with_name(&veth.name)
+        .alias(&veth.alias)
+        .set_port_kind(InfoPortKind::Bridge)
+        .set_port_data(InfoPortData::BridgePort(vec![InfoBridgePort::HairpinMode(true)]))
+}
+
+/// A second message, and only after the first succeeded: the kernel ignores an alias and port options
+/// when it creates a link, and handles every message of a datagram even if the one before failed, so that
 /// sending both at once would put our mark on somebody else's link.
-async fn set_alias(handle: &Handle, name: &str, alias: &str) -> Result<()> {
-    let message = LinkUnspec::new_with_name(name).alias(alias).build();
-    match handle.link().change(message).execute().await {
+async fn finish(handle: &Handle, name: &str, message: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
+    match handle.link().change(message.build()).execute().await {
         Ok(()) => Ok(()),
         Err(error) => {
             // Without its mark nobody would find it again.
             if let Some(link) = lookup(handle, name).await? {
                 remove(handle, &link).await?;
             }
-            failed(error, || format!("set alias of {name} to {alias:?}: RTM_NEWLINK"))
+            failed(error, || format!("set the alias of {name}: RTM_NEWLINK"))
         }
     }
 }
@@ -427,10 +439,7 @@ async fn links(handle: &Handle) -> Result<Vec<Link>> {
     Ok(messages.iter().map(link).collect())
 }
 
-async fn collect<T>(
-    stream: impl Stream<Item = Result<T, rtnetlink::Error>>,
-    what: &str,
-) -> Result<Vec<T>> {
+async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>, what: &str) -> Result<Vec<T>> {
     let mut stream = std::pin::pin!(stream);
     let mut items = Vec::new();
     while let Some(item) = stream.next().await {
