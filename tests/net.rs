@@ -27,13 +27,17 @@ const NETWORK: (Ipv4Addr, u8) = (Ipv4Addr::new(10, 89, 7, 0), 24);
 const HOST: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
 const OUTSIDE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
 
-/// Runs `test` on a machine of its own, or says loudly why not.
+/// Says loudly that a test did not run; an error where tests have to.
+fn skip(why: &str) {
+    let required = ["PGBOX_REQUIRE_ROOT", "CI"].iter().any(|v| std::env::var_os(v).is_some());
+    assert!(!required, "may not be skipped here: {why}");
+    eprintln!("SKIPPED: {why}");
+}
+
+/// Runs `test` on a machine of its own.
 fn isolated(test: impl FnOnce() + Send) {
     if !nix::unistd::geteuid().is_root() {
-        let required = ["PGBOX_REQUIRE_ROOT", "CI"].iter().any(|v| std::env::var_os(v).is_some());
-        assert!(!required, "root is required here");
-        eprintln!("SKIPPED: needs root");
-        return;
+        return skip("needs root");
     }
     std::thread::scope(|scope| {
         let machine = scope.spawn(|| {
@@ -47,12 +51,23 @@ fn isolated(test: impl FnOnce() + Send) {
     });
 }
 
-/// The same, for what UML's older kernel lacks.
+/// The same, for what Debian's user-mode-linux 6.1 lacks: there, as on any kernel without nf_tables, the
+/// questions have an answer and deleting is Ok.
 fn isolated_with_nat(test: impl FnOnce() + Send) {
-    isolated(|| match nft::supported() {
-        Ok(true) => test(),
-        Ok(false) => eprintln!("SKIPPED: this kernel has no nf_tables family ip with NAT"),
-        Err(error) => panic!("{error:#}"),
+    isolated(|| {
+        if nft::supported().unwrap_or_else(|error| panic!("{error:#}")) {
+            return test();
+        }
+        assert_eq!(nft::list().unwrap(), []);
+        assert_eq!(nft::forward_policy_drop().unwrap(), None);
+        nft::delete("test-node").unwrap();
+        assert!(nft::add(&table(vec![])).is_err());
+        let why = "this kernel has no nf_tables family ip with NAT";
+        if std::fs::read_to_string("/proc/cpuinfo").unwrap().contains("User Mode Linux") {
+            eprintln!("SKIPPED: {why}");
+        } else {
+            skip(why);
+        }
     });
 }
 
@@ -125,7 +140,7 @@ fn a_namespace_is_seen_by_ip_netns_and_goes_away() {
         let ours = netns::run_in(netns::open("one").unwrap().as_fd(), read).unwrap();
         assert_eq!(ours, there.trim());
         assert_eq!(read(), own.trim(), "the caller stays where it is");
-        assert_eq!(run("ip -n one -o link").lines().count(), 1, "only lo");
+        assert!(run("ip -n one -o link").starts_with("1: lo: <LOOPBACK> "));
 
         let shared = run("findmnt -no PROPAGATION /run/netns");
         assert_eq!(shared.lines().next(), Some("shared"));
@@ -295,7 +310,10 @@ fn lists_agree_with_ip() {
             "ip link set plain up; ip addr add 192.0.2.1/30 dev plain; ip route add 198.51.100.0/24 via 192.0.2.2",
         );
         run("ip route add unreachable 203.0.113.0/24; ip route add default dev plain");
-        run("ip route add 10.0.0.0/8 nexthop via 192.0.2.2 nexthop dev plain");
+        // Where the kernel was built without several next hops, one.
+        run(
+            "ip route add 10.0.0.0/8 nexthop via 192.0.2.2 nexthop dev plain || ip route add 10.0.0.0/8 via 192.0.2.2",
+        );
         run("ip route add 10.55.0.0/16 dev plain table 77");
 
         let links = link::list().unwrap();
@@ -308,7 +326,9 @@ fn lists_agree_with_ip() {
             assert_eq!(ours.kind.as_deref(), theirs["linkinfo"]["info_kind"].as_str());
             assert_eq!(ours.up, theirs["flags"].as_array().unwrap().contains(&"UP".into()));
             let mac = ours.mac.map(|m| m.map(|b| format!("{b:02x}")).join(":"));
-            assert_eq!(mac.as_deref(), theirs["address"].as_str());
+            // A tunnel's address is not a MAC.
+            let theirs_mac = theirs["address"].as_str().filter(|mac| mac.len() == 17);
+            assert_eq!(mac.as_deref(), theirs_mac);
             let controller = links.iter().find(|l| Some(l.index) == ours.controller).map(|l| l.name.as_str());
             assert_eq!(controller, theirs["master"].as_str());
         }
@@ -342,7 +362,7 @@ fn lists_agree_with_ip() {
         assert!(link::delete("n1").unwrap());
         assert!(!link::delete("n1").unwrap());
         assert!(!link::exists("n1").unwrap() && link::exists(BRIDGE).unwrap());
-        assert_eq!(run("ip -n n1 -o link").lines().count(), 1, "the other end went along");
+        assert!(!run("ip -n n1 -o link").contains("eth0"), "the other end went along");
     });
 }
 
@@ -615,8 +635,7 @@ fn a_published_port_works_on_all_five_paths_with_br_netfilter() {
 fn five_paths(br_netfilter: bool) {
     isolated_with_nat(|| {
         if !bridge_netfilter(br_netfilter) {
-            eprintln!("SKIPPED: this kernel has no br_netfilter");
-            return;
+            return eprintln!("SKIPPED: this kernel has no br_netfilter");
         }
         let Machine { node, other, outside } = machine();
         let server = listen(&node, NODE);
