@@ -70,8 +70,7 @@ pub fn delete(name: &str) -> Result<()> {
 pub fn open(name: &str) -> Result<OwnedFd> {
     let path = checked_path(name)?;
     let describe = || format!("open network namespace {}", path.display());
-    let fd = open_file(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-        .with_context(describe)?;
+    let fd = open_file(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).with_context(describe)?;
     let kind = fstatfs(&fd).with_context(describe)?.filesystem_type();
     if kind != nix::sys::statfs::NSFS_MAGIC {
         bail!("{} is an empty file, no namespace is mounted on it", path.display());
@@ -143,25 +142,16 @@ fn share_directory() -> Result<()> {
     }
     // ip-netns(8) takes the same lock: two first callers would stack two mounts, and names made
     // between them would be hidden under the second.
-    let directory = open_file(
-        DIRECTORY,
-        OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        Mode::empty(),
-    )
-    .with_context(|| format!("open {DIRECTORY}"))?;
+    let directory =
+        open_file(DIRECTORY, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .with_context(|| format!("open {DIRECTORY}"))?;
     let _lock = Flock::lock(directory, FlockArg::LockExclusive)
         .map_err(|(_, errno)| errno)
         .with_context(|| format!("flock {DIRECTORY}"))?;
     if share(DIRECTORY) == Err(Errno::EINVAL) {
         // EINVAL: not a mount point yet.
-        mount(
-            Some(DIRECTORY),
-            DIRECTORY,
-            None::<&str>,
-            MsFlags::MS_BIND | MsFlags::MS_REC,
-            None::<&str>,
-        )
-        .with_context(|| format!("bind mount {DIRECTORY} on itself"))?;
+        mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+            .with_context(|| format!("bind mount {DIRECTORY} on itself"))?;
     }
     share(DIRECTORY).with_context(|| format!("mount --make-rshared {DIRECTORY}"))
 }

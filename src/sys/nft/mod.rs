@@ -145,7 +145,7 @@ impl NatTable {
     pub fn to_nft(&self) -> String {
         let mut text = format!("table ip {} {{\n", self.name);
         if !self.comment.is_empty() {
-            let _ = writeln!(text, "\tcomment \"{}\"\n", self.comment);
+            let _ = writeln!(text, "\tcomment \"{}\"", self.comment);
         }
         for (index, chain) in self.chains().iter().enumerate() {
             let Chain { name, kind, hook, rules, .. } = chain;
@@ -182,11 +182,7 @@ impl NatTable {
             // With forwarding on, this machine is a router: a neighbour that sets a route reaches the
             // address itself, all ports of it, also what is published on 127.0.0.1 alone. Answers to
             // masqueraded and to published connections carry this machine's address here, and pass.
-            vec![
-                Statement::InNot(bridge()),
-                Statement::Destination(self.address, 32),
-                Statement::Drop,
-            ],
+            vec![Statement::InNot(bridge()), Statement::Destination(self.address, 32), Statement::Drop],
         ]
     }
 
@@ -205,11 +201,7 @@ impl NatTable {
         let network = Ipv4Addr::from_bits(network.to_bits() & u32::from_be_bytes(rule::netmask(prefix)));
         vec![
             // Out to the world: nobody out there has a route back to the bridge's network.
-            vec![
-                Statement::Source(self.address, 32),
-                Statement::OutNot(bridge()),
-                Statement::Masquerade,
-            ],
+            vec![Statement::Source(self.address, 32), Statement::OutNot(bridge()), Statement::Masquerade],
             // From this machine's 127.0.0.1 through a published port: an answer to 127.0.0.1 would stay
             // on the other side, so the bridge's address goes in.
             vec![loopback(Statement::Source), Statement::Out(bridge()), Statement::Masquerade],
@@ -370,7 +362,6 @@ mod tests {
         let text = sample().to_nft();
         let expected = r#"table ip demo {
 	comment "lab a, node b"
-
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "br0" ip daddr 127.0.0.0/8 drop

@@ -172,8 +172,7 @@ fn verdict(code: u32) -> Attributes {
 }
 
 fn immediate(register: u32, data: Attributes) -> Attributes {
-    let data =
-        Attributes::new().number(NFTA_IMMEDIATE_DREG, register).nest(NFTA_IMMEDIATE_DATA, data);
+    let data = Attributes::new().number(NFTA_IMMEDIATE_DREG, register).nest(NFTA_IMMEDIATE_DATA, data);
     expression("immediate", data)
 }
 

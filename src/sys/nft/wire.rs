@@ -7,8 +7,8 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use netlink_packet_core::{
-    NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR,
-    NetlinkBuffer,
+    NLA_F_NESTED, NLA_TYPE_MASK, NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NLMSG_DONE,
+    NLMSG_ERROR, NetlinkBuffer,
 };
 use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{Socket, SocketAddr};
@@ -166,14 +166,8 @@ impl Object {
 /// All objects that the `GET` operation lists, of one family or (0) of all.
 pub(super) fn dump(operation: u16, family: u8) -> Result<Vec<Object>> {
     let socket = open()?;
-    let request = message(
-        1,
-        message_type(operation),
-        NLM_F_REQUEST | NLM_F_DUMP,
-        family,
-        0,
-        &Attributes::new(),
-    );
+    let request =
+        message(1, message_type(operation), NLM_F_REQUEST | NLM_F_DUMP, family, 0, &Attributes::new());
     for _ in 0..DUMP_ATTEMPTS {
         send(&socket, &request)?;
         if let Some(objects) = read_dump(&socket)? {
@@ -233,7 +227,14 @@ fn message_type(operation: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | operation
 }
 
-fn message(sequence: u32, kind: u16, flags: u16, family: u8, resource: u16, attributes: &Attributes) -> Vec<u8> {
+fn message(
+    sequence: u32,
+    kind: u16,
+    flags: u16,
+    family: u8,
+    resource: u16,
+    attributes: &Attributes,
+) -> Vec<u8> {
     let length = HEADER + NFGENMSG + attributes.0.len();
     let mut bytes = vec![0; HEADER];
     let mut header = NetlinkBuffer::new(&mut bytes);
