@@ -68,9 +68,13 @@ impl Cgroup {
         self.kill_each()
     }
 
-    /// SIGKILL by pid until nobody is left. Frozen meanwhile if that is possible, so that nothing forks away.
+    /// SIGKILL by pid until nobody is left. Frozen for the first round if that is possible, so that nothing forks
+    /// away; a freeze that does not finish stops most of them, and the rounds do the rest.
     fn kill_each(&self) -> Result<()> {
-        let frozen = self.can_freeze() && self.freeze().is_ok();
+        let frozen = self.can_freeze();
+        if frozen {
+            let _ = self.freeze();
+        }
         let deadline = Instant::now() + KILL_PATIENCE;
         let killed = wait_until(deadline, || {
             let pids = self.processes()?;

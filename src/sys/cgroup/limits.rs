@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cgroups_rs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
+use serde::{Deserialize, Serialize};
 
 use serde::{Deserialize, Serialize};
 
@@ -275,6 +276,11 @@ impl Cgroup {
         Ok(ordered(&self.hierarchy, limits, now))
     }
 
+    /// The full path of the file that `write` is about.
+    pub fn file_of(&self, write: &Write) -> Result<PathBuf> {
+        Ok(self.dir_of(write.controller)?.join(write.file))
+    }
+
     /// Writes each file and reads it back. Returns what the kernel has no file for, for the caller to warn about.
     ///
     /// A memory.max below the live usage is not written: see [`make_room`](Self::make_room).
@@ -286,7 +292,7 @@ impl Cgroup {
         let mut unmet = Vec::new();
         for write in writes {
             let dir = self.dir_of(write.controller)?;
-            let file = dir.join(write.file);
+            let file = self.file_of(write)?;
             if write.optional() && dir.is_dir() && !file.exists() {
                 unmet.push(match write.file {
                     "memory.oom.group" => Unmet::Missing(file),
@@ -315,7 +321,8 @@ impl Cgroup {
     ///
     /// Writing a memory.max below what is in use makes the kernel reclaim and then *kill* (v1 answers EBUSY
     /// instead, so nothing is needed there). So pages are reclaimed first (memory.reclaim, Linux 5.19); older
-    /// kernels reclaim page cache as part of the write, so there only the rest is counted.
+    /// kernels reclaim page cache as part of the write, so there only the rest is counted. What the group allocates
+    /// between this look and the write counts against the new limit, as any later allocation does.
     ///
     /// # Errors
     /// When more than that stays in use; the limit is then as it was.

@@ -7,12 +7,13 @@ use std::io;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 
 use super::limits::{memory_limit, parse_limit};
 use super::{Cgroup, Controller, UNLIMITED, os};
 
 /// A snapshot; a field is `None` where this kernel has no such file (and, for limits, where there is no limit).
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
     /// Bytes charged now, page cache included.
     pub memory_current: Option<u64>,
