@@ -8,6 +8,7 @@ pub mod link;
 pub mod mount;
 pub mod netns;
 pub mod nft;
+pub mod overlay;
 pub mod process;
 pub mod seccomp;
 pub mod sysctl;
