@@ -1,5 +1,200 @@
-//! overlay stub until the image branch lands
-use anyhow::Result;
+//! Mounting overlayfs (Documentation/filesystems/overlayfs.rst; fsopen(2), fsconfig(2), move_mount(2)).
+//!
+//! Surprising rules: mount(2) takes one page of options, which about 40 long lower directories overflow, so each is
+//! given alone with fsconfig's `lowerdir+` (Linux 6.8), or, on older kernels, by a short name relative to the
+//! working directory. An overlay without an upper needs two lower directories: a single one is bound read-only.
+//! What fsconfig(2) refuses, it explains in a log that is read from the context's descriptor.
+
+use anyhow::{Context, Result, bail};
+use rustix::fs::CWD;
+use rustix::io::Errno;
+use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
+use std::fmt::Write as _;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-pub struct Options { pub volatile: bool, pub read_only: bool }
-pub fn mount(_l: &[PathBuf], _u: Option<(&Path, &Path)>, _t: &Path, _o: Options) -> Result<()> { anyhow::bail!("soon") }
+
+/// How to mount.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Never sync the upper directory: faster, and after a crash it must be thrown away.
+    pub volatile: bool,
+    pub read_only: bool,
+}
+
+/// fsconfig(2) takes strings up to this length.
+const LONGEST_STRING: usize = 255;
+
+/// Mounts `lowers` (topmost first) at the directory `target`, with `upper` and work directory if given. The upper
+/// directory's own attributes become those of the merged root.
+pub fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+    match (lowers, upper) {
+        ([], _) => bail!("mount at {}: there is no lower directory", target.display()),
+        ([only], None) => bind_read_only(only, target),
+        _ => match mount_by_parts(lowers, upper, target, options) {
+            Err(e) if lacks_lowerdir_plus(&e) => mount_by_string(lowers, upper, target, options),
+            other => other,
+        },
+    }
+}
+
+/// Unmounts what is mounted at `target`, not following a final symbolic link. See umount2(2).
+pub fn umount(target: &Path) -> Result<()> {
+    mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(std::io::Error::from).with_context(|| format!("umount {}", target.display()))
+}
+
+/// Marks the error of a kernel that doesn't know `lowerdir+`.
+#[derive(Debug)]
+struct NoLowerdirPlus;
+
+impl std::fmt::Display for NoLowerdirPlus {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("overlayfs of this kernel has no lowerdir+")
+    }
+}
+
+impl std::error::Error for NoLowerdirPlus {}
+
+fn lacks_lowerdir_plus(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<NoLowerdirPlus>().is_some()
+}
+
+/// One option at a time, through the mount API of Linux 5.2.
+fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+    let context = match mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
+        Ok(context) => context,
+        Err(Errno::NOSYS) => return Err(NoLowerdirPlus.into()),
+        Err(e) => return Err(std::io::Error::from(e)).context("fsopen overlay"),
+    };
+    // Long paths go in as /proc/self/fd/N: the descriptors must live until the superblock is made.
+    let mut held = Vec::new();
+    for (i, lower) in lowers.iter().enumerate() {
+        let path = short(lower, &mut held)?;
+        match mount::fsconfig_set_string(&context, "lowerdir+", &path) {
+            Err(Errno::INVAL) if i == 0 => return Err(NoLowerdirPlus.into()),
+            result => told(&context, result, || format!("overlay: lowerdir+={}", lower.display()))?,
+        }
+    }
+    if let Some((upper, work)) = upper {
+        for (key, path) in [("upperdir", upper), ("workdir", work)] {
+            let value = escaped(&short(path, &mut held)?, b"\\");
+            let result = mount::fsconfig_set_string(&context, key, &value[..]);
+            told(&context, result, || format!("overlay: {key}={}", path.display()))?;
+        }
+    }
+    for (key, value) in settings(upper.is_some()) {
+        let result = mount::fsconfig_set_string(&context, *key, *value);
+        told(&context, result, || format!("overlay: {key}={value}"))?;
+    }
+    if options.volatile && upper.is_some() {
+        told(&context, mount::fsconfig_set_flag(&context, "volatile"), || "overlay: volatile".into())?;
+    }
+    told(&context, mount::fsconfig_create(&context), || format!("create the overlay for {}", target.display()))?;
+    let attributes = if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
+    let made = told(&context, made, || "fsmount overlay".into())?;
+    mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("move_mount the overlay to {}", target.display()))
+}
+
+/// One string of options, through mount(2), for Linux before 6.8.
+fn mount_by_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+    // The working directory changes: in a thread of its own, with a working directory of its own.
+    std::thread::scope(|scope| {
+        let job = scope.spawn(|| string_mount(lowers, upper, target, options));
+        job.join().unwrap_or_else(|_| bail!("the mounting thread panicked"))
+    })
+}
+
+fn string_mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+    // Relative paths of the caller mean something only before the change of directory.
+    let target = &std::path::absolute(target)?;
+    let parent = lowers[0].parent().unwrap_or(Path::new("/"));
+    let siblings = lowers.iter().all(|l| l.parent() == Some(parent));
+    let mut data = b"lowerdir=".to_vec();
+    for (i, lower) in lowers.iter().enumerate() {
+        let name = if siblings { lower.file_name().map(Path::new) } else { None };
+        let path = name.map_or_else(|| std::path::absolute(lower), |n| Ok(n.to_owned()))?;
+        data.extend(if i > 0 { &b":"[..] } else { b"" });
+        data.extend(escaped(path.as_os_str().as_bytes(), b"\\:,"));
+    }
+    if let Some((upper, work)) = upper {
+        for (key, path) in [("upperdir", upper), ("workdir", work)] {
+            data.extend(format!(",{key}=").into_bytes());
+            data.extend(escaped(std::path::absolute(path)?.as_os_str().as_bytes(), b"\\,"));
+        }
+    }
+    let mut text = String::new();
+    for (key, value) in settings(upper.is_some()) {
+        write!(text, ",{key}={value}")?;
+    }
+    if options.volatile && upper.is_some() {
+        text.push_str(",volatile");
+    }
+    data.extend(text.into_bytes());
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
+    nix::unistd::chdir(parent).with_context(|| format!("chdir {}", parent.display()))?;
+    let flags = if read_only(upper, options) { MountFlags::RDONLY } else { MountFlags::empty() };
+    let data = std::ffi::CString::new(data)?;
+    mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("mount an overlay of {} directories at {}", lowers.len(), target.display()))
+}
+
+/// Options that must not depend on how the kernel was built.
+fn settings(upper: bool) -> &'static [(&'static str, &'static str)] {
+    // With metacopy a lower layer's attribute could redirect to any file; an index would tie an upper directory to
+    // the file handles of its lowers, which a copied or re-imported store no longer has.
+    if upper { &[("metacopy", "off"), ("index", "off")] } else { &[("metacopy", "off")] }
+}
+
+fn read_only(upper: Option<(&Path, &Path)>, options: Options) -> bool {
+    options.read_only || upper.is_none()
+}
+
+fn bind_read_only(source: &Path, target: &Path) -> Result<()> {
+    let shown = || format!("bind {} read-only at {}", source.display(), target.display());
+    mount::mount_bind(source, target).map_err(std::io::Error::from).with_context(shown)?;
+    // The bind itself ignores MS_RDONLY; only a remount of it makes it read-only.
+    let result = mount::mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "");
+    if result.is_err() {
+        umount(target)?;
+    }
+    result.map_err(std::io::Error::from).with_context(shown)
+}
+
+/// The path, or if it is too long for fsconfig(2), a short one to the same directory.
+fn short(path: &Path, held: &mut Vec<OwnedFd>) -> Result<Vec<u8>> {
+    let bytes = path.as_os_str().as_bytes();
+    // Every escape makes the value longer by one.
+    if bytes.len() + bytes.iter().filter(|b| **b == b'\\').count() <= LONGEST_STRING {
+        return Ok(bytes.to_vec());
+    }
+    let fd = super::fs::open_dir(path).with_context(|| format!("open {}", path.display()))?;
+    let short = format!("/proc/self/fd/{}", fd.as_raw_fd()).into_bytes();
+    held.push(fd);
+    Ok(short)
+}
+
+fn escaped(path: &[u8], special: &[u8]) -> Vec<u8> {
+    path.iter().flat_map(|b| special.contains(b).then_some(b'\\').into_iter().chain([*b])).collect()
+}
+
+/// Adds what the kernel wrote to the context's log.
+fn told<T>(context: impl AsFd, result: rustix::io::Result<T>, what: impl FnOnce() -> String) -> Result<T> {
+    let error = match result {
+        Ok(value) => return Ok(value),
+        Err(e) => std::io::Error::from(e),
+    };
+    let mut log = [0; 1024];
+    let mut said = String::new();
+    while let Ok(len) = rustix::io::read(&context, &mut log) {
+        if len == 0 {
+            break;
+        }
+        let line = String::from_utf8_lossy(&log[..len]).into_owned();
+        let _ = write!(said, " ({})", line.trim_end().trim_start_matches(['e', 'w', 'i', ' ']));
+    }
+    Err(error).with_context(|| format!("{}{said}", what()))
+}
