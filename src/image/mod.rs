@@ -1,1 +1,6 @@
 //! image
+
+pub mod build;
+mod build_layout;
+mod build_recipe;
+pub mod pack;
