@@ -134,10 +134,11 @@ impl<'a> Workshop<'a> {
                 let date = self.take_date(script)?;
                 history.push(self.history(script, date)?);
                 // The layer is a read-only lower from here on: it is packed while the next is made.
+                let lowers = (1..number).map(|below| self.layer(below)).collect::<Vec<_>>();
                 let (layout, tree, lines) = (&layout, self.layer(number), lines.clone());
                 packing.push(scope.spawn(move || {
                     let _ = lines.send(format!("packing layer {number}"));
-                    layout.add_layer(&tree, date, self.options.compression)
+                    layout.add_layer(&tree, &lowers, date, self.options.compression)
                 }));
             }
             self.run(&scripts.image, scripts.layers.len() + 1, &lines)?;
@@ -171,30 +172,47 @@ impl<'a> Workshop<'a> {
     /// Runs one script over the layers below `number`, with its changes going to layer `number`.
     fn run(&self, script: &Script, number: usize, lines: &Sender<String>) -> Result<()> {
         let log = self.dir.join("log");
-        // setpriv: KILL for unshare when this thread dies; unshare: KILL for the whole PID namespace
-        // when unshare dies. Ctrl-C alone would not do: signals without a handler do not reach pid 1.
-        let mut child = Command::new("setpriv")
-            .args(["--pdeathsig", "KILL", "unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"])
-            .args(["sh", "-eu", "-c", &format!("{}\n{}", stack(number), script.text), &script.name])
-            .env_clear()
-            .envs(std::env::vars().filter(|(name, _)| PASSED_ON.contains(&name.as_str())))
-            .envs([("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"), ("LC_ALL", "C"), ("TZ", "UTC"), ("HOME", "/root")])
-            .env("SUITE", &self.options.suite)
-            .env("WORK", &self.dir)
-            .env("ROOT", self.dir.join("root"))
-            .current_dir(&self.dir)
+        let mut child = self
+            .command(&format!("{}\n{}", stack(number), script.text), &script.name)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(File::create(&log).with_context(|| format!("create {}", log.display()))?)
             .spawn()
             .context("start setpriv (Debian package util-linux)")?;
-        for line in BufReader::new(child.stdout.take().expect("stdout is piped")).lines().map_while(Result::ok) {
+        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+        for line in stdout.lines().map_while(Result::ok) {
             // The receiver is gone only when the whole build is.
             let _ = lines.send(line);
         }
         let status = child.wait().with_context(|| format!("wait for script {}", script.name))?;
         ensure!(status.success(), "{} failed ({status}):\n{}", self.title(script), tail(&log));
         Ok(())
+    }
+
+    /// A shell in namespaces of its own, which dies with this thread and with it everything it started.
+    fn command(&self, text: &str, name: &str) -> Command {
+        // setpriv: KILL for unshare when this thread dies; unshare: KILL for the whole PID namespace
+        // when unshare dies. Ctrl-C alone would not do: signals without a handler do not reach pid 1.
+        let mut command = Command::new("setpriv");
+        command
+            .args(["--pdeathsig", "KILL"])
+            .args(["unshare", "--mount", "--mount-proc", "--pid", "--fork", "--kill-child"])
+            .args(["sh", "-eu", "-c", text, name])
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(name, _)| PASSED_ON.iter().any(|passed| name == passed)))
+            .envs([
+                ("PATH", "/usr/sbin:/usr/bin:/sbin:/bin"),
+                ("HOME", "/root"),
+                ("LC_ALL", "C"),
+                ("TZ", "UTC"),
+            ])
+            .env("SUITE", &self.options.suite)
+            .env("WORK", &self.dir)
+            .env("ROOT", self.dir.join("root"))
+            // What a killed mmdebstrap leaves in its temporary directory goes with the tmpfs.
+            .env("TMPDIR", &self.dir)
+            .current_dir(&self.dir);
+        command
     }
 
     fn title(&self, script: &Script) -> String {

@@ -16,7 +16,7 @@ use oci_spec::image::{
 };
 use serde::Serialize;
 
-use super::pack::{Hashing, Packed, write_layer};
+use super::pack::{Hashing, Packed, write_diff};
 
 /// How a layer blob is compressed. All three give the same diffID.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
@@ -59,13 +59,14 @@ impl Layout {
         Ok(Layout { dir: dir.to_owned() })
     }
 
-    /// Packs the tree `tree` as a layer blob; see [`write_layer`] for `clamp`.
+    /// Packs the tree `tree`, which lies over `lowers`, as a layer blob; see [`write_diff`].
     ///
     /// # Errors
-    /// Those of [`write_layer`], and a full disk.
+    /// Those of [`write_diff`], and a full disk.
     pub fn add_layer(
         &self,
         tree: &Path,
+        lowers: &[PathBuf],
         clamp: SystemTime,
         compression: Compression,
     ) -> Result<(Descriptor, Packed)> {
@@ -76,18 +77,18 @@ impl Layout {
                 // Neither time nor file name in gzip's header: they would change the digest.
                 Compression::Gzip => {
                     let mut gzip = GzBuilder::new().mtime(0).write(blob, flate2::Compression::new(6));
-                    let packed = write_layer(tree, Some(clamp), &mut gzip)?;
+                    let packed = write_diff(tree, lowers, Some(clamp), &mut gzip)?;
                     gzip.finish()?;
                     packed
                 }
                 Compression::Zstd => {
                     let mut zstd = zstd::Encoder::new(blob, 9)?;
                     zstd.include_checksum(true)?;
-                    let packed = write_layer(tree, Some(clamp), &mut zstd)?;
+                    let packed = write_diff(tree, lowers, Some(clamp), &mut zstd)?;
                     zstd.finish()?;
                     packed
                 }
-                Compression::None => write_layer(tree, Some(clamp), blob)?,
+                Compression::None => write_diff(tree, lowers, Some(clamp), blob)?,
             });
             Ok(())
         })?;

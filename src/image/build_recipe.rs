@@ -81,7 +81,9 @@ impl Scripts {
     fn read(dir: &Path) -> Result<Scripts> {
         let mut names = dir
             .read_dir()
-            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>())
+            .and_then(|entries| {
+                entries.map(|entry| Ok(entry?.file_name())).collect::<std::io::Result<Vec<_>>>()
+            })
             .with_context(|| format!("read recipe {}", dir.display()))?
             .into_iter()
             .filter_map(|name| name.into_string().ok())

@@ -21,7 +21,7 @@ use std::fs::{File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -50,7 +50,34 @@ pub struct Packed {
 /// A file that changed while it was read; an overlay upper that was mounted with `redirect_dir` or
 /// `metacopy` (its files are elsewhere, the layer would lack them); a name that the image-spec reserves.
 pub fn write_layer(dir: &Path, clamp: Option<SystemTime>, out: impl Write) -> Result<Packed> {
+    pack(dir, None, clamp, out)
+}
+
+/// As [`write_layer`], for an upper directory over the directories `lowers`.
+///
+/// An opaque marker that hides nothing is left out. overlayfs makes some opaque directories only to save
+/// itself a look-up (a directory renamed into place, as dpkg does it), and which ones differs between
+/// kernels; a diffID that depended on the builder's kernel would not be reproducible.
+///
+/// # Errors
+/// Those of [`write_layer`].
+pub fn write_diff(
+    upper: &Path,
+    lowers: &[PathBuf],
+    clamp: Option<SystemTime>,
+    out: impl Write,
+) -> Result<Packed> {
+    pack(upper, Some(lowers), clamp, out)
+}
+
+fn pack(
+    dir: &Path,
+    lowers: Option<&[PathBuf]>,
+    clamp: Option<SystemTime>,
+    out: impl Write,
+) -> Result<Packed> {
     let mut layer = Layer {
+        lowers,
         out: Hashing::new(out),
         clamp: clamp.map(since_epoch),
         links: HashMap::new(),
@@ -80,7 +107,9 @@ const NOT_OF_THE_FILE: [&[u8]; 6] = [
 /// Seconds since the epoch and nanoseconds, ordered as time is; the seconds may be negative.
 type Time = (i64, i64);
 
-struct Layer<W> {
+struct Layer<'a, W> {
+    /// What the tree lies over, where that is known.
+    lowers: Option<&'a [PathBuf]>,
     out: Hashing<W>,
     clamp: Option<Time>,
     /// First name of each inode that has several.
@@ -88,7 +117,7 @@ struct Layer<W> {
     buffer: Vec<u8>,
 }
 
-impl<W: Write> Layer<W> {
+impl<W: Write> Layer<'_, W> {
     /// The directory `dir`, named `name` in the layer (with its final slash), and all below it.
     fn tree(&mut self, dir: &Path, name: &[u8]) -> Result<()> {
         let meta = dir.symlink_metadata().with_context(|| format!("lstat {}", dir.display()))?;
@@ -96,7 +125,7 @@ impl<W: Write> Layer<W> {
         self.entry(dir, name, &meta, &xattrs)?;
         // The root's own "./" is no prefix of the names below it: "etc/", as every image has it.
         let prefix = if name == b"./" { b"" } else { name };
-        if xattrs.iter().any(|(key, value)| key == OPAQUE && value == b"y") {
+        if xattrs.iter().any(|(key, value)| key == OPAQUE && value == b"y") && self.hides(name) {
             self.marker(&[prefix, OPAQUE_MARKER].concat())?;
         }
         for child in sorted_names(dir)? {
@@ -104,6 +133,13 @@ impl<W: Write> Layer<W> {
             self.child(&path, &child, [prefix, &child].concat())?;
         }
         Ok(())
+    }
+
+    /// Whether anything of a lower layer is, or may be, at `name`.
+    fn hides(&self, name: &[u8]) -> bool {
+        let name = OsStr::from_bytes(name.strip_suffix(b"/").unwrap_or(name));
+        self.lowers
+            .is_none_or(|lowers| lowers.iter().any(|lower| lower.join(name).symlink_metadata().is_ok()))
     }
 
     fn child(&mut self, path: &Path, file_name: &[u8], mut name: Vec<u8>) -> Result<()> {
@@ -212,9 +248,9 @@ impl<W: Write> Layer<W> {
         pax.name(b"path", name, &mut ustar.name);
         pax.name(b"linkpath", link, &mut ustar.linkname);
         header.set_cksum();
-        self.extended_header(&pax).and_then(|()| self.out.write_all(header.as_bytes())).with_context(
-            || format!("write {} to the layer", String::from_utf8_lossy(name)),
-        )
+        self.extended_header(&pax)
+            .and_then(|()| self.out.write_all(header.as_bytes()))
+            .with_context(|| format!("write {} to the layer", String::from_utf8_lossy(name)))
     }
 
     fn extended_header(&mut self, pax: &Pax) -> io::Result<()> {
@@ -364,9 +400,8 @@ fn xattrs(path: &Path, buffer: &mut [u8]) -> Result<Xattrs> {
     let names = buffer[..length].to_vec();
     let mut found = Xattrs::new();
     for name in names.split(|&byte| byte == 0).filter(|name| !name.is_empty()) {
-        let length = lgetxattr(path, name, &mut *buffer).with_context(|| {
-            format!("lgetxattr {} {}", path.display(), String::from_utf8_lossy(name))
-        })?;
+        let length = lgetxattr(path, name, &mut *buffer)
+            .with_context(|| format!("lgetxattr {} {}", path.display(), String::from_utf8_lossy(name)))?;
         found.push((name.to_vec(), buffer[..length].to_vec()));
     }
     found.sort_unstable();
