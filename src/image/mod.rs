@@ -11,6 +11,9 @@
 
 pub mod archive;
 pub mod blob;
+pub mod build;
+mod build_layout;
+mod build_recipe;
 pub mod config;
 pub mod decompress;
 pub mod digest;
@@ -22,6 +25,7 @@ pub mod layout;
 pub mod limits;
 pub mod manifest;
 pub mod name;
+pub mod pack;
 pub mod pax;
 pub mod pipeline;
 pub mod progress;
