@@ -157,17 +157,22 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
     steps.extend(network_steps(spec, facts, names));
     let cgroup = cgroup::Cgroup::new(&facts.cgroups, &names.cgroup);
-    let limits = limits(spec);
     steps.push(HostStep::CreateCgroup {
         path: names.cgroup.clone(),
         directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
     });
-    let files = cgroup::writes(&facts.cgroups, &limits).into_iter().filter_map(|write| {
-        let dir = cgroup.as_ref().ok()?.dir_of(write.controller).ok()?;
+    steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
+    steps
+}
+
+/// The step that sets these limits.
+pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
+    let group = cgroup::Cgroup::new(hierarchy, path);
+    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
+        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
         Some((dir.join(write.file), write.value.to_string()))
     });
-    steps.push(HostStep::SetLimits { path: names.cgroup.clone(), files: files.collect(), limits });
-    steps
+    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
 }
 
 /// The network is done before the process exists: the namespace is pinned by its name.
@@ -180,7 +185,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             address: facts.gateway,
             own_port: names.veth.clone(),
         },
-        HostStep::EnableForwarding { bridge: names.bridge.clone() },
         HostStep::CreateNetns { name: names.netns.clone() },
         HostStep::CreateVeth {
             name: names.veth.clone(),
@@ -205,6 +209,9 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             publish: spec.publish.clone(),
         });
     }
+    // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback address.
+    // The table's guard must stand first.
+    steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     steps.push(HostStep::AddHostName {
         file: facts.root.hosts_file(&spec.lab),
         address: facts.address.addr(),

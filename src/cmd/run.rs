@@ -10,7 +10,7 @@ use crate::{
     engine::{Reach, launch},
     facts,
     hint::advise,
-    image::store::Store,
+    image::Store,
     plan,
     postgres::{contract::Contract, launch::Password, password, settings, uri},
     show,

@@ -41,3 +41,33 @@ impl Drop for Progress {
         self.bar.finish_and_clear();
     }
 }
+
+/// Progress of an import: one bar over the bytes of all layers.
+pub struct Layers {
+    bar: ProgressBar,
+}
+
+impl Layers {
+    pub fn new() -> Self {
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
+        let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
+        Self { bar: ProgressBar::new(0).with_style(style) }
+    }
+}
+
+impl crate::image::Progress for Layers {
+    fn begin(&self, layers: usize, bytes: u64) {
+        self.bar.set_length(bytes);
+        self.bar.set_message(format!("unpacking {layers} layers"));
+    }
+
+    fn advance(&self, _layer: usize, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -14,7 +14,7 @@ use rustix::fs::{Dir, FileType, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    image::{store::Image, user},
+    image::{Image, user},
     plan::{ImageFacts, PostgresFacts},
     postgres::{launch::User, version},
     state::Root,

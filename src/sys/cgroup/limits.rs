@@ -13,8 +13,6 @@ use anyhow::{Context, Result, bail};
 use cgroups_rs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
 use serde::{Deserialize, Serialize};
 
-use serde::{Deserialize, Serialize};
-
 use super::{Cgroup, Controller, Hierarchy, crate_error, os, read};
 
 /// As a limit: none (`max` in v2, `-1` in v1).

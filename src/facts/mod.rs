@@ -124,9 +124,9 @@ fn claimed(root: &Root, spec: &NodeSpec) -> Result<Vec<(Ipv4Net, String)>> {
             ranges.push((net.trunc(), format!("{} has the address {net}", address.dev)));
         }
     }
+    // A route without a device is a wall (unreachable, blackhole), and nobody lives behind it.
     for route in link::routes()?.into_iter().filter(|r| r.dst.1 > 0) {
-        if let Ok(net) = Ipv4Net::new(route.dst.0, route.dst.1) {
-            let dev = route.dev.unwrap_or_else(|| "nowhere".to_owned());
+        if let (Ok(net), Some(dev)) = (Ipv4Net::new(route.dst.0, route.dst.1), route.dev) {
             ranges.push((net, format!("this host has a route to {net} by {dev}")));
         }
     }
