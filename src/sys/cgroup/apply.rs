@@ -6,7 +6,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use cgroups_rs::{MaxValue, cpu::CpuController, memory::MemController, pid::PidController};
+use cgroups_rs::{
+    MaxValue,
+    cpu::CpuController,
+    memory::{MemController, SetMemory},
+    pid::PidController,
+};
 use nix::errno::Errno;
 
 use super::limits::{V1Memory, memory_limit, ordered, page_size, parse_limit};
@@ -128,11 +133,13 @@ fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
         (_, Value::CpuMax(cpu)) => CpuController::new(dir, true)
             .set_cfs_quota_and_period(Some(signed(cpu.quota_us)), Some(cpu.period_us))
             .map_err(crate_error),
+        ("memory.high", Value::Bytes { bytes, .. }) => MemController::new(dir, true)
+            .set_mem(SetMemory { high: Some(max_value(bytes)), ..SetMemory::default() })
+            .map_err(crate_error),
         (_, Value::Count(max)) => {
-            let max = if max == UNLIMITED { MaxValue::Max } else { MaxValue::Value(signed(max)) };
-            PidController::new(dir, false).set_pid_max(max).map_err(crate_error)
+            PidController::new(dir, false).set_pid_max(max_value(max)).map_err(crate_error)
         }
-        // It can't set memory.high alone (set_mem turns every field left out into a default), nor oom.group.
+        // It has nothing for memory.oom.group.
         (_, value) => std::fs::write(file, value.to_string()).map_err(os),
     };
     done.with_context(|| format!("set {} to {}", file.display(), write.value))
@@ -141,6 +148,10 @@ fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
 /// The crate's "no limit" is -1.
 fn signed(limit: u64) -> i64 {
     if limit == UNLIMITED { -1 } else { i64::try_from(limit).unwrap_or(i64::MAX) }
+}
+
+fn max_value(limit: u64) -> MaxValue {
+    if limit == UNLIMITED { MaxValue::Max } else { MaxValue::Value(signed(limit)) }
 }
 
 /// A single number of a cgroup file, [`UNLIMITED`] for `max` and for v1's greatest number.
