@@ -319,6 +319,11 @@ fn a_refused_limit_is_an_error_that_names_the_file() {
     assert_eq!(errno(&error), Some(Errno::EINVAL), "{error:#}");
     assert!(error.to_string().contains(path.to_str().unwrap()), "{error:#}");
 
+    // cgroups-rs writes `max` for a v2 quota of 0 and says Ok; the kernel itself refuses it on v1.
+    let limits = Limits { cpu: Some(CpuQuota { quota_us: 0, period_us: 100_000 }), ..Limits::default() };
+    let error = group.cgroup.apply(&writes(&host, &limits)).unwrap_err();
+    assert!(error.to_string().contains(path.to_str().unwrap()), "{error:#}");
+
     let absent = Write { controller: Controller::Pids, file: "pids.none", value: Value::Flag(true) };
     let error = group.cgroup.apply(&[absent]).unwrap_err();
     assert_eq!(errno(&error), Some(Errno::ENOENT), "{error:#}");

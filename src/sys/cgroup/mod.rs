@@ -16,12 +16,13 @@
 //!
 //! # What cgroups-rs does here
 //!
-//! Its typed controllers set the limits that they know (`limits.rs`), move processes into v1 hierarchies and
+//! Its typed controllers set the limits that they know (`apply.rs`), move processes into v1 hierarchies and
 //! drive the v1 freezer. It does not create or delete groups: its `create` only logs a failed mkdir, accepts a
 //! directory that exists, and ignores a refused cgroup.subtree_control, and its `delete` recurses into
 //! whatever it finds. Its getters turn a missing file into 0, and its whole-group calls (`apply`, `builder`)
 //! drop errors of single limits, so those are not used either.
 
+mod apply;
 mod hierarchy;
 mod life;
 mod limits;
