@@ -15,7 +15,7 @@
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{IsTerminal, Read, Write, stdin, stdout};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::{env, fmt};
@@ -28,7 +28,9 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal, set_parent_process_death_signal};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, Signal, pidfd_open, set_dumpable_behavior, set_parent_process_death_signal,
+};
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
@@ -144,12 +146,11 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
     setns(&target.pidfd, NAMESPACES).with_context(|| format!("join the namespaces of process {pid}: setns"))?;
     let pty = request.tty.then(|| open_terminal(request.user.uid)).transpose()?;
     let (report, failure) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
-    let child = clone::clone3(0, target.cgroup.as_ref().map(AsFd::as_fd), || {
-        let stdio = Stdio { silence: silence.as_ref(), terminal: pty.as_ref().map(|pty| &pty.terminal) };
-        command.run(target, stdio, failure.as_fd().try_clone_to_owned())
-    })?;
+    let stdio = Stdio { silence: silence.as_ref(), terminal: pty.as_ref().map(|pty| &pty.terminal) };
+    // `failure` moves into the closure, so that clone3 closes it on this side.
+    let cgroup = target.cgroup.as_ref().map(AsFd::as_fd);
+    let child = clone::clone3(0, cgroup, || command.run(target, &stdio, failure))?;
 
-    drop(failure);
     let controller = pty.map(|pty| pty.controller);
     wait_for_execve(report, &child)?;
     match controller {
@@ -230,27 +231,24 @@ impl Command {
     }
 
     /// The child's whole life. Returns an exit code only if it failed, having said why.
-    fn run(&self, target: &Target, stdio: Stdio<'_>, failure: std::io::Result<OwnedFd>) -> i32 {
-        let Ok(failure) = failure else { return 125 };
-        // Raised before its descriptors are closed.
-        let failed = join_cgroups(target).and_then(|()| stdio.install()).and_then(|()| clone::close_all_but(failure));
-        match failed {
-            Ok(failure) => {
-                let error = self.start(&failure);
-                let report = [&[error.code as u8], error.message.as_bytes()].concat();
-                // If the parent is gone, so is everybody who could be told.
-                let _ = File::from(failure).write_all(&report);
-                error.code
-            }
-            Err(_) => 125,
-        }
+    fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
+        let (error, failure) = match join_cgroups(target).and_then(|()| stdio.install()) {
+            Err(error) => (ours(error), failure),
+            Ok(()) => match clone::close_all_but(failure) {
+                Ok(failure) => (self.start(&failure), failure),
+                Err(_) => return 125,
+            },
+        };
+        let report = [&[error.code as u8], error.message.as_bytes()].concat();
+        // If the parent is gone, so is everybody who could be told.
+        let _ = File::from(failure).write_all(&report);
+        error.code
     }
 
     fn start(&self, failure: &OwnedFd) -> NotStarted {
-        let ready = self.change_directory().and_then(|()| self.drop_privileges(failure).map_err(ours));
-        match ready {
-            Err(error) => error,
+        match self.change_directory().and_then(|()| self.drop_privileges(failure).map_err(ours)) {
             Ok(()) => self.execute(),
+            Err(error) => error,
         }
     }
 
@@ -266,6 +264,9 @@ impl Command {
     }
 
     fn drop_privileges(&self, parent: &OwnedFd) -> Result<()> {
+        // Once it has no more power than the container's root, that root could otherwise read our memory and the host's
+        // environment in it, until the execve.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
         clone::reset_signals()?;
         umask(Mode::from_bits_truncate(0o022));
         self.credentials.assume()?;
