@@ -691,7 +691,7 @@ fn c18_through_a_lower_symlink_to_nowhere() {
 #[test]
 fn c19_spellings_of_names() {
     check(
-        &[Tar::of([root(), file("./a", "1"), file("/b", "2"), dir("d//"), file("d//./c", "3"), file("/../e", "no")][..5].iter().cloned())],
+        &[Tar::of([root(), file("./a", "1"), file("/b", "2"), dir("d//"), file("d//./c", "3")])],
         &[ROOT, "f 644 0:0 @1000 a \"1\"", "f 644 0:0 @1000 b \"2\"", "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/c \"3\""],
     );
 }
