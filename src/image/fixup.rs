@@ -44,6 +44,7 @@ pub fn settle(root: &OwnedFd, journal: Journal, below: &Stack, again: bool) -> R
     layer.make_links()?;
     layer.make_whiteouts()?;
     layer.clear_root()?;
+    layer.drop_needless_marks()?;
     layer.seal()?;
     Ok(Outcome::Done)
 }
@@ -179,6 +180,18 @@ impl Layer<'_> {
         Ok(())
     }
 
+    /// An opaque mark is made only where it hides something: the image's bottom layer alone is mounted without
+    /// overlayfs, which would show the mark.
+    fn drop_needless_marks(&mut self) -> Result<()> {
+        let marked: Vec<_> = self.journal.dirs.iter().filter(|(_, d)| d.opaque).map(|(p, _)| p.clone()).collect();
+        for path in marked {
+            let parent = resolve::visible(self.below, &self.journal, name::parent(&path))?;
+            let hides = !path.is_empty() && matches!(parent.child(name::last(&path))?, Child::Dir(_));
+            self.journal.dirs.entry(path).or_default().opaque = hides;
+        }
+        Ok(())
+    }
+
     /// Makes the directory `path` with the attributes that it has below.
     fn ensure(&mut self, path: &[u8]) -> Result<()> {
         let mut real = Vec::new();
@@ -212,7 +225,7 @@ impl Layer<'_> {
         for (key, value) in &meta.xattrs {
             fs::fsetxattr(&fd, key, value).with_context(|| format!("setxattr {}", key.escape_ascii()))?;
         }
-        if dir.opaque && !path.is_empty() {
+        if dir.opaque {
             fs::fsetxattr(&fd, OPAQUE, b"y").context("setxattr trusted.overlay.opaque")?;
         }
         fs::futimens(&fd, meta.mtime).context("futimens")

@@ -190,7 +190,7 @@ mod tests {
             assert!(parse(bad).is_err(), "{}", bad.escape_ascii());
         }
         assert!(Pax::default().read(b"10 size=1\n", true).is_err());
-        assert!(Pax::default().read(b"16 comment=hello\n", true).is_ok());
+        assert!(Pax::default().read(b"17 comment=hello\n", true).is_ok());
     }
 
     proptest::proptest! {
