@@ -9,14 +9,14 @@
 //! this thread, so an interrupted build leaves no apt behind.
 
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use oci_spec::image::{
@@ -111,13 +111,13 @@ impl<'a> Workshop<'a> {
     fn create(output: &'a Path, options: &'a BuildOptions) -> Result<Self> {
         let dir = output.join(".work");
         match fs::create_dir(&dir) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("make directory {}", dir.display()));
-            }
             // An interrupted build leaves it empty. One that was told to keep its work leaves that.
-            Err(_) if dir.read_dir()?.next().is_some() => bail!("{} is in the way: remove it", dir.display()),
-            _ => Ok(Workshop { dir, output, options }),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {
+                ensure!(dir.read_dir()?.next().is_none(), "{} is in the way: remove it", dir.display());
+            }
+            made => made.with_context(|| format!("make directory {}", dir.display()))?,
         }
+        Ok(Workshop { dir, output, options })
     }
 
     fn build(&self, lines: Sender<String>) -> Result<Built> {
