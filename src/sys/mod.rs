@@ -3,6 +3,7 @@
 
 pub mod capability;
 pub mod cgroup;
+pub mod child;
 pub mod fs;
 pub mod link;
 pub mod mount;
