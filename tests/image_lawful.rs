@@ -106,6 +106,17 @@ fn c02_opaque_root() {
 }
 
 #[test]
+fn c02_opaque_root_and_all_that_can_be_said_below_it() {
+    check(
+        &[
+            Tar::of([root(), dir("d").mode(0o700), file("d/low", "1"), dir("e"), file("e/f", "f"), Head::symlink("l", "d")]),
+            Tar::of([root(), wh(".wh..wh..opq"), file("d/up", "2"), wh("e/.wh.f"), wh("e/.wh..wh..opq"), file("l/x", "x")]),
+        ],
+        &[ROOT, "d 755 0:0 @0 d", "f 644 0:0 @1000 d/up \"2\"", "d 755 0:0 @0 l", "f 644 0:0 @1000 l/x \"x\""],
+    );
+}
+
+#[test]
 fn c02_opaque_keeps_subdirectories_of_its_own_layer() {
     check(
         &[

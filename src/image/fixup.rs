@@ -39,11 +39,11 @@ pub fn settle(root: &OwnedFd, journal: Journal, below: &Stack, again: bool) -> R
         return Ok(Outcome::Again);
     }
     layer.describe_parents()?;
-    layer.make_opaque()?;
     // Links first: a layer may rename a file by linking to the old name and whiting it out.
     layer.make_links()?;
-    layer.make_whiteouts()?;
     layer.clear_root()?;
+    layer.make_opaque()?;
+    layer.make_whiteouts()?;
     layer.drop_needless_marks()?;
     layer.seal()?;
     Ok(Outcome::Done)
@@ -100,6 +100,7 @@ impl Layer<'_> {
     fn inherited(&self, path: &[u8]) -> Result<Meta> {
         let merged = match path {
             b"" => self.below.root(),
+            _ if self.journal.opaques.contains(&b""[..]) => return Ok(Meta::default()),
             _ => match resolve::visible(self.below, &self.journal, name::parent(path))?.child(name::last(path))? {
                 Child::Dir(dir) if !self.journal.whiteouts.contains(path) => dir,
                 _ => return Ok(Meta::default()),

@@ -70,8 +70,12 @@ pub fn visible(below: &Stack, journal: &Journal, real: &[u8]) -> Result<Merged> 
     Ok(merged)
 }
 
-/// The target of `path` (without links in its parents), if the layers below have a symbolic link there.
+/// The target of `path` (without links in its parents), if the layers below have a symbolic link there and this
+/// layer doesn't clear the whole root.
 pub fn link_below(below: &Stack, journal: &Journal, path: &[u8]) -> Result<Option<Vec<u8>>> {
+    if journal.opaques.contains(&b""[..]) {
+        return Ok(None);
+    }
     let name = name::last(path);
     match visible(below, journal, name::parent(path))?.child(name)? {
         Child::Other(dir, stat) if stat.kind == Kind::Symlink => Ok(Some(fs::readlinkat(dir, name)?)),
