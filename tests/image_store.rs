@@ -492,7 +492,10 @@ fn system_calls_and_memory_stay_in_their_budgets() {
     let peak: u64 = text.lines().find_map(|l| l.strip_prefix("MEASURED ")).unwrap_or_else(|| panic!("{text}")).parse().unwrap();
     let counts = std::fs::read_to_string(counts).unwrap();
     let total = counts.lines().find(|l| l.trim_end().ends_with("total")).unwrap_or_else(|| panic!("{counts}"));
-    let calls: usize = total.split_whitespace().next().unwrap().parse().unwrap();
+    let number = |line: &str| line.split_whitespace().next().unwrap().parse::<usize>().unwrap();
+    // A debug build of the standard library asks fcntl(2) before it closes a descriptor.
+    let asked = counts.lines().find(|l| l.ends_with(" fcntl")).map_or(0, number);
+    let calls = number(total) - if cfg!(debug_assertions) { asked } else { 0 };
     let each = calls as f64 / ENTRIES as f64;
     eprintln!("{each:.2} system calls per entry, {} MiB at most", peak / 1024);
     assert!(each <= 6.0, "{each:.2} system calls per entry:\n{counts}");

@@ -197,17 +197,17 @@ impl Unpacker<'_> {
         if let Some(further) = self.journal.links.get(&target).cloned() {
             return self.link_below(here, further, place);
         }
-        let Some((dir, real)) = self.find_parent(name::parent(&target))? else {
+        let Some(found) = self.find(name::parent(&target))? else {
             return self.link_below(here, target, place);
         };
-        let last = name::last(&target);
-        if name::join(&real, last) == here {
+        let (dir, last) = (&found.fd, name::last(&target));
+        if name::join(&found.real, last) == here {
             return Ok(());
         }
-        match fs::lookup(&dir, last)? {
+        match fs::lookup(dir, last)? {
             None => self.link_below(here, target, place),
             Some(stat) if stat.kind == Kind::Dir => bail!("it is a hard link to the directory {}", name::show(&target)),
-            Some(_) => self.make(place, |to, name| fs::linkat(&dir, last, to, name)).context("link"),
+            Some(_) => self.make(place, |to, name| fs::linkat(dir, last, to, name)).context("link"),
         }
     }
 
@@ -249,33 +249,30 @@ impl Unpacker<'_> {
 
     /// Opens the directory `path`, making what is missing of it.
     fn enter(&mut self, path: &[u8]) -> Result<Rc<Parent>> {
-        if let Some(parent) = self.parent.as_ref().filter(|p| p.asked == path) {
-            return Ok(Rc::clone(parent));
-        }
-        let parent = match fs::dir_handle(self.root, path) {
-            Ok(fd) => Parent { asked: path.to_vec(), real: path.to_vec(), fd },
-            Err(e) if resolve::needs_walk(&e) => {
-                let real = self.walk(path, true)?.context("a directory that was just made is missing")?;
-                let fd = fs::dir_handle(self.root, &real).context("openat2")?;
-                Parent { asked: path.to_vec(), real, fd }
-            }
-            Err(e) => return Err(e).with_context(|| format!("openat2 {}", name::show(path))),
-        };
-        let parent = Rc::new(parent);
+        let parent = self.open(path, true)?.context("a directory that was just made is missing")?;
         self.parent = Some(Rc::clone(&parent));
         Ok(parent)
     }
 
     /// Finds the directory `path` in this layer without making anything.
-    fn find_parent(&mut self, path: &[u8]) -> Result<Option<(OwnedFd, Vec<u8>)>> {
-        match fs::dir_handle(self.root, path) {
-            Ok(fd) => Ok(Some((fd, path.to_vec()))),
-            Err(e) if resolve::needs_walk(&e) => Ok(match self.walk(path, false)? {
-                Some(real) => Some((fs::dir_handle(self.root, &real).context("openat2")?, real)),
-                None => None,
-            }),
-            Err(e) => Err(e).with_context(|| format!("openat2 {}", name::show(path))),
+    fn find(&mut self, path: &[u8]) -> Result<Option<Rc<Parent>>> {
+        self.open(path, false)
+    }
+
+    fn open(&mut self, path: &[u8], create: bool) -> Result<Option<Rc<Parent>>> {
+        if let Some(parent) = self.parent.as_ref().filter(|p| p.asked == path) {
+            return Ok(Some(Rc::clone(parent)));
         }
+        let (real, fd) = match fs::dir_handle(self.root, path) {
+            Ok(fd) => (path.to_vec(), fd),
+            Err(e) if resolve::needs_walk(&e) => {
+                let Some(real) = self.walk(path, create)? else { return Ok(None) };
+                let fd = fs::dir_handle(self.root, &real).context("openat2")?;
+                (real, fd)
+            }
+            Err(e) => return Err(e).with_context(|| format!("openat2 {}", name::show(path))),
+        };
+        Ok(Some(Rc::new(Parent { asked: path.to_vec(), real, fd })))
     }
 
     /// Follows `path` part by part, with the layer as the root of its symbolic links, and returns the real path.

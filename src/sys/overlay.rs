@@ -198,3 +198,79 @@ fn told<T>(context: impl AsFd, result: rustix::io::Result<T>, what: impl FnOnce(
     }
     Err(error).with_context(|| format!("{}{said}", what()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 130 directories with long paths on a tmpfs in a mount namespace of its own.
+    fn lowers() -> Option<(tempfile::TempDir, Vec<PathBuf>, PathBuf)> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var_os("CI").or(std::env::var_os("PGBOX_REQUIRE_ROOT")).is_none(), "this test needs root");
+            eprintln!("SKIPPED: needs root to mount");
+            return None;
+        }
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let parent = dir.path().join("a,b:c\\d").join("x".repeat(200)).join("y".repeat(100));
+        let target = dir.path().join("merged");
+        std::fs::create_dir(&target).unwrap();
+        let lowers: Vec<_> = (0..130).map(|i| parent.join(format!("layer-{i:015}"))).collect();
+        for (i, lower) in lowers.iter().enumerate() {
+            std::fs::create_dir_all(lower).unwrap();
+            std::fs::write(lower.join(format!("f{i}")), "").unwrap();
+            std::fs::write(lower.join("top"), i.to_string()).unwrap();
+        }
+        Some((dir, lowers, target))
+    }
+
+    fn check(dir: tempfile::TempDir, target: &Path, files: usize) {
+        assert_eq!(std::fs::read_dir(target).unwrap().count(), files);
+        assert_eq!(std::fs::read_to_string(target.join("top")).unwrap(), "0");
+        umount(target).unwrap();
+        nix::mount::umount(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn long_paths_one_by_one() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        mount(&lowers, None, &target, Options::default()).unwrap();
+        check(dir, &target, 131);
+    }
+
+    #[test]
+    fn short_names_in_one_page_as_on_older_kernels() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        let before = std::env::current_dir().unwrap();
+        mount_by_string(&lowers, None, &target, Options::default()).unwrap();
+        assert_eq!(std::env::current_dir().unwrap(), before);
+        check(dir, &target, 131);
+    }
+
+    #[test]
+    fn an_upper_with_special_characters_both_ways() {
+        for by_string in [false, true] {
+            let Some((dir, lowers, target)) = lowers() else { return };
+            let (upper, work) = (dir.path().join("u\\p,p:er"), dir.path().join("w,o:r\\k"));
+            std::fs::create_dir(&upper).unwrap();
+            std::fs::create_dir(&work).unwrap();
+            let options = Options { volatile: true, read_only: false };
+            let mount = if by_string { mount_by_string } else { mount_by_parts };
+            mount(&lowers[..3], Some((&upper, &work)), &target, options).unwrap();
+            std::fs::write(target.join("new"), "x").unwrap();
+            assert!(upper.join("new").exists());
+            check(dir, &target, 5);
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_reason_is_told() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        let error = format!("{:#}", mount(&[lowers[0].clone(), dir.path().join("nothing")], None, &target, Options::default()).unwrap_err());
+        assert!(error.contains("nothing") && error.contains("No such file"), "{error}");
+        nix::mount::umount(dir.path()).unwrap();
+    }
+}
