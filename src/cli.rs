@@ -1,1 +1,387 @@
-//! cli
+//! The command line, and the only file that knows clap. Help, completions and the reference page all come
+//! from the definitions below.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use ipnet::Ipv4Net;
+
+use crate::spec::{Name, Publish, Restart, Volume, name, quantity};
+
+#[derive(Debug, Parser)]
+#[command(
+    name = "pgbox",
+    version,
+    about = "Running Postgres servers from OCI images, with nothing but Linux primitives",
+    after_help = "Examples:\n  pgbox run primary -p 5433:5432      a Postgres that answers on 127.0.0.1:5433\n  pgbox run primary --explain         every step that takes, and why",
+    disable_help_subcommand = true
+)]
+pub struct Cli {
+    /// Where images, volumes and nodes are kept
+    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true)]
+    pub root: PathBuf,
+    /// The lab that is meant: a set of nodes on one bridge
+    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true)]
+    pub lab: Name,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Create a node and start it; returns when its Postgres answers queries
+    Run(Box<Run>),
+    /// List nodes
+    Ps(Ps),
+    /// Show what a node has written to its log
+    Logs(Logs),
+    /// Run a command in a running node
+    Exec(Exec),
+    /// Open psql in a node, as its superuser
+    Psql(Psql),
+    /// Print a connection string for a node
+    Uri(Uri),
+    /// Show everything about nodes
+    Inspect(Nodes),
+    /// Show what nodes use of memory, CPU and network
+    Stats(Listing),
+    /// Wait until a node is ready or has stopped
+    Wait(Wait),
+    /// Stop nodes: a fast shutdown, data and address are kept
+    Stop(Stop),
+    /// Start stopped nodes: same address, same data
+    Start(Start),
+    /// Restart Postgres in place
+    Restart(Stop),
+    /// Change the limits of a node
+    Limit(Limit),
+    /// Remove nodes; volumes are kept without -v
+    Rm(Rm),
+    /// Images: build, import, list, look into
+    #[command(subcommand)]
+    Image(Image),
+    /// Print a completion script for a shell
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm t postgres:15 -- postgres --version")]
+pub struct Run {
+    /// Name of the node, and its host name
+    pub node: Name,
+    /// The image
+    #[arg(default_value = "postgres:latest")]
+    pub image: String,
+    /// Set an environment variable (KEY alone takes it from here); those of the official image have their meaning
+    #[arg(short, long = "env", value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    pub env_file: Vec<PathBuf>,
+    /// Mount a named volume or a directory of the host
+    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    pub volumes: Vec<Volume>,
+    /// Publish a port of the node on this host
+    #[arg(short, long, value_name = "[IP:]HOST:PORT")]
+    pub publish: Vec<Publish>,
+    /// Set a configuration parameter of the server
+    #[arg(short = 'c', long = "config", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE", default_value = "256m", value_parser = quantity::bytes)]
+    pub shm_size: u64,
+    /// When Postgres ends by itself: no, on-crash or on-crash:N
+    #[arg(long, value_name = "POLICY", default_value = "no")]
+    pub restart: Restart,
+    /// How long a fast shutdown may take before an immediate one follows
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
+    pub stop_timeout: Duration,
+    /// Derive memory settings from the memory limit
+    #[arg(long, value_name = "HOW")]
+    pub tune: Option<Tune>,
+    /// Address range of a new lab
+    #[arg(long, value_name = "CIDR")]
+    pub subnet: Option<Ipv4Net>,
+    /// Stay in the foreground, show the log, and stop the node on Ctrl-C
+    #[arg(long)]
+    pub foreground: bool,
+    /// Remove the node when it ends
+    #[arg(long)]
+    pub rm: bool,
+    /// How long to wait for the first answer
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = quantity::duration)]
+    pub timeout: Duration,
+    /// Only print the steps
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only print the steps, with the reason for each
+    #[arg(long)]
+    pub explain: bool,
+    /// Options for postgres if they begin with `-`, else a command to run instead of it
+    #[arg(last = true, value_name = "ARGS")]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Tune {
+    Auto,
+}
+
+#[derive(Debug, Args, Clone)]
+pub struct Limits {
+    /// Memory, for example 512m; more is refused or killed
+    #[arg(short, long, value_name = "SIZE", value_parser = quantity::bytes)]
+    pub memory: Option<u64>,
+    /// Swap on top of memory; none unless given
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
+    pub swap: Option<u64>,
+    /// CPUs, for example 0.5
+    #[arg(long, value_name = "N", value_parser = quantity::milli_cpus)]
+    pub cpus: Option<u64>,
+    /// Processes and threads
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub pids: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub struct Listing {
+    /// These nodes; all of the lab if none is named
+    pub nodes: Vec<Name>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Ps {
+    /// Nodes of all labs
+    #[arg(short, long)]
+    pub all_labs: bool,
+    /// Only names
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Nodes {
+    #[arg(required = true)]
+    pub nodes: Vec<Name>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Logs {
+    pub node: Name,
+    /// Go on as the log grows, until the node ends
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Begin with the last N lines
+    #[arg(short = 'n', long, value_name = "N")]
+    pub tail: Option<usize>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgbox exec -it primary -- bash\n  pgbox exec primary -- df -h /dev/shm")]
+pub struct Exec {
+    /// Keep standard input open
+    #[arg(short, long)]
+    pub interactive: bool,
+    /// Give the command a terminal
+    #[arg(short, long)]
+    pub tty: bool,
+    /// Run as this user of the image
+    #[arg(short, long, value_name = "USER[:GROUP]")]
+    pub user: Option<String>,
+    /// Set an environment variable
+    #[arg(short, long = "env", value_name = "KEY=VALUE")]
+    pub env: Vec<String>,
+    /// Working directory in the node
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<PathBuf>,
+    pub node: Name,
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgbox psql primary\n  pgbox psql primary -c 'SELECT version()'")]
+pub struct Psql {
+    pub node: Name,
+    /// Arguments for psql
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  psql \"$(pgbox uri primary)\"")]
+pub struct Uri {
+    pub node: Name,
+    /// Put the password itself into the string, not the name of the file that has it
+    #[arg(long)]
+    pub with_password: bool,
+    /// Use the published port, not the node's own address
+    #[arg(long)]
+    pub published: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct Wait {
+    pub node: Name,
+    #[arg(long = "for", value_name = "STATE", default_value = "ready")]
+    pub goal: Goal,
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Goal {
+    /// Its Postgres answers a query
+    Ready,
+    /// It has ended
+    Stopped,
+}
+
+#[derive(Debug, Args)]
+pub struct Stop {
+    #[arg(required = true)]
+    pub nodes: Vec<Name>,
+    /// Seconds until an immediate shutdown follows
+    #[arg(short, long = "time", value_name = "SECONDS")]
+    pub timeout: Option<u64>,
+    /// Shutdown mode of Postgres
+    #[arg(long, default_value = "fast")]
+    pub mode: Mode,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Wait for every client to leave
+    Smart,
+    /// Roll back what is open, write a checkpoint
+    Fast,
+    /// Stop at once; the next start recovers
+    Immediate,
+}
+
+#[derive(Debug, Args)]
+pub struct Start {
+    #[arg(required = true)]
+    pub nodes: Vec<Name>,
+    /// How long to wait for the first answer
+    #[arg(long, value_name = "TIME", default_value = "5min", value_parser = quantity::duration)]
+    pub timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct Limit {
+    pub node: Name,
+    #[command(flatten)]
+    pub limits: Limits,
+}
+
+#[derive(Debug, Args)]
+pub struct Rm {
+    #[arg(required = true)]
+    pub nodes: Vec<Name>,
+    /// Also remove the volumes that pgbox made for them, with all data
+    #[arg(short, long)]
+    pub volumes: bool,
+    /// Stop them first if they run
+    #[arg(short, long)]
+    pub force: bool,
+    /// Only print what would be removed
+    #[arg(long)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Image {
+    /// Build an image from Debian packages
+    Build(Build),
+    /// Import an OCI layout directory, an OCI archive or a `docker save` archive
+    Import {
+        source: PathBuf,
+        /// Name it, as in postgres:15
+        #[arg(long, value_name = "REF")]
+        name: Option<String>,
+    },
+    /// List images
+    Ls {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show an image's configuration and layers
+    Inspect {
+        image: String,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove images
+    Rm {
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
+    /// Mount an image's file system read-only, to look around in it
+    Mount { image: String, dir: PathBuf },
+    /// Unmount it again
+    Umount { dir: PathBuf },
+}
+
+#[derive(Debug, Args)]
+pub struct Build {
+    /// A recipe: postgres, tiny, or a directory
+    #[arg(default_value = "postgres")]
+    pub recipe: String,
+    /// Debian suite; other suites have other versions of Postgres
+    #[arg(long, value_name = "SUITE", default_value = "bookworm")]
+    pub suite: String,
+    /// Name the image
+    #[arg(long, value_name = "REF")]
+    pub name: Option<String>,
+    /// Write an OCI layout here instead of importing the image
+    #[arg(short, long, value_name = "DIR")]
+    pub output: Option<PathBuf>,
+    #[arg(long, value_name = "HOW", default_value = "gzip")]
+    pub compression: Compression,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Compression {
+    Gzip,
+    Zstd,
+    None,
+}
+
+/// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
+pub fn parse() -> Cli {
+    Cli::parse()
+}
+
+/// Writes the completion script of a shell to standard output.
+pub fn completions(shell: clap_complete::Shell) {
+    use clap::CommandFactory;
+    clap_complete::generate(shell, &mut Cli::command(), "pgbox", &mut std::io::stdout());
+}
+
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_definition_is_sound() {
+        super::Cli::command().debug_assert();
+    }
+}

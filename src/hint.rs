@@ -1,1 +1,89 @@
-//! hint
+//! Ways out: errors that end with what a user can do, and a table of hints for failed steps, keyed by the
+//! kind of step and the errno.
+
+use std::fmt;
+
+use nix::errno::Errno;
+
+use crate::step::HostStep;
+
+/// An error with a way out.
+#[derive(Debug)]
+pub struct Advised {
+    pub message: String,
+    pub hint: String,
+}
+
+impl fmt::Display for Advised {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Advised {}
+
+/// An error whose hint is printed below it.
+pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    anyhow::Error::new(Advised { message: message.into(), hint: hint.into() })
+}
+
+/// The errno at the root of an error, if a system call failed.
+pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
+    error.chain().find_map(|cause| {
+        let from_io = || cause.downcast_ref::<std::io::Error>()?.raw_os_error().map(Errno::from_raw);
+        let from_rustix =
+            || cause.downcast_ref::<rustix::io::Errno>().map(|e| Errno::from_raw(e.raw_os_error()));
+        cause.downcast_ref::<Errno>().copied().or_else(from_io).or_else(from_rustix)
+    })
+}
+
+/// What to try when a host step failed.
+pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
+    let text = match (step, errno_of(error)?) {
+        (_, Errno::EPERM | Errno::EACCES) => "pgbox needs root with all its capabilities; inside another container some are missing",
+        (_, Errno::ENOSPC) => "the disk is full; `df -h` and `pgbox image ls` show where the space is",
+        (HostStep::CreateCgroup { .. } | HostStep::SetLimits { .. }, Errno::EROFS) => {
+            "/sys/fs/cgroup is mounted read-only; are you inside a container?"
+        }
+        (HostStep::CreateCgroup { .. }, Errno::EBUSY) => {
+            "a process sits in a parent cgroup, which forbids limits below it; move it, or start pgbox from another session"
+        }
+        (_, Errno::EROFS) => "the file system is mounted read-only; choose another place with --root",
+        (HostStep::CreateNetns { .. } | HostStep::CreateVeth { .. }, Errno::EEXIST) => {
+            "something of that name was not made by this node; rename or remove it, or choose another node name"
+        }
+        (HostStep::CreateBridge { .. } | HostStep::CreateVeth { .. }, Errno::EOPNOTSUPP) => {
+            "this kernel has no bridge or veth device; load them: modprobe bridge veth"
+        }
+        (HostStep::CreateNat { .. }, Errno::ENOENT | Errno::EOPNOTSUPP) => {
+            "this kernel lacks a part of nf_tables NAT; load it: modprobe nft_chain_nat nft_fib_ipv4 nft_masq"
+        }
+        _ => return None,
+    };
+    Some(text.to_owned())
+}
+
+/// What to try when an inner step failed, from its text: the error comes from another process.
+pub fn for_inner_step(error: &str) -> Option<String> {
+    let table = [
+        ("overlay", "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root"),
+        ("No space left", "the disk is full; `df -h` and `pgbox image ls` show where the space is"),
+        ("Operation not permitted", "pgbox needs root with all its capabilities; inside another container some are missing"),
+    ];
+    table.iter().find(|(mark, _)| error.contains(mark)).map(|(_, hint)| (*hint).to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context;
+
+    #[test]
+    fn an_errno_is_found_below_its_context() {
+        let error = Err::<(), _>(Errno::EROFS).context("mkdir").context("create").unwrap_err();
+        assert_eq!(errno_of(&error), Some(Errno::EROFS));
+        let error = anyhow::Error::new(std::io::Error::from_raw_os_error(28)).context("write");
+        assert_eq!(errno_of(&error), Some(Errno::ENOSPC));
+        assert_eq!(errno_of(&anyhow::anyhow!("x")), None);
+    }
+}

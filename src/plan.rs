@@ -1,1 +1,409 @@
-//! plan
+//! The plan: which steps, in which order, with which names, addresses, paths and numbers. Pure: it is given
+//! what the user asked for and the facts of host, lab and image, and touches nothing.
+//!
+//! This is the only place that knows the order of things. Every order below has a reason, given beside it.
+
+use std::{
+    net::SocketAddrV4,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+
+use crate::{
+    postgres::{
+        contract::{self, Contract},
+        launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
+        settings, tune,
+    },
+    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource},
+    state::{Plan, Root},
+    step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
+    sys::cgroup,
+};
+
+/// The port that Postgres listens on inside a node.
+pub const POSTGRES_PORT: u16 = 5432;
+
+/// The log is moved aside at this many bytes; two of them are kept.
+const LOG_CAP: u64 = 16 << 20;
+
+/// What the plan has to know about the world. `facts` finds it out.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    pub root: Root,
+    pub cgroups: cgroup::Hierarchy,
+    /// Whether the kernel can rewrite addresses (nf_tables, family ip).
+    pub nat: bool,
+    pub image: ImageFacts,
+    /// The lab's subnet with the bridge's own address.
+    pub gateway: Ipv4Net,
+    /// The node's address with the lab's prefix.
+    pub address: Ipv4Net,
+    pub resolv_conf: String,
+    /// Targets and sources of `-v` that are no directories, and sources that don't exist.
+    pub file_sources: Vec<PathBuf>,
+    pub missing_sources: Vec<PathBuf>,
+    /// Where the image has its init scripts, if it was asked for scripts at all.
+    pub whole_memory: u64,
+}
+
+/// What an image is, seen from a plan.
+#[derive(Debug, Clone, Default)]
+pub struct ImageFacts {
+    /// Manifest digest.
+    pub digest: String,
+    /// Unpacked layers, topmost first, as overlayfs counts them.
+    pub lowers: Vec<PathBuf>,
+    pub env: Vec<(String, String)>,
+    pub workdir: Option<PathBuf>,
+    /// Who runs a command: the image's USER, or root.
+    pub user: Option<User>,
+    pub postgres: Option<PostgresFacts>,
+}
+
+/// The Postgres in an image.
+#[derive(Debug, Clone, serde::Serialize, serde::Deserialize)]
+pub struct PostgresFacts {
+    pub bindir: PathBuf,
+    pub major: u32,
+    pub user: User,
+    /// The C library, as "glibc 2.36": its collations shape every index on text.
+    pub libc: Option<String>,
+}
+
+/// Decides everything about a node.
+///
+/// # Errors
+/// When the image can't do what is asked, or a variable of the official image's contract is wrong.
+pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
+    let names = ObjectNames::new(facts.root.path(), &spec.lab, &spec.node);
+    let init = init_config(spec, facts)?;
+    let mounts = mounts(spec, facts, data_dir(&init));
+    Ok(Plan {
+        host: host_steps(spec, facts, &names, &mounts),
+        inner: inner_steps(spec, facts, &names, &mounts, &init),
+        after: after_steps(facts, &init),
+        init,
+    })
+}
+
+/// The host's path of the data directory of a plan, if its node is a Postgres.
+pub fn data_on_host(plan: &Plan) -> Option<PathBuf> {
+    let pgdata = data_dir(&plan.init)?;
+    let binds = plan.inner.iter().filter_map(|step| match step {
+        InnerStep::Bind { source, target, .. } => pgdata.strip_prefix(target).ok().map(|rest| (source, target, rest)),
+        _ => None,
+    });
+    let (source, _, rest) = binds.max_by_key(|(_, target, _)| target.components().count())?;
+    Some(if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) })
+}
+
+/// PGDATA inside the node.
+pub fn data_dir(init: &InitConfig) -> Option<&Path> {
+    match &init.payload {
+        Payload::Postgres(postgres) => Some(&postgres.pgdata),
+        Payload::Command { .. } => None,
+    }
+}
+
+/// A volume with its place on the host.
+struct Mount {
+    source: PathBuf,
+    target: PathBuf,
+    read_only: bool,
+    place: BindPlace,
+    /// Made by a step: a named volume, or a directory of the host that is not there yet.
+    create: bool,
+}
+
+fn mounts(spec: &NodeSpec, facts: &Facts, pgdata: Option<&Path>) -> Vec<Mount> {
+    let mut mounts: Vec<Mount> = spec.volumes.iter().map(|v| user_mount(spec, facts, v)).collect();
+    // PGDATA is never in the overlay: it must outlive the node, and never in a volume without a name.
+    if let Some(pgdata) = pgdata.filter(|p| !mounts.iter().any(|m| p.starts_with(&m.target))) {
+        mounts.push(Mount {
+            source: facts.root.volume_dir(&spec.lab, &spec.node).join("data"),
+            target: pgdata.to_owned(),
+            read_only: false,
+            place: BindPlace::Directory,
+            create: true,
+        });
+    }
+    // A mount hides what is below it: the outer ones first.
+    mounts.sort_by_key(|m| m.target.components().count());
+    mounts
+}
+
+fn user_mount(spec: &NodeSpec, facts: &Facts, volume: &Volume) -> Mount {
+    let (source, create) = match &volume.source {
+        VolumeSource::Named(name) => (facts.root.volume_dir(&spec.lab, name).join("data"), true),
+        VolumeSource::Path(path) => (path.clone(), facts.missing_sources.contains(path)),
+    };
+    let place = if facts.file_sources.contains(&source) { BindPlace::File } else { BindPlace::Directory };
+    Mount { source, target: volume.target.clone(), read_only: volume.read_only, place, create }
+}
+
+fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mount]) -> Vec<HostStep> {
+    let node = facts.root.node(&spec.lab, &spec.node);
+    let mut steps = vec![HostStep::CreateBundle {
+        dir: node.path().to_owned(),
+        files: vec![
+            ("hostname".to_owned(), format!("{}\n", spec.node)),
+            ("resolv.conf".to_owned(), facts.resolv_conf.clone()),
+        ],
+    }];
+    let volumes = mounts.iter().filter(|m| m.create);
+    steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
+    steps.extend(network_steps(spec, facts, names));
+    let cgroup = cgroup::Cgroup::new(&facts.cgroups, &names.cgroup);
+    steps.push(HostStep::CreateCgroup {
+        path: names.cgroup.clone(),
+        directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
+    });
+    steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
+    steps
+}
+
+/// The step that sets these limits.
+pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
+    let group = cgroup::Cgroup::new(hierarchy, path);
+    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
+        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
+        Some((dir.join(write.file), write.value.to_string()))
+    });
+    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
+}
+
+/// The network is done before the process exists: the namespace is pinned by its name.
+fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
+    let mut steps = vec![
+        HostStep::CreateBridge {
+            name: names.bridge.clone(),
+            alias: names.bridge_alias.clone(),
+            mac: names.bridge_mac,
+            address: facts.gateway,
+            own_port: names.veth.clone(),
+        },
+        HostStep::CreateNetns { name: names.netns.clone() },
+        HostStep::CreateVeth {
+            name: names.veth.clone(),
+            alias: names.veth_alias.clone(),
+            bridge: names.bridge.clone(),
+            netns: names.netns.clone(),
+            mac: names.mac,
+        },
+        HostStep::AssignAddress {
+            netns: names.netns.clone(),
+            address: facts.address,
+            gateway: facts.gateway.addr(),
+        },
+    ];
+    // Without NAT the node still has its own address; the command line has warned.
+    if facts.nat {
+        steps.push(HostStep::CreateNat {
+            table: names.nat_table.clone(),
+            comment: names.veth_alias.clone(),
+            bridge: names.bridge.clone(),
+            address: facts.address,
+            publish: spec.publish.clone(),
+        });
+    }
+    // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback address.
+    // The table's guard must stand first.
+    steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
+    steps.push(HostStep::AddHostName {
+        file: facts.root.hosts_file(&spec.lab),
+        address: facts.address.addr(),
+        name: spec.node.to_string(),
+    });
+    steps
+}
+
+/// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
+/// slower than one that is told it has less memory.
+pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
+    let asked = &spec.limits;
+    cgroup::Limits {
+        memory_max: asked.memory,
+        memory_high: None,
+        swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
+        cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
+        pids_max: asked.pids,
+        // A killed backend must not take the whole node along: Postgres recovers from losing one.
+        oom_group: asked.memory.map(|_| false),
+    }
+}
+
+/// Hidden and protected as the OCI runtimes do by default.
+const MASKED: [&str; 9] = [
+    "/proc/acpi",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/latency_stats",
+    "/proc/timer_list",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/sys/firmware",
+    "/sys/devices/virtual/powercap",
+];
+const PROTECTED: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+/// What root in a node may still do: own files, change identity, signal its processes, bind low ports.
+pub const CAPABILITIES: [&str; 8] = [
+    "cap_chown",
+    "cap_dac_override",
+    "cap_fowner",
+    "cap_fsetid",
+    "cap_kill",
+    "cap_setgid",
+    "cap_setuid",
+    "cap_net_bind_service",
+];
+
+fn inner_steps(
+    spec: &NodeSpec,
+    facts: &Facts,
+    names: &ObjectNames,
+    mounts: &[Mount],
+    init: &InitConfig,
+) -> Vec<InnerStep> {
+    let node = facts.root.node(&spec.lab, &spec.node);
+    let merged = node.path().join("merged");
+    let bind = |source: PathBuf, target: &Path, read_only, place| InnerStep::Bind {
+        root: merged.clone(),
+        source,
+        target: target.to_owned(),
+        read_only,
+        place,
+    };
+    let mut steps = vec![
+        InnerStep::EnterNamespaces { netns: crate::sys::netns::path(&names.netns) },
+        InnerStep::MakeMountsPrivate,
+        InnerStep::MountOverlay {
+            lowers: facts.image.lowers.clone(),
+            upper: node.path().join("upper"),
+            work: node.path().join("work"),
+            merged: merged.clone(),
+        },
+    ];
+    steps.extend(mounts.iter().map(|m| bind(m.source.clone(), &m.target, m.read_only, m.place)));
+    steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
+    steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
+    steps.push(bind(node.path().join("resolv.conf"), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    steps.extend([
+        InnerStep::PivotRoot { root: merged.clone() },
+        InnerStep::MountProc,
+        InnerStep::MountDev,
+        InnerStep::MountShm { size: spec.limits.shm_size },
+        InnerStep::MountSys,
+        InnerStep::MaskPaths { paths: MASKED.map(PathBuf::from).to_vec() },
+        InnerStep::ProtectPaths { paths: PROTECTED.map(PathBuf::from).to_vec() },
+        InnerStep::SetHostname { name: spec.node.to_string() },
+        InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec(), seccomp: true },
+        InnerStep::StartInit { command: shown_command(init), user: init.user.name.clone() },
+    ]);
+    steps
+}
+
+fn shown_command(init: &InitConfig) -> Vec<String> {
+    match &init.payload {
+        Payload::Command { argv } => argv.clone(),
+        Payload::Postgres(postgres) => {
+            let binary = postgres.bindir.join("postgres").display().to_string();
+            let mut words = vec![binary, "-D".to_owned(), postgres.pgdata.display().to_string()];
+            words.extend(postgres.server_args.iter().cloned());
+            words
+        }
+    }
+}
+
+fn after_steps(facts: &Facts, init: &InitConfig) -> Vec<AfterStep> {
+    let Payload::Postgres(postgres) = &init.payload else { return Vec::new() };
+    let value = |source: &Source| match source {
+        Source::Value(value) => value.clone(),
+        Source::File(_) => contract::DEFAULT_USER.to_owned(),
+    };
+    let user = value(&postgres.superuser);
+    vec![AfterStep::WaitUntilReady {
+        address: SocketAddrV4::new(facts.address.addr(), POSTGRES_PORT),
+        database: postgres.database.as_ref().map(value).unwrap_or_else(|| user.clone()),
+        user,
+    }]
+}
+
+fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
+    let env = merged_env(&facts.image.env, &spec.env);
+    let contract = Contract::parse(&env)?;
+    let (payload, user) = match spec.command() {
+        Some(argv) => (Payload::Command { argv: argv.to_vec() }, command_user(facts)),
+        None => postgres_payload(spec, facts, &contract)?,
+    };
+    let is_command = matches!(payload, Payload::Command { .. });
+    Ok(InitConfig {
+        payload,
+        user,
+        env: contract.rest,
+        cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
+        restart: match spec.restart {
+            Restart::No => launch::Restart::No,
+            Restart::OnCrash { max } => launch::Restart::OnCrash { max },
+        },
+        stop_timeout: spec.stop_timeout,
+        log_cap: LOG_CAP,
+    })
+}
+
+fn command_user(facts: &Facts) -> User {
+    let root = User { uid: 0, gid: 0, groups: vec![], name: "root".into(), home: "/root".into() };
+    facts.image.user.clone().unwrap_or(root)
+}
+
+fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {
+    let Some(postgres) = &facts.image.postgres else {
+        bail!("image {} has no Postgres in it: no `postgres` and `initdb` in its PATH, below /usr/lib/postgresql, /usr/pgsql-* or /usr/local", spec.image);
+    };
+    let payload = PostgresPayload {
+        bindir: postgres.bindir.clone(),
+        pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
+        major: Some(postgres.major),
+        superuser: contract.superuser.clone(),
+        database: contract.database.clone(),
+        initdb_args: contract.initdb_args.clone(),
+        initdb_waldir: contract.initdb_waldir.clone(),
+        password: contract.password(),
+        auth_method: contract.auth_method.clone(),
+        scripts_dir: contract::SCRIPTS_DIR.into(),
+        server_args: spec.server_args().to_vec(),
+        settings: node_settings(spec, facts, postgres.major)?,
+        replication_subnet: Some(facts.gateway.trunc().to_string()),
+    };
+    Ok((Payload::Postgres(payload), postgres.user.clone()))
+}
+
+/// The generated settings: what every node starts with, then what follows from its limits, then what the
+/// user said; of two values for one name the later counts.
+fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(String, String)>> {
+    let mut list = settings::defaults(major);
+    if spec.tune {
+        let memory = spec.limits.memory.or(Some(facts.whole_memory));
+        list.extend(tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0)));
+    }
+    let generated = list.into_iter().map(|s| (s.name.to_owned(), s.value));
+    let mut all: Vec<(String, String)> = generated.collect();
+    all.extend(spec.settings.iter().cloned());
+    settings::render(&all).context("the settings of -c")?;
+    Ok(all)
+}
+
+/// The image's environment with the user's on top.
+pub fn merged_env(image: &[(String, String)], user: &[(String, String)]) -> Vec<(String, String)> {
+    let mut env: Vec<(String, String)> =
+        image.iter().filter(|(key, _)| !user.iter().any(|(k, _)| k == key)).cloned().collect();
+    env.extend(user.iter().cloned());
+    if !env.iter().any(|(key, _)| key == "PATH") {
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        env.push(("PATH".to_owned(), path.to_owned()));
+    }
+    env
+}

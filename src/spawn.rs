@@ -1,1 +1,224 @@
-//! spawn
+//! From a plan to a process: one clone3(2) makes pid 1 and its namespaces inside its cgroup; the child
+//! applies the inner steps and becomes the node's init, without an exec of pgbox.
+//!
+//! The rule that surprises people: after a clone, the child has copies of every descriptor, a lock's among
+//! them: the lab's lock would be held by the node for life. The child closes all that is not its own first.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read, Write},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    fcntl::OFlag,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sched::{CloneFlags, setns, unshare},
+    sys::signal::Signal,
+    unistd::pipe2,
+};
+
+use crate::{
+    init,
+    postgres::report::Report,
+    state::{NodeDir, Plan},
+    step::InnerStep,
+    sys::{
+        cgroup::Cgroup,
+        clone::{self, Child},
+        credentials::Credentials,
+        capability, process::{self, ProcessId}, seccomp,
+    },
+};
+
+/// Where the payload's input and output go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stdio {
+    /// Input from /dev/null, output to the node's log.
+    Log,
+    /// The caller's own.
+    Inherit,
+}
+
+/// A node's pid 1, just born.
+pub struct Spawned {
+    pub init: ProcessId,
+    pub child: Child,
+    pub reports: Reports,
+}
+
+/// Starts pid 1. When this returns, it is in its cgroup and at work on the inner steps.
+pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Result<Spawned> {
+    clone::ensure_single_threaded()?;
+    let (reports, report) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+    let (go, release) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+    let netns = plan.inner.iter().find_map(|step| match step {
+        InnerStep::EnterNamespaces { netns } => Some(netns),
+        _ => None,
+    });
+    let netns = File::open(netns.context("the plan has no network namespace")?).context("open the network namespace")?;
+    let birth = Birth { node, plan, stdio, netns: &netns, report, go, files: Files::open(node)? };
+    let directory = group.dir_fd()?;
+    let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live())?;
+    drop(birth);
+    // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
+    // for the word before anything of the image runs.
+    let joined = group.join(child.pid).and_then(|()| ProcessId::of(child.pid));
+    let init = match joined {
+        Ok(init) => init,
+        Err(error) => {
+            process::signal(child.pidfd.as_fd(), Signal::SIGKILL)?;
+            return Err(first_report(reports).unwrap_or(error));
+        }
+    };
+    // A closed pipe means that the child has failed already; its report tells why.
+    let _ = nix::unistd::write(&release, b"g");
+    Ok(Spawned { init, child, reports: Reports::new(reports) })
+}
+
+/// A child that fails at once is gone before it can be moved: its own report is the reason.
+fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
+    match Reports::new(pipe).next(Duration::from_millis(100)) {
+        Ok(Heard::Report(Report::StepFailed { error, .. })) => Some(anyhow::Error::msg(error)),
+        _ => None,
+    }
+}
+
+/// What pid 1 keeps open on the host: files only, never a directory.
+struct Files {
+    log: File,
+    previous_log: File,
+    status: File,
+    secret: Option<File>,
+}
+
+impl Files {
+    fn open(node: &NodeDir) -> Result<Self> {
+        let open = |path: std::path::PathBuf, append: bool| {
+            let mut options = OpenOptions::new();
+            options.read(true).create(true).append(append).write(true);
+            options.open(&path).with_context(|| format!("open {}", path.display()))
+        };
+        let status = open(node.status_file(), false)?;
+        status.set_len(0).context("clear the status file")?;
+        let secret = match File::open(node.secret_file()) {
+            Ok(file) => Some(file),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e).with_context(|| format!("open {}", node.secret_file().display())),
+        };
+        Ok(Self { log: open(node.log(), true)?, previous_log: open(node.previous_log(), false)?, status, secret })
+    }
+}
+
+/// What the child takes along into its life.
+struct Birth<'a> {
+    node: &'a NodeDir,
+    plan: &'a Plan,
+    stdio: Stdio,
+    netns: &'a File,
+    report: OwnedFd,
+    go: OwnedFd,
+    files: Files,
+}
+
+impl Birth<'_> {
+    /// The whole life of pid 1; returns its exit code.
+    fn live(&self) -> i32 {
+        for (index, step) in self.plan.inner.iter().enumerate() {
+            if let Err(error) = self.apply(step) {
+                let report = Report::StepFailed { index, error: crate::engine::cause_text(&error) };
+                let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
+                // Nobody may listen any more; then nobody can be told.
+                let _ = nix::unistd::write(&self.report, line.as_bytes());
+                return 125;
+            }
+        }
+        self.become_init()
+    }
+
+    fn apply(&self, step: &InnerStep) -> Result<()> {
+        match step {
+            InnerStep::EnterNamespaces { .. } => self.enter(),
+            InnerStep::StartInit { .. } => self.wait_for_go(),
+            other => other.apply(),
+        }
+    }
+
+    /// The namespaces that clone3 could not make, and a life apart from the command line's.
+    fn enter(&self) -> Result<()> {
+        let files = &self.files;
+        let mut kept = vec![self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()];
+        kept.extend([files.log.as_fd(), files.previous_log.as_fd(), files.status.as_fd()]);
+        kept.extend(files.secret.as_ref().map(|f| f.as_fd()));
+        clone::close_others(&kept)?;
+        setns(self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
+        nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+        if self.stdio == Stdio::Log {
+            nix::unistd::setsid().context("setsid")?;
+            let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+            clone::replace_stdio(null.as_fd())?;
+        }
+        Ok(())
+    }
+
+    fn wait_for_go(&self) -> Result<()> {
+        let mut byte = [0];
+        let read = nix::unistd::read(&self.go, &mut byte).context("read from the command line")?;
+        anyhow::ensure!(read == 1, "the command line was killed");
+        // A cgroup namespace begins where its maker is: only now is that the node's own cgroup.
+        unshare(CloneFlags::CLONE_NEWCGROUP).context("unshare the cgroup namespace")
+    }
+
+    fn become_init(&self) -> i32 {
+        todo!("{:?}", self.node.path())
+    }
+}
+
+/// What came from pid 1.
+pub enum Heard {
+    Report(Report),
+    /// It has nothing more to say: it is up, or it has ended.
+    End,
+    Nothing,
+}
+
+/// The reports of pid 1, line by line.
+pub struct Reports {
+    pipe: File,
+    text: Vec<u8>,
+}
+
+impl Reports {
+    fn new(pipe: OwnedFd) -> Self {
+        Self { pipe: pipe.into(), text: Vec::new() }
+    }
+
+    /// The next report, waiting at most `patience` for it.
+    pub fn next(&mut self, patience: Duration) -> Result<Heard> {
+        loop {
+            if let Some(end) = self.text.iter().position(|b| *b == b'\n') {
+                let line: Vec<u8> = self.text.drain(..=end).collect();
+                return serde_json::from_slice(&line).map(Heard::Report).context("read a report of pid 1");
+            }
+            let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
+            match poll(&mut fds, timeout) {
+                Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(Heard::Nothing),
+                Ok(_) => {}
+                Err(errno) => return Err(errno).context("poll the reports of pid 1"),
+            }
+            let mut buffer = [0; 4096];
+            match self.pipe.read(&mut buffer).context("read the reports of pid 1")? {
+                0 => {
+                    // An end is always readable: without a pause, waiting for the server would spin.
+                    std::thread::sleep(patience);
+                    return Ok(Heard::End);
+                }
+                count => self.text.extend_from_slice(&buffer[..count]),
+            }
+        }
+    }
+}

@@ -1,1 +1,347 @@
-//! state
+//! What pgbox remembers, on disk: small JSON files below the root, written whole and renamed into place, so
+//! that a reader sees the old one or the new one. Changes happen under the lab's lock (flock(2)).
+//!
+//! The rule that surprises people: a lock file must never be unlinked. Two processes could then hold "the"
+//! lock on two different inodes of one name.
+//!
+//! What is *running* is never read from here: the kernel is asked (see `facts`).
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    net::Ipv4Addr,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{
+    postgres::launch::InitConfig,
+    spec::{Name, NodeSpec},
+    step::{AfterStep, HostStep, InnerStep},
+    sys::process::ProcessId,
+};
+
+/// The version of the files below; a newer one is refused, not guessed at.
+const VERSION: u32 = 1;
+
+/// Everything that was decided about a node before its first step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    pub host: Vec<HostStep>,
+    pub inner: Vec<InnerStep>,
+    pub after: Vec<AfterStep>,
+    /// What the node's pid 1 is to do.
+    pub init: InitConfig,
+}
+
+/// A node, as remembered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct NodeState {
+    pub version: u32,
+    pub spec: NodeSpec,
+    /// The image's manifest digest.
+    pub image: String,
+    /// The node's address for life, with the lab's prefix.
+    pub address: Ipv4Net,
+    /// Where PGDATA is on the host, unless the node runs another command.
+    pub data: Option<PathBuf>,
+    pub plan: Plan,
+    /// pid 1 of the node when it was started last.
+    pub init: Option<ProcessId>,
+    /// The boot in which it was started last.
+    pub boot_id: String,
+    /// When it was created and started last, in seconds since 1970.
+    pub created: u64,
+    pub started: u64,
+}
+
+impl NodeState {
+    pub const VERSION: u32 = VERSION;
+}
+
+/// A lab, as remembered.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct LabState {
+    pub version: u32,
+    pub subnet: Ipv4Net,
+}
+
+impl LabState {
+    pub fn new(subnet: Ipv4Net) -> Self {
+        Self { version: VERSION, subnet }
+    }
+
+    /// The bridge's own address: the first one.
+    pub fn gateway(&self) -> Ipv4Addr {
+        self.subnet.hosts().next().unwrap_or(self.subnet.network())
+    }
+}
+
+/// What is known of a volume, kept beside its data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VolumeState {
+    pub version: u32,
+    /// The image that ran on it last.
+    pub image: String,
+    /// The C library of that image, whose collations the indexes follow.
+    pub libc: Option<String>,
+}
+
+impl VolumeState {
+    pub const VERSION: u32 = VERSION;
+}
+
+/// The directories below one root.
+#[derive(Debug, Clone)]
+pub struct Root(PathBuf);
+
+impl Root {
+    pub fn new(path: &Path) -> Self {
+        Self(path.to_owned())
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn lab_dir(&self, lab: &Name) -> PathBuf {
+        self.0.join("labs").join(lab)
+    }
+
+    pub fn node(&self, lab: &Name, node: &Name) -> NodeDir {
+        NodeDir(self.lab_dir(lab).join("nodes").join(node))
+    }
+
+    /// The file that all nodes of a lab see as /etc/hosts.
+    pub fn hosts_file(&self, lab: &Name) -> PathBuf {
+        self.lab_dir(lab).join("hosts")
+    }
+
+    /// A named volume: its data is in `data`, what is known of it beside that.
+    pub fn volume_dir(&self, lab: &Name, volume: &Name) -> PathBuf {
+        self.0.join("volumes").join(lab).join(volume)
+    }
+
+    pub fn labs(&self) -> Result<Vec<Name>> {
+        names_in(&self.0.join("labs"))
+    }
+
+    pub fn nodes(&self, lab: &Name) -> Result<Vec<Name>> {
+        names_in(&self.lab_dir(lab).join("nodes"))
+    }
+
+    pub fn load_lab(&self, lab: &Name) -> Result<Option<LabState>> {
+        load(&self.lab_dir(lab).join("lab.json"))
+    }
+
+    pub fn save_lab(&self, lab: &Name, state: &LabState) -> Result<()> {
+        save(&self.lab_dir(lab).join("lab.json"), state)
+    }
+
+    pub fn forget_lab(&self, lab: &Name) -> Result<()> {
+        remove_tree(&self.lab_dir(lab))
+    }
+
+    /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
+    pub fn lock(&self, lab: &Name) -> Result<LabLock> {
+        let dir = self.0.join("locks");
+        fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
+        let path = dir.join(format!("lab-{lab}"));
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let file = file.with_context(|| format!("open {}", path.display()))?;
+        file.lock().with_context(|| format!("lock {}", path.display()))?;
+        Ok(LabLock { _file: file })
+    }
+}
+
+/// Proof that this process may change a lab.
+pub struct LabLock {
+    _file: File,
+}
+
+/// The directory of one node.
+#[derive(Debug, Clone)]
+pub struct NodeDir(PathBuf);
+
+impl NodeDir {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    /// Where the log goes when it has reached its size.
+    pub fn previous_log(&self) -> PathBuf {
+        self.0.join("log.1")
+    }
+
+    /// Kept by the node's pid 1: how far it is, and how it ended.
+    pub fn status_file(&self) -> PathBuf {
+        self.0.join("status.json")
+    }
+
+    /// The superuser's password and nothing else, mode 0600.
+    pub fn secret_file(&self) -> PathBuf {
+        self.0.join("password")
+    }
+
+    /// The same password in libpq's format, for `passfile=` in a connection string; mode 0600.
+    pub fn pass_file(&self) -> PathBuf {
+        self.0.join("pgpass")
+    }
+
+    /// Creates the directory; false if it is there already.
+    pub fn create(&self) -> Result<bool> {
+        let parent = self.0.parent().unwrap_or(&self.0);
+        fs::create_dir_all(parent).with_context(|| format!("mkdir {}", parent.display()))?;
+        match fs::create_dir(&self.0) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("mkdir {}", self.0.display())),
+        }
+    }
+
+    pub fn load(&self) -> Result<Option<NodeState>> {
+        load(&self.0.join("state.json"))
+    }
+
+    pub fn save(&self, state: &NodeState) -> Result<()> {
+        save(&self.0.join("state.json"), state)
+    }
+
+    pub fn remove(&self) -> Result<()> {
+        remove_tree(&self.0)
+    }
+
+    /// The journal of a walk through the host steps.
+    pub fn progress(&self) -> Result<Progress> {
+        let path = self.0.join("progress");
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        Ok(Progress { file: file.with_context(|| format!("open {}", path.display()))?, path })
+    }
+}
+
+/// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number.
+pub struct Progress {
+    file: File,
+    path: PathBuf,
+}
+
+impl Progress {
+    pub fn set(&self, begun: usize) -> Result<()> {
+        let text = format!("{begun:4}\n");
+        self.file.write_all_at(text.as_bytes(), 0).with_context(|| format!("write {}", self.path.display()))
+    }
+
+    pub fn get(&self) -> Result<usize> {
+        let mut text = [0; 4];
+        match self.file.read_exact_at(&mut text, 0) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+            other => other.with_context(|| format!("read {}", self.path.display()))?,
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.trim().parse().with_context(|| format!("{} holds `{text}`", self.path.display()))
+    }
+}
+
+/// Writes a file that only its owner may read.
+pub fn write_secret(path: &Path, content: &str) -> Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
+        file.write_all(content.as_bytes())
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+/// What is known of the volume in `dir`.
+pub fn load_volume(dir: &Path) -> Result<Option<VolumeState>> {
+    load(&dir.join("volume.json"))
+}
+
+pub fn save_volume(dir: &Path, state: &VolumeState) -> Result<()> {
+    save(&dir.join("volume.json"), state)
+}
+
+fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    let text = match fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
+    };
+    let found: Versioned =
+        serde_json::from_str(&text).with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
+    if found.version != VERSION {
+        bail!("{} has version {}, this pgbox knows {VERSION}", path.display(), found.version);
+    }
+    serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+}
+
+fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let write = || -> io::Result<()> {
+        fs::create_dir_all(dir)?;
+        // No fsync: every object that the file speaks of is gone after a power cut as well.
+        let temporary = path.with_extension("json.new");
+        fs::write(&temporary, serde_json::to_vec_pretty(value)?)?;
+        fs::rename(&temporary, path)
+    };
+    write().with_context(|| format!("write {}", path.display()))
+}
+
+fn names_in(dir: &Path) -> Result<Vec<Name>> {
+    let entries = match fs::read_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.with_context(|| format!("read {}", dir.display()))?,
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("read {}", dir.display()))?;
+        names.extend(entry.file_name().to_str().and_then(|n| n.parse().ok()));
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn remove_tree(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", dir.display())),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_survives_and_shrinks() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir(dir.path().to_owned());
+        assert_eq!(node.progress().unwrap().get().unwrap(), 0);
+        node.progress().unwrap().set(12).unwrap();
+        node.progress().unwrap().set(3).unwrap();
+        assert_eq!(node.progress().unwrap().get().unwrap(), 3);
+    }
+
+    #[test]
+    fn files_of_another_version_are_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Root::new(dir.path());
+        let lab: Name = "l".parse().unwrap();
+        assert!(root.load_lab(&lab).unwrap().is_none());
+        root.save_lab(&lab, &LabState::new("10.0.0.0/24".parse().unwrap())).unwrap();
+        assert_eq!(root.load_lab(&lab).unwrap().unwrap().gateway(), Ipv4Addr::new(10, 0, 0, 1));
+        fs::write(root.lab_dir(&lab).join("lab.json"), r#"{"version": 99, "new": true}"#).unwrap();
+        assert!(root.load_lab(&lab).unwrap_err().to_string().contains("version 99"));
+    }
+}

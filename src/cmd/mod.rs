@@ -1,1 +1,91 @@
-//! cmd
+//! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
+//! and print. Results go to standard output, talk to standard error.
+
+mod exec;
+mod image;
+mod inspect;
+mod limit;
+mod logs;
+mod ps;
+mod psql;
+mod rm;
+mod run;
+mod start;
+mod stats;
+mod stop;
+mod talk;
+mod uri;
+mod wait;
+
+use anyhow::Result;
+
+use crate::{
+    cli::{Cli, Command},
+    hint::advise,
+    spec::Name,
+    state::Root,
+};
+
+/// What every command works on.
+pub struct Context {
+    pub root: Root,
+    pub lab: Name,
+}
+
+/// Runs a command line; gives the exit code.
+pub fn dispatch(cli: Cli) -> Result<i32> {
+    let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab };
+    match cli.command {
+        Command::Run(args) => run::run(&context, *args),
+        Command::Ps(args) => ps::run(&context, &args),
+        Command::Logs(args) => logs::run(&context, &args),
+        Command::Exec(args) => exec::run(&context, args),
+        Command::Psql(args) => psql::run(&context, args),
+        Command::Uri(args) => uri::run(&context, &args),
+        Command::Inspect(args) => inspect::run(&context, &args),
+        Command::Stats(args) => stats::run(&context, &args),
+        Command::Wait(args) => wait::run(&context, &args),
+        Command::Stop(args) => stop::run(&context, &args),
+        Command::Start(args) => start::run(&context, &args),
+        Command::Restart(args) => stop::restart(&context, &args),
+        Command::Limit(args) => limit::run(&context, &args),
+        Command::Rm(args) => rm::run(&context, &args),
+        Command::Image(command) => image::run(&context, command),
+        Command::Completions { shell } => {
+            crate::cli::completions(shell);
+            Ok(0)
+        }
+    }
+}
+
+/// Refuses early what would fail half-way with a bare EPERM.
+fn need_root(what: &str) -> Result<()> {
+    if nix::unistd::geteuid().is_root() {
+        return Ok(());
+    }
+    Err(advise(format!("{what} needs root: it makes namespaces, mounts and network devices"), "try again with sudo"))
+}
+
+/// Does the same for several nodes; one failure does not keep the others from it.
+fn each(nodes: &[Name], mut f: impl FnMut(&Name) -> Result<()>) -> Result<i32> {
+    let mut code = 0;
+    for node in nodes {
+        match f(node) {
+            Ok(()) => {}
+            Err(error) if nodes.len() == 1 => return Err(error),
+            Err(error) => {
+                code = 1;
+                crate::show::error::print(&error);
+            }
+        }
+    }
+    Ok(code)
+}
+
+/// ` --lab NAME` for a command that is shown to the user, if that needs it.
+fn lab_option(context: &Context) -> String {
+    match context.lab.as_str() == crate::spec::name::DEFAULT_LAB {
+        true => String::new(),
+        false => format!(" --lab {}", context.lab),
+    }
+}

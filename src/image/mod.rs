@@ -11,6 +11,9 @@
 
 pub mod archive;
 pub mod blob;
+pub mod build;
+mod build_layout;
+mod build_recipe;
 pub mod config;
 pub mod decompress;
 pub mod digest;
@@ -22,6 +25,7 @@ pub mod layout;
 pub mod limits;
 pub mod manifest;
 pub mod name;
+pub mod pack;
 pub mod pax;
 pub mod pipeline;
 pub mod progress;
@@ -32,6 +36,7 @@ pub mod sparse;
 pub mod stack;
 pub mod store;
 pub mod unpack;
+pub mod user;
 pub mod view;
 
 pub use config::ImageConfig;

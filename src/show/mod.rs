@@ -1,1 +1,5 @@
-//! show
+//! What pgbox prints: tables, plans, lessons. Pure: text in, text out.
+
+pub mod error;
+pub mod plan;
+pub mod table;

@@ -3,6 +3,9 @@
 
 pub mod capability;
 pub mod cgroup;
+pub mod clone;
+pub mod credentials;
+pub mod exe;
 pub mod fs;
 pub mod link;
 pub mod mount;

@@ -1,1 +1,214 @@
-//! mount
+//! Mounts: the file-descriptor interface of mount(2) (open_tree(2), move_mount(2), fsopen(2),
+//! mount_setattr(2)) and pivot_root(2).
+//!
+//! The rule that surprises people: a path is resolved at every call, so "check, then mount" is a race and a
+//! symlink away from mounting somewhere else. Targets inside a foreign tree are therefore opened once with
+//! openat2(2) `RESOLVE_IN_ROOT`, and the mount is moved onto that descriptor.
+
+use std::{
+    ffi::CString,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    path::{Component, Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use nix::{
+    errno::Errno,
+    mount::{MntFlags, MsFlags, mount, umount2},
+};
+use rustix::{
+    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+};
+
+/// Makes every mount of this mount namespace private, so that nothing done here shows outside
+/// (mount_namespaces(7): a new namespace begins as a copy whose mounts still propagate).
+pub fn make_private() -> Result<()> {
+    propagation("/", MsFlags::MS_REC | MsFlags::MS_PRIVATE)
+}
+
+fn propagation(path: &str, flags: MsFlags) -> Result<()> {
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>).with_context(|| format!("mount {path} {flags:?}"))
+}
+
+/// Attributes of a new mount, as mount(8) names them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Attributes {
+    pub read_only: bool,
+    pub nosuid: bool,
+    pub nodev: bool,
+    pub noexec: bool,
+}
+
+impl Attributes {
+    /// `nosuid,nodev,noexec`
+    pub const INERT: Self = Self { read_only: false, nosuid: true, nodev: true, noexec: true };
+
+    fn flags(self) -> MountAttrFlags {
+        let mut flags = MountAttrFlags::empty();
+        flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, self.read_only);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, self.nosuid);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, self.nodev);
+        flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, self.noexec);
+        flags
+    }
+}
+
+/// A mount that is attached nowhere yet (fsmount(2), or open_tree(2) with `OPEN_TREE_CLONE`).
+pub struct Detached(OwnedFd);
+
+impl Detached {
+    /// A new instance of a file system, for example `tmpfs` with `[("size", "64m")]`.
+    pub fn new(fs: &str, options: &[(&str, &str)], attributes: Attributes) -> Result<Self> {
+        let context = rustix::mount::fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen {fs}"))?;
+        for (key, value) in options {
+            rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)
+                .with_context(|| format!("fsconfig {fs} {key}={value}"))?;
+        }
+        rustix::mount::fsconfig_create(context.as_fd()).with_context(|| format!("fsconfig {fs} create"))?;
+        let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags())
+            .with_context(|| format!("fsmount {fs}"))?;
+        Ok(Self(mount))
+    }
+
+    /// A copy of the tree mounted at `source` (a bind mount that has no place yet).
+    pub fn bind(source: &Path) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let tree = rustix::mount::open_tree(rustix::fs::CWD, source, flags)
+            .with_context(|| format!("open_tree {}", source.display()))?;
+        Ok(Self(tree))
+    }
+
+    /// Makes the mount and all below it read-only (mount_setattr(2)).
+    pub fn set_read_only(&self) -> Result<()> {
+        let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+        // SAFETY: the path is an empty C string, `attr` outlives the call and its size is passed with it.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                self.0.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+                &raw const attr,
+                size_of::<libc::mount_attr>(),
+            )
+        };
+        Errno::result(rc).map(drop).context("mount_setattr read-only")
+    }
+
+    /// Attaches the mount at an opened place.
+    pub fn attach(&self, target: BorrowedFd<'_>) -> rustix::io::Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(self.0.as_fd(), "", target, "", flags)
+    }
+
+    /// Attaches the mount at a path of this process's own root.
+    pub fn attach_at(&self, target: &Path) -> Result<()> {
+        rustix::mount::move_mount(self.0.as_fd(), "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+            .with_context(|| format!("move_mount {}", target.display()))
+    }
+}
+
+/// Makes `new_root` (a mount point) the root of this mount namespace and detaches the old one.
+pub fn pivot_root(new_root: &Path) -> Result<()> {
+    let shown = new_root.display();
+    nix::unistd::chdir(new_root).with_context(|| format!("chdir {shown}"))?;
+    // With "." for both, the old root is stacked on the new one and needs no directory of its own
+    // (pivot_root(2), NOTES).
+    nix::unistd::pivot_root(".", ".").with_context(|| format!("pivot_root {shown}"))?;
+    umount2(".", MntFlags::MNT_DETACH).context("umount the old root")?;
+    nix::unistd::chdir("/").context("chdir /")
+}
+
+/// Detaches whatever is mounted at `path`; Ok if nothing is.
+pub fn detach(path: &Path) -> Result<()> {
+    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("umount {}", path.display())),
+    }
+}
+
+/// Binds `source` onto itself or another place of this namespace's own tree, optionally read-only.
+pub fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
+    let tree = Detached::bind(source)?;
+    if read_only {
+        tree.set_read_only()?;
+    }
+    tree.attach_at(target)
+}
+
+/// A directory whose inside must not be trusted: every path is resolved as if it were `/`
+/// (openat2(2) `RESOLVE_IN_ROOT`), so neither `..` nor a symlink leads out of it.
+pub struct Jail(OwnedFd);
+
+/// What a mount point has to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    Directory,
+    File,
+}
+
+impl Jail {
+    pub fn open(dir: &Path) -> Result<Self> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(dir, flags, Mode::empty()).with_context(|| format!("open {}", dir.display()))?;
+        Ok(Self(fd))
+    }
+
+    /// Opens `path` below the jail with `O_PATH`.
+    pub fn resolve(&self, path: &Path) -> rustix::io::Result<OwnedFd> {
+        self.open_at(path, OFlags::PATH | OFlags::CLOEXEC)
+    }
+
+    /// Opens `path` below the jail.
+    pub fn open_at(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
+        let inside = path.strip_prefix("/").unwrap_or(path);
+        let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
+        rustix::fs::openat2(self.0.as_fd(), inside, flags, Mode::empty(), how)
+    }
+
+    /// Opens `path` as a mount point, and makes it, with its parents, when it is absent.
+    pub fn place(&self, path: &Path, kind: Place) -> Result<OwnedFd> {
+        let mut so_far = PathBuf::new();
+        let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
+        for (i, name) in names.iter().enumerate() {
+            let parent = self.resolve(&so_far).with_context(|| format!("open /{} in the root", so_far.display()))?;
+            so_far.push(name);
+            let last = i + 1 == names.len();
+            if matches!(self.resolve(&so_far), Err(rustix::io::Errno::NOENT)) {
+                make(parent.as_fd(), Path::new(name), if last { kind } else { Place::Directory })
+                    .with_context(|| format!("make mount point /{}", so_far.display()))?;
+            }
+        }
+        self.resolve(&so_far).with_context(|| format!("open mount point /{}", so_far.display()))
+    }
+}
+
+fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<()> {
+    match kind {
+        Place::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        Place::File => {
+            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+        }
+    }
+}
+
+/// Whether `path` is a directory with nothing mounted between it and a lookup (`O_NOFOLLOW`).
+pub fn is_real_directory(path: &Path) -> bool {
+    rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir())
+}
+
+/// Makes a character device node.
+pub fn make_device(path: &Path, major: u32, minor: u32, mode: u32) -> Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
+    let bits = Mode::from_bits_truncate(mode);
+    mknod(path, SFlag::S_IFCHR, bits, makedev(major.into(), minor.into()))
+        .with_context(|| format!("mknod {} c {major} {minor}", path.display()))?;
+    // mknod(2) takes the umask off the mode.
+    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: `name` is a NUL-terminated string that outlives the call.
+    Errno::result(unsafe { libc::chmod(name.as_ptr(), mode) }).map(drop).with_context(|| format!("chmod {}", path.display()))
+}

@@ -1,1 +1,187 @@
-//! netns
+//! Network namespaces pinned by name, network_namespaces(7) and ip-netns(8).
+//!
+//! A namespace lives as long as something refers to it: a process, an open file or a mount. The name
+//! that `ip netns` shows is a bind mount of the namespace's file over an empty file in /run/netns. The
+//! rule that surprises people: `unshare` and `setns` move the calling *thread* only, and
+//! `/proc/self/ns` goes on showing the main thread's, so everything here happens in short-lived threads
+//! and through `/proc/thread-self`. They have ended before a function returns.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use anyhow::{Context, Result, bail};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg, OFlag, open as open_file};
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::stat::Mode;
+use nix::sys::statfs::fstatfs;
+use nix::unistd::{mkdir, unlink};
+
+/// Where `ip netns` looks for names.
+const DIRECTORY: &str = "/run/netns";
+
+/// Makes a new namespace and pins it as `name`, so that `ip netns exec NAME` finds it.
+///
+/// The namespace is empty except for a `lo` that is down.
+///
+/// # Errors
+/// `EEXIST` when the name is taken, also by the empty file that an interrupted `create` left behind
+/// ([`delete`] removes both).
+pub fn create(name: &str) -> Result<()> {
+    let path = checked_path(name)?;
+    share_directory()?;
+    let flags = OFlag::O_RDONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+    open_file(&path, flags, Mode::empty())
+        .with_context(|| format!("create network namespace {}: open", path.display()))?;
+    pin_new_namespace(&path).inspect_err(|_| {
+        // The error of the mount is the one to tell; an empty file that stays is what `delete` removes.
+        let _ = unlink(&path);
+    })
+}
+
+/// Takes the name away. The namespace itself ends with its last process, and the kernel then removes
+/// its interfaces, and the other ends of its veths, some 30 ms later. Absent is Ok.
+pub fn delete(name: &str) -> Result<()> {
+    let path = checked_path(name)?;
+    // A loop, because mounts stack: unlink says EBUSY as long as one is left.
+    loop {
+        match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
+            Ok(()) => {}
+            Err(Errno::EINVAL) => break, // not a mount point (any more)
+            Err(Errno::ENOENT) => return Ok(()),
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("umount {}", path.display()));
+            }
+        }
+    }
+    match unlink(&path) {
+        Ok(()) | Err(Errno::ENOENT) => Ok(()),
+        Err(errno) => Err(errno).with_context(|| format!("unlink {}", path.display())),
+    }
+}
+
+/// Opens the namespace called `name`, for [`run_in`], `setns` or `IFLA_NET_NS_FD`.
+///
+/// # Errors
+/// `ENOENT` when there is none; an error without errno when the file is there but nothing is mounted
+/// on it (an interrupted [`create`], or a name that was made in another mount namespace).
+pub fn open(name: &str) -> Result<OwnedFd> {
+    let path = checked_path(name)?;
+    let describe = || format!("open network namespace {}", path.display());
+    let fd = open_file(&path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty()).with_context(describe)?;
+    let kind = fstatfs(&fd).with_context(describe)?.filesystem_type();
+    if kind != nix::sys::statfs::NSFS_MAGIC {
+        bail!("{} is an empty file, no namespace is mounted on it", path.display());
+    }
+    Ok(fd)
+}
+
+/// The file that stands for the namespace `name`, whether it exists or not.
+pub fn path(name: &str) -> PathBuf {
+    Path::new(DIRECTORY).join(name)
+}
+
+/// All names, sorted; what `ip netns list` shows. Without /run/netns there are none.
+pub fn list() -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(DIRECTORY) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(io_errno(&error)).context(format!("read {DIRECTORY}")),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|e| io_errno(&e)).with_context(|| format!("read {DIRECTORY}"))?;
+        names.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Runs `f` in a thread that has entered `ns`, and waits for it. A socket that `f` opens stays in that
+/// namespace wherever it is used later: open there, use here.
+///
+/// # Errors
+/// When the thread can't start or `setns` fails; what `f` returns is passed through. A panic of `f`
+/// goes on in the caller.
+pub fn run_in<T: Send>(ns: BorrowedFd, f: impl FnOnce() -> T + Send) -> Result<T> {
+    in_thread(|| {
+        setns(ns, CloneFlags::CLONE_NEWNET).context("enter network namespace: setns")?;
+        Ok(f())
+    })
+}
+
+fn in_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    thread::scope(|scope| {
+        thread::Builder::new()
+            .spawn_scoped(scope, f)
+            .map_err(|error| io_errno(&error))
+            .context("start a thread for a network namespace: clone")?
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn pin_new_namespace(path: &Path) -> Result<()> {
+    in_thread(|| {
+        unshare(CloneFlags::CLONE_NEWNET).context("create network namespace: unshare")?;
+        let own = "/proc/thread-self/ns/net";
+        mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+            .with_context(|| format!("mount {own} on {}", path.display()))
+    })
+}
+
+/// Makes /run/netns a shared mount point, as `ip netns add` does: only then does a name that is made
+/// or deleted here also appear and vanish in every other mount namespace. Without it a daemon started
+/// earlier would keep a copy of the mount, and with it the namespace, alive for ever.
+fn share_directory() -> Result<()> {
+    match mkdir(DIRECTORY, Mode::from_bits_truncate(0o755)) {
+        Ok(()) | Err(Errno::EEXIST) => {}
+        Err(errno) => return Err(errno).context(format!("mkdir {DIRECTORY}")),
+    }
+    // ip-netns(8) takes the same lock: two first callers would stack two mounts, and names made
+    // between them would be hidden under the second.
+    let directory =
+        open_file(DIRECTORY, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())
+            .with_context(|| format!("open {DIRECTORY}"))?;
+    let _lock = Flock::lock(directory, FlockArg::LockExclusive)
+        .map_err(|(_, errno)| errno)
+        .with_context(|| format!("flock {DIRECTORY}"))?;
+    if share(DIRECTORY) == Err(Errno::EINVAL) {
+        // EINVAL: not a mount point yet.
+        mount(Some(DIRECTORY), DIRECTORY, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+            .with_context(|| format!("bind mount {DIRECTORY} on itself"))?;
+    }
+    share(DIRECTORY).with_context(|| format!("mount --make-rshared {DIRECTORY}"))
+}
+
+fn share(directory: &str) -> nix::Result<()> {
+    let flags = MsFlags::MS_SHARED | MsFlags::MS_REC;
+    mount(None::<&str>, directory, None::<&str>, flags, None::<&str>)
+}
+
+/// A name with a slash would reach out of the directory.
+fn checked_path(name: &str) -> Result<PathBuf> {
+    if name.is_empty() || name == "." || name == ".." || name.contains(['/', '\0']) {
+        bail!("{name:?} can't be the name of a network namespace");
+    }
+    Ok(path(name))
+}
+
+fn io_errno(error: &std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_stay_in_the_directory() {
+        for bad in ["", ".", "..", "a/b", "../x", "a\0b"] {
+            assert!(checked_path(bad).is_err(), "{bad:?}");
+        }
+        assert_eq!(checked_path("lab-a.b").unwrap(), Path::new("/run/netns/lab-a.b"));
+    }
+}

@@ -1,1 +1,134 @@
-//! process
+//! Processes: pidfd_open(2), and the identity of a process beyond its number.
+//!
+//! The rule that surprises people: a pid is reused. A process is named here by pid *and* start time
+//! (proc_pid_stat(5), field 22), checked again through a pidfd that keeps the number from being reused.
+
+use std::{
+    fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::wait::{WaitStatus, waitpid},
+    unistd::Pid,
+};
+use serde::{Deserialize, Serialize};
+
+/// A process that can't be mistaken for a later one with the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessId {
+    pub pid: i32,
+    /// Clock ticks between boot and its start.
+    pub start_time: u64,
+}
+
+impl ProcessId {
+    pub fn of(pid: Pid) -> Result<Self> {
+        let start_time = start_time(pid.as_raw())?.with_context(|| format!("process {pid} is gone"))?;
+        Ok(Self { pid: pid.as_raw(), start_time })
+    }
+
+    /// A pidfd for the process if it is still alive (not even a zombie).
+    pub fn open(&self) -> Result<Option<OwnedFd>> {
+        let Some(pid) = rustix::process::Pid::from_raw(self.pid) else { return Ok(None) };
+        let pidfd = match rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => return Ok(None),
+            Err(errno) => return Err(errno).with_context(|| format!("pidfd_open {}", self.pid)),
+        };
+        // The descriptor was opened first: if the start time still fits, it is this very process.
+        let same = start_time(self.pid)? == Some(self.start_time);
+        Ok((same && !has_ended(pidfd.as_fd(), Duration::ZERO)?).then_some(pidfd))
+    }
+
+    pub fn is_alive(&self) -> bool {
+        matches!(self.open(), Ok(Some(_)))
+    }
+}
+
+fn start_time(pid: i32) -> Result<Option<u64>> {
+    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ok(None) };
+    // The command name stands in parentheses and may hold any character, so count from its end.
+    let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    match after_name.split_whitespace().nth(19).map(str::parse) {
+        Some(Ok(ticks)) => Ok(Some(ticks)),
+        _ => bail!("/proc/{pid}/stat has no start time"),
+    }
+}
+
+/// Waits until the process has ended, at most `timeout`. Works for any process, not just a child.
+pub fn has_ended(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
+    let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+    let mut fds = [PollFd::new(pidfd, PollFlags::POLLIN)];
+    loop {
+        match poll(&mut fds, timeout) {
+            Err(Errno::EINTR) => continue,
+            Err(errno) => return Err(errno).context("poll a pidfd"),
+            Ok(ready) => return Ok(ready > 0),
+        }
+    }
+}
+
+/// Sends a signal to the very process of the pidfd; false if it is gone.
+pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> Result<bool> {
+    // SAFETY: plain integers; a null siginfo asks for the usual one.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0)
+    };
+    match Errno::result(rc) {
+        Ok(_) => Ok(true),
+        Err(Errno::ESRCH) => Ok(false),
+        Err(errno) => Err(errno).with_context(|| format!("pidfd_send_signal {signal}")),
+    }
+}
+
+/// Waits for a child and gives its exit code as a shell would: 128 + the signal that ended it.
+pub fn exit_code_of(child: Pid) -> Result<i32> {
+    loop {
+        match waitpid(child, None) {
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("wait for process {child}")),
+            Ok(WaitStatus::Exited(_, code)) => return Ok(code),
+            Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// The kernel's name for this boot (random(4)): what was made in another one is gone.
+pub fn boot_id() -> Result<String> {
+    let path = "/proc/sys/kernel/random/boot_id";
+    Ok(fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_is_recognised_and_a_reused_number_is_not() {
+        let me = ProcessId::of(Pid::this()).unwrap();
+        assert!(me.is_alive());
+        let other = ProcessId { start_time: me.start_time + 1, ..me };
+        assert!(!other.is_alive());
+        assert!(!ProcessId { pid: i32::MAX, start_time: 1 }.is_alive());
+    }
+
+    #[test]
+    fn a_zombie_is_not_alive() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let id = ProcessId::of(Pid::from_raw(child.id() as i32)).unwrap();
+        let fd = rustix::process::pidfd_open(
+            rustix::process::Pid::from_raw(id.pid).unwrap(),
+            rustix::process::PidfdFlags::empty(),
+        )
+        .unwrap();
+        assert!(has_ended(fd.as_fd(), Duration::from_secs(5)).unwrap());
+        assert!(!id.is_alive());
+        child.wait().unwrap();
+    }
+}

@@ -1,0 +1,73 @@
+//! `pgbox exec`: another process in a running node.
+
+use std::{ffi::OsString, path::PathBuf};
+
+use anyhow::Result;
+
+use super::{Context, need_root};
+use crate::{
+    cli,
+    enter::{self, EnterRequest, Target},
+    facts::node::{self, Node},
+    plan,
+    spec::Name,
+    sys::capability,
+};
+
+pub fn run(context: &Context, args: cli::Exec) -> Result<i32> {
+    need_root("pgbox exec")?;
+    let wanted = Wanted {
+        command: args.command,
+        user: args.user.unwrap_or_else(|| "0".to_owned()),
+        env: args.env,
+        workdir: args.workdir,
+        tty: args.tty,
+        stdin: args.interactive,
+    };
+    in_node(context, &args.node, wanted)
+}
+
+/// A command to run in a node.
+pub struct Wanted {
+    pub command: Vec<String>,
+    pub user: String,
+    pub env: Vec<String>,
+    pub workdir: Option<PathBuf>,
+    pub tty: bool,
+    pub stdin: bool,
+}
+
+/// Runs a command in a node, and gives its exit code.
+pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
+    crate::sys::exe::reexec_read_only()?;
+    let node = node::find(&context.root, &context.lab, name)?;
+    let target = target(context, &node)?;
+    let init = &node.state.plan.init;
+    let mut env: Vec<(OsString, OsString)> =
+        init.env.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
+    for setting in &wanted.env {
+        let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
+        env.retain(|(known, _)| known.to_str() != Some(key));
+        env.push((key.into(), value.into()));
+    }
+    let request = EnterRequest {
+        argv: wanted.command.into_iter().map(OsString::from).collect(),
+        env,
+        cwd: wanted.workdir.unwrap_or_else(|| init.cwd.clone()),
+        user: target.user(&wanted.user)?,
+        tty: wanted.tty,
+        stdin: wanted.stdin,
+        capabilities: capability::parse(&plan::CAPABILITIES.join(","))?,
+        seccomp: true,
+    };
+    enter::enter(&target, &request)
+}
+
+fn target(context: &Context, node: &Node) -> Result<Target> {
+    let pid = node.running().map(|_| node.state.init.map_or(0, |init| init.pid))?;
+    let group = node.cgroup(&context.root)?;
+    let unified = group.unified_dir();
+    let v1 = group.directories().into_iter().filter(|dir| Some(dir) != unified.as_ref());
+    let procs: Vec<PathBuf> = v1.map(|dir| dir.join("cgroup.procs")).collect();
+    Target::open(pid, unified.as_deref(), &procs)
+}

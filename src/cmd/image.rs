@@ -1,0 +1,161 @@
+//! `pgbox image`: the store of images.
+
+use std::{
+    io::IsTerminal,
+    path::Path,
+};
+
+use anyhow::{Context as _, Result};
+use serde_json::json;
+
+use super::{Context, need_root};
+use crate::{
+    cli::{self, Compression},
+    facts::node,
+    image::{
+        self, Digest, Image, Store,
+        build::{self, BuildOptions},
+    },
+    show::table,
+    spec::quantity::human_bytes,
+};
+
+pub fn run(context: &Context, command: cli::Image) -> Result<i32> {
+    let store = Store::open(context.root.path())?;
+    match command {
+        cli::Image::Build(args) => build(context, &store, &args)?,
+        cli::Image::Import { source, name } => {
+            println!("{}", import(&store, &source, name.as_deref())?.name());
+        }
+        cli::Image::Ls { json } => list(&store, json)?,
+        cli::Image::Inspect { image, json } => inspect(&store.resolve(&image)?, json)?,
+        cli::Image::Rm { images } => remove(context, &store, &images)?,
+        cli::Image::Mount { image, dir } => {
+            need_root("pgbox image mount")?;
+            image::mount(&store.resolve(&image)?, &dir)?;
+        }
+        cli::Image::Umount { dir } => {
+            need_root("pgbox image umount")?;
+            image::umount(&dir)?;
+        }
+    }
+    Ok(0)
+}
+
+fn import(store: &Store, source: &Path, name: Option<&str>) -> Result<Image> {
+    match std::io::stderr().is_terminal() {
+        true => store.import(source, name, &super::talk::Layers::new()),
+        false => store.import(source, name, &image::Silent),
+    }
+}
+
+fn build(context: &Context, store: &Store, args: &cli::Build) -> Result<()> {
+    need_root("pgbox image build")?;
+    let output = match &args.output {
+        Some(dir) => dir.clone(),
+        None => context.root.path().join("build"),
+    };
+    let options = BuildOptions {
+        recipe: recipe(&args.recipe),
+        suite: args.suite.clone(),
+        output: output.clone(),
+        compression: match args.compression {
+            Compression::Gzip => build::Compression::Gzip,
+            Compression::Zstd => build::Compression::Zstd,
+            Compression::None => build::Compression::None,
+        },
+        keep: false,
+    };
+    let built = build::build(&options, &mut |line| eprintln!("{line}"))?;
+    if args.output.is_some() {
+        println!("{}", built.manifest);
+        return Ok(());
+    }
+    import_built(store, &built, args.name.as_deref())?;
+    std::fs::remove_dir_all(&output).with_context(|| format!("remove {}", output.display()))
+}
+
+/// A recipe of pgbox by its name, or a directory by anything else.
+fn recipe(word: &str) -> build::Recipe {
+    match word {
+        "postgres" => build::Recipe::Postgres,
+        "tiny" => build::Recipe::Tiny,
+        dir => build::Recipe::Directory(dir.into()),
+    }
+}
+
+fn import_built(store: &Store, built: &build::Built, name: Option<&str>) -> Result<()> {
+    let names: Vec<&str> = match name {
+        Some(name) => vec![name],
+        None => built.names.iter().map(String::as_str).collect(),
+    };
+    for name in names {
+        println!("{}", import(store, &built.layout, Some(name))?.name());
+    }
+    Ok(())
+}
+
+fn list(store: &Store, as_json: bool) -> Result<()> {
+    let images = store.list()?;
+    if as_json {
+        let all: Vec<_> = images.iter().map(describe).collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(());
+    }
+    let cells = |image: &Image| {
+        let digest: String = image.manifest.to_string().chars().take(19).collect();
+        vec![image.names.join(", "), digest, image.layers.len().to_string(), human_bytes(image.size())]
+    };
+    print!("{}", table::render(&["IMAGE", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>()));
+    Ok(())
+}
+
+fn describe(image: &Image) -> serde_json::Value {
+    let layer = |layer: &image::Layer| json!({ "diff_id": layer.diff_id.0.to_string(), "directory": layer.dir, "size": layer.size });
+    json!({
+        "names": image.names,
+        "digest": image.manifest.to_string(),
+        "size": image.size(),
+        "created": image.config.created,
+        "architecture": image.config.architecture,
+        "env": image.config.env,
+        "entrypoint": image.config.entrypoint,
+        "cmd": image.config.cmd,
+        "user": image.config.user,
+        "volumes": image.config.volumes,
+        "exposed_ports": image.config.exposed_ports,
+        "stop_signal": image.config.stop_signal,
+        "labels": image.config.labels,
+        "layers": image.layers.iter().map(layer).collect::<Vec<_>>(),
+    })
+}
+
+fn inspect(image: &Image, as_json: bool) -> Result<()> {
+    let value = describe(image);
+    match as_json {
+        true => println!("{}", serde_json::to_string_pretty(&value)?),
+        false => super::inspect::print_tree(&value, 0),
+    }
+    Ok(())
+}
+
+fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
+    let in_use = in_use(context)?;
+    for image in images {
+        store.remove(image, &in_use)?;
+        println!("{image}");
+    }
+    Ok(())
+}
+
+/// Images that a node was made from, in any lab: it needs them to start again.
+fn in_use(context: &Context) -> Result<Vec<Digest>> {
+    let mut digests = Vec::new();
+    for lab in context.root.labs()? {
+        for node in node::all(&context.root, &lab)? {
+            digests.push(node.state.image.parse()?);
+        }
+    }
+    Ok(digests)
+}
+

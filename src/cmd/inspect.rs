@@ -1,0 +1,85 @@
+//! `pgbox inspect`: everything that is known about nodes, as remembered and as the kernel sees it.
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::Context;
+use crate::{
+    cli,
+    facts::node::{self, Node},
+};
+
+pub fn run(context: &Context, args: &cli::Nodes) -> Result<i32> {
+    let mut all = Vec::new();
+    for name in &args.nodes {
+        all.push(describe(context, &node::find(&context.root, &context.lab, name)?)?);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(0);
+    }
+    for (i, value) in all.iter().enumerate() {
+        if i > 0 {
+            println!();
+        }
+        print_tree(value, 0);
+    }
+    Ok(0)
+}
+
+fn describe(context: &Context, node: &Node) -> Result<Value> {
+    let names = node.names(&context.root);
+    let group = node.cgroup(&context.root)?;
+    Ok(json!({
+        "node": node.name,
+        "lab": node.lab,
+        "state": node.word(),
+        "status": node.status,
+        "pid": node.pidfd.as_ref().and(node.state.init).map(|init| init.pid),
+        "image": { "reference": node.state.spec.image, "digest": node.state.image },
+        "network": {
+            "address": node.state.address,
+            "bridge": names.bridge,
+            "veth": names.veth,
+            "netns": names.netns,
+            "nat_table": names.nat_table,
+            "publish": node.state.spec.publish,
+        },
+        "cgroup": group.directories(),
+        "data": node.state.data,
+        "directory": node.dir.path(),
+        "spec": node.state.spec,
+        "created": node.state.created,
+        "started": node.state.started,
+    }))
+}
+
+pub fn print_tree(value: &Value, depth: usize) {
+    let pad = "  ".repeat(depth);
+    match value {
+        Value::Object(map) => {
+            for (key, value) in map {
+                match value {
+                    Value::Object(inner) if !inner.is_empty() => {
+                        println!("{pad}{key}:");
+                        print_tree(value, depth + 1);
+                    }
+                    Value::Array(items) if !items.is_empty() => {
+                        println!("{pad}{key}:");
+                        items.iter().for_each(|item| println!("{pad}  - {}", plain(item)));
+                    }
+                    _ => println!("{pad}{key}: {}", plain(value)),
+                }
+            }
+        }
+        other => println!("{pad}{}", plain(other)),
+    }
+}
+
+fn plain(value: &Value) -> String {
+    match value {
+        Value::String(text) => text.clone(),
+        Value::Null => "-".to_owned(),
+        other => other.to_string(),
+    }
+}

@@ -1,0 +1,69 @@
+//! `pgbox logs`: what a node has written, and what it writes.
+
+use std::{
+    fs::File,
+    io::{self, Read, Seek, SeekFrom, Write},
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::Path,
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::Context;
+use crate::{cli, engine::launch, facts::node, sys::process};
+
+pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
+    let node = node::find(&context.root, &context.lab, &args.node)?;
+    let mut log = Follower::open(&node.dir.log())?;
+    match args.tail {
+        Some(lines) => {
+            launch::tail(&node.dir.log(), lines).iter().for_each(|line| println!("{line}"));
+            log.skip_to_end()?;
+        }
+        None => {
+            if let Ok(mut previous) = File::open(node.dir.previous_log()) {
+                io::copy(&mut previous, &mut io::stdout()).context("print the log")?;
+            }
+            log.copy()?;
+        }
+    }
+    if let (true, Some(pidfd)) = (args.follow, &node.pidfd) {
+        while !process::has_ended(pidfd.as_fd(), Duration::from_millis(100))? {
+            log.copy()?;
+        }
+        log.copy()?;
+    }
+    Ok(0)
+}
+
+/// Reads a log that grows, and that shrinks to nothing when it has reached its size.
+pub struct Follower {
+    file: File,
+    at: u64,
+}
+
+impl Follower {
+    pub fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
+        Ok(Self { file, at: 0 })
+    }
+
+    pub fn skip_to_end(&mut self) -> Result<()> {
+        self.at = self.file.metadata().context("stat the log")?.size();
+        Ok(())
+    }
+
+    /// Copies what is new to standard output.
+    pub fn copy(&mut self) -> Result<()> {
+        if self.file.metadata().context("stat the log")?.size() < self.at {
+            self.at = 0;
+        }
+        self.file.seek(SeekFrom::Start(self.at)).context("seek in the log")?;
+        let mut text = Vec::new();
+        self.file.read_to_end(&mut text).context("read the log")?;
+        self.at += text.len() as u64;
+        io::stdout().write_all(&text).context("print the log")?;
+        io::stdout().flush().context("print the log")
+    }
+}

@@ -1,0 +1,68 @@
+//! `pgbox ps`: the nodes of a lab.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::Context;
+use crate::{
+    cli,
+    facts::node::{self, Node},
+    show::table,
+};
+
+/// A row; the names are those of the JSON output.
+#[derive(Serialize)]
+struct Row {
+    lab: String,
+    node: String,
+    state: String,
+    image: String,
+    address: String,
+    ports: Vec<String>,
+    /// Of pid 1 on the host.
+    pid: Option<i32>,
+    restarts: u32,
+}
+
+pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
+    let labs = if args.all_labs { context.root.labs()? } else { vec![context.lab.clone()] };
+    let mut rows = Vec::new();
+    for lab in labs {
+        rows.extend(node::all(&context.root, &lab)?.iter().map(row));
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&rows)?);
+    } else if args.quiet {
+        rows.iter().for_each(|row| println!("{}", row.node));
+    } else {
+        print!("{}", render(&rows, args.all_labs));
+    }
+    Ok(0)
+}
+
+fn row(node: &Node) -> Row {
+    Row {
+        lab: node.lab.to_string(),
+        node: node.name.to_string(),
+        state: node.word(),
+        image: node.state.spec.image.clone(),
+        address: node.state.address.addr().to_string(),
+        ports: node.state.spec.publish.iter().map(|p| p.to_string()).collect(),
+        pid: node.pidfd.as_ref().and(node.state.init).map(|init| init.pid),
+        restarts: node.status.restarts,
+    }
+}
+
+fn render(rows: &[Row], with_lab: bool) -> String {
+    let mut header = vec!["NODE", "STATE", "IMAGE", "ADDRESS", "PORTS"];
+    let cells = |row: &Row| {
+        let (node, state, image) = (row.node.clone(), row.state.clone(), row.image.clone());
+        vec![node, state, image, row.address.clone(), row.ports.join(", ")]
+    };
+    let mut lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    if with_lab {
+        header.insert(0, "LAB");
+        lines.iter_mut().zip(rows).for_each(|(line, row)| line.insert(0, row.lab.clone()));
+    }
+    table::render(&header, &lines)
+}

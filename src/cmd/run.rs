@@ -1,0 +1,234 @@
+//! `pgbox run`: a new node, from an image to an answer.
+
+use std::{fs, io::Read, path::Path};
+
+use anyhow::{Context as _, Result};
+
+use super::{Context, need_root, start, talk};
+use crate::{
+    cli,
+    engine::{Reach, launch},
+    facts,
+    hint::advise,
+    image::Store,
+    plan,
+    postgres::{contract::Contract, launch::Password, password, settings, uri},
+    show,
+    spawn::Stdio,
+    spec::{NodeLimits, NodeSpec, VolumeSource},
+    state::{self, NodeDir, NodeState, Plan},
+};
+
+pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
+    need_root("pgbox run")?;
+    crate::sys::exe::reexec_read_only()?;
+    let (spec, secret) = spec(context, &args)?;
+    let store = Store::open(context.root.path())?;
+    let image = store.resolve(&spec.image)?;
+    let image = facts::image::facts(&context.root, &image)?;
+    let lock = context.root.lock(&spec.lab)?;
+    let facts = facts::gather(&context.root, &spec, image)?;
+    let plan = plan::plan(&spec, &facts)?;
+    if args.dry_run || args.explain {
+        let depth = if args.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
+        print!("{}", show::plan::render(&plan, depth));
+        return Ok(0);
+    }
+    let data = plan::data_on_host(&plan);
+    check_data(&facts, data.as_deref())?;
+    warn(&spec, &facts);
+    let mut state = NodeState {
+        version: NodeState::VERSION,
+        spec,
+        image: facts.image.digest.clone(),
+        address: facts.address,
+        data,
+        plan,
+        init: None,
+        boot_id: String::new(),
+        created: launch::now(),
+        started: 0,
+    };
+    remember(context, &state, &facts, secret)?;
+    let command = state.spec.command().is_some();
+    let stdio = if command { Stdio::Inherit } else { Stdio::Log };
+    let mut progress = talk::Progress::new();
+    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
+    drop(lock);
+    launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, args.timeout, &mut progress)?;
+    drop(progress);
+    remember_volume(&state, &facts)?;
+    if command || args.foreground {
+        return start::attend(context, &state, spawned, args.rm);
+    }
+    announce(context, &state)?;
+    Ok(0)
+}
+
+/// What the user asked for, and the password apart from it.
+fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)> {
+    let env = environment(args)?;
+    let contract = Contract::parse(&env)?;
+    let volumes = args.volumes.iter().map(|volume| {
+        let mut volume = volume.clone();
+        if let VolumeSource::Path(path) = &volume.source {
+            volume.source = VolumeSource::Path(std::path::absolute(path)?);
+        }
+        Ok(volume)
+    });
+    let spec = NodeSpec {
+        lab: context.lab.clone(),
+        node: args.node.clone(),
+        image: args.image.clone(),
+        env: env.into_iter().filter(|(key, _)| key != "POSTGRES_PASSWORD" && key != "PGPASSWORD").collect(),
+        volumes: volumes.collect::<Result<_>>()?,
+        publish: args.publish.clone(),
+        settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,
+        limits: NodeLimits {
+            memory: args.limits.memory,
+            swap: args.limits.swap,
+            milli_cpus: args.limits.cpus,
+            pids: args.limits.pids,
+            shm_size: args.shm_size,
+        },
+        restart: args.restart,
+        stop_timeout: args.stop_timeout.as_secs().max(1),
+        tune: args.tune.is_some(),
+        args: args.args.clone(),
+        subnet: args.subnet,
+    };
+    Ok((spec, contract.secret))
+}
+
+/// `--env-file` and then `-e`; a bare name takes its value from the caller, and is left out if it has none.
+fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
+    let mut lines = Vec::new();
+    for file in &args.env_file {
+        let text = fs::read_to_string(file).with_context(|| format!("read --env-file {}", file.display()))?;
+        lines.extend(text.lines().map(str::trim_start).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+    }
+    lines.extend(args.env.iter().cloned());
+    let mut env = Vec::new();
+    for line in lines {
+        match line.split_once('=') {
+            Some(("", _)) => return Err(advise(format!("`{line}` sets no variable"), "write -e NAME=VALUE")),
+            Some((key, value)) => env.push((key.to_owned(), value.to_owned())),
+            None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
+        }
+    }
+    Ok(env)
+}
+
+/// Refuses a data directory that this image can't serve, before anything is made.
+fn check_data(facts: &plan::Facts, data: Option<&Path>) -> Result<()> {
+    let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
+    if let Some(node) = launch::holder(&facts.root, data, "") {
+        return Err(advise(
+            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
+            "one data directory can serve one server; give the new node a volume of its own with -v",
+        ));
+    }
+    crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+fn warn(spec: &NodeSpec, facts: &plan::Facts) {
+    if !facts.nat {
+        eprintln!("warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host", spec.node);
+    }
+    for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
+        eprintln!("warning: {unmet}");
+    }
+    if let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
+        eprintln!("warning: {chain} drops forwarded packets: published ports and the way out may be blocked there");
+    }
+    warn_of_libc(spec, facts);
+}
+
+/// An index on text follows the collations of the C library; under another one it may miss rows.
+fn warn_of_libc(spec: &NodeSpec, facts: &plan::Facts) {
+    let volume = facts.root.volume_dir(&spec.lab, &spec.node);
+    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
+    let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
+    if let (Some(known), Some(now)) = (known, now)
+        && known != now
+    {
+        eprintln!(
+            "warning: the data was written under {known}, this image has {now}: text may sort differently; \
+             check with `pgbox psql {} -c '\\l'` and REINDEX",
+            spec.node
+        );
+    }
+}
+
+/// Writes the state and, apart from it, the password. Takes the node's name: from here on it is taken.
+fn remember(context: &Context, state: &NodeState, facts: &plan::Facts, secret: Option<String>) -> Result<()> {
+    let lab = &state.spec.lab;
+    if context.root.load_lab(lab)?.is_none() {
+        context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
+    }
+    let node = context.root.node(lab, &state.spec.node);
+    node.create()?;
+    keep_secret(&node, state, secret)?;
+    node.save(state)
+}
+
+fn keep_secret(node: &NodeDir, state: &NodeState, secret: Option<String>) -> Result<()> {
+    let Plan { init, .. } = &state.plan;
+    let crate::postgres::launch::Payload::Postgres(postgres) = &init.payload else { return Ok(()) };
+    if postgres.password != Password::Descriptor {
+        return Ok(());
+    }
+    let secret = match secret {
+        Some(secret) => secret,
+        None => known_secret(state).map_or_else(generated_secret, Ok)?,
+    };
+    state::write_secret(&node.secret_file(), &secret)?;
+    let user = match &postgres.superuser {
+        crate::postgres::launch::Source::Value(user) => user.as_str(),
+        crate::postgres::launch::Source::File(_) => "*",
+    };
+    state::write_secret(&node.pass_file(), &uri::passfile_line(user, &secret))
+}
+
+/// The password that was kept beside the data when an earlier node on it was removed.
+fn known_secret(state: &NodeState) -> Option<String> {
+    let volume = state.data.as_deref()?.parent()?;
+    fs::read_to_string(volume.join("password")).ok().filter(|s| !s.is_empty())
+}
+
+fn generated_secret() -> Result<String> {
+    let mut bytes = [0; 18];
+    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
+    Ok(password::from_random(bytes))
+}
+
+/// Keeps beside a named volume what the next node on it should know.
+fn remember_volume(state: &NodeState, facts: &plan::Facts) -> Result<()> {
+    let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
+    let Some(volume) = data.parent().filter(|v| v.starts_with(facts.root.path().join("volumes"))) else { return Ok(()) };
+    let node = facts.root.node(&state.spec.lab, &state.spec.node);
+    if let Ok(secret) = fs::read_to_string(node.secret_file()) {
+        state::write_secret(&volume.join("password"), &secret)?;
+    }
+    let known = state::VolumeState {
+        version: state::VolumeState::VERSION,
+        image: facts.image.digest.clone(),
+        libc: postgres.libc.clone(),
+    };
+    state::save_volume(volume, &known)
+}
+
+fn announce(context: &Context, state: &NodeState) -> Result<()> {
+    let node = &state.spec.node;
+    println!("{node} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
+    for port in &state.spec.publish {
+        println!("  published  {}:{}", port.reachable_at(), port.host_port);
+    }
+    let dir = context.root.node(&state.spec.lab, node);
+    if dir.secret_file().exists() {
+        println!("  password   {}", dir.secret_file().display());
+    }
+    let lab = super::lab_option(context);
+    println!("  connect    pgbox{lab} psql {node}    or    psql \"$(pgbox{lab} uri {node})\"");
+    Ok(())
+}

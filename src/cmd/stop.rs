@@ -1,0 +1,82 @@
+//! `pgbox stop` and `pgbox restart`.
+
+use std::{os::fd::AsFd, time::{Duration, Instant}};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::{Context, each, need_root};
+use crate::{
+    cli,
+    engine::{
+        halt::{self, Shutdown},
+        ready,
+    },
+    facts::node::{self, Node},
+    hint::advise,
+    postgres::report::Phase,
+    spec::Name,
+    step::AfterStep,
+    sys::process,
+};
+
+pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
+    need_root("pgbox stop")?;
+    each(&args.nodes, |name| stop(context, args, name))
+}
+
+fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+    let _lock = context.root.lock(&context.lab)?;
+    let node = node::find(&context.root, &context.lab, name)?;
+    if node.pidfd.is_none() {
+        // It may have ended by itself: its interface, cgroup and published ports are still there.
+        halt::take_down(&node)?;
+        eprintln!("note: `{name}` does not run");
+        return Ok(());
+    }
+    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
+    if halt::end(&node, shutdown(args.mode), patience)? {
+        eprintln!("warning: `{name}` did not stop in {} s and was stopped at once; the next start recovers", patience.as_secs());
+    }
+    halt::take_down(&node)
+}
+
+fn shutdown(mode: cli::Mode) -> Shutdown {
+    match mode {
+        cli::Mode::Smart => Shutdown::Smart,
+        cli::Mode::Fast => Shutdown::Fast,
+        cli::Mode::Immediate => Shutdown::Immediate,
+    }
+}
+
+pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
+    need_root("pgbox restart")?;
+    each(&args.nodes, |name| restart_one(context, args, name))
+}
+
+/// Postgres alone restarts: pid 1, namespaces and address stay.
+fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let pidfd = node.running()?;
+    let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
+        return Err(advise(format!("node `{name}` runs no Postgres"), "stop it and start it"));
+    };
+    let before = node.status.pid;
+    process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
+    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
+    let deadline = Instant::now() + patience;
+    while Instant::now() < deadline {
+        if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {
+            bail!("node `{name}` ended instead of restarting; `pgbox logs {name}` tells why");
+        }
+        if is_new(&node, before)? && ready::probe(&node.dir, *address)?.is_ready() {
+            return Ok(());
+        }
+    }
+    Err(advise(format!("node `{name}` did not answer within {} s", patience.as_secs()), format!("see `pgbox logs {name}`")))
+}
+
+fn is_new(node: &Node, before: i32) -> Result<bool> {
+    let status = node::status(&node.dir).context("ask pid 1")?;
+    Ok(status.pid != before && matches!(status.phase, Phase::Starting | Phase::Running))
+}

@@ -1,0 +1,73 @@
+//! What commands say on standard error while they work: one line that changes on a terminal, nothing
+//! elsewhere but notes and warnings.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{engine::launch::Talk, postgres::report::Phase};
+
+/// Progress of a node that comes up.
+pub struct Progress {
+    bar: ProgressBar,
+}
+
+impl Progress {
+    pub fn new() -> Self {
+        let bar = if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
+        bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or(ProgressStyle::default_spinner()));
+        Self { bar }
+    }
+}
+
+impl Talk for Progress {
+    fn step(&mut self, number: usize, total: usize, title: &str) {
+        self.bar.set_message(format!("{number}/{total} {title}"));
+        self.bar.tick();
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        self.bar.set_message(phase.word().to_owned());
+        self.bar.tick();
+    }
+
+    fn note(&mut self, text: &str) {
+        self.bar.suspend(|| eprintln!("note: {text}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// Progress of an import: one bar over the bytes of all layers.
+pub struct Layers {
+    bar: ProgressBar,
+}
+
+impl Layers {
+    pub fn new() -> Self {
+        let template = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec}";
+        let style = ProgressStyle::with_template(template).unwrap_or(ProgressStyle::default_bar());
+        Self { bar: ProgressBar::new(0).with_style(style) }
+    }
+}
+
+impl crate::image::Progress for Layers {
+    fn begin(&self, layers: usize, bytes: u64) {
+        self.bar.set_length(bytes);
+        self.bar.set_message(format!("unpacking {layers} layers"));
+    }
+
+    fn advance(&self, _layer: usize, bytes: u64) {
+        self.bar.inc(bytes);
+    }
+}
+
+impl Drop for Layers {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,77 @@
+//! Stopping and removing nodes: a signal to pid 1, patience, and then the host steps backwards.
+
+use std::{os::fd::AsFd, time::Duration};
+
+use anyhow::{Error, Result, bail};
+use nix::sys::signal::Signal;
+
+use super::Reach;
+use crate::{
+    facts::node::Node,
+    state::Root,
+    sys::process,
+};
+
+/// How Postgres is asked to end; the signals that pid 1 understands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shutdown {
+    Smart,
+    Fast,
+    Immediate,
+}
+
+impl Shutdown {
+    fn signal(self) -> Signal {
+        match self {
+            Self::Smart => Signal::SIGUSR2,
+            Self::Fast => Signal::SIGINT,
+            Self::Immediate => Signal::SIGQUIT,
+        }
+    }
+}
+
+/// How long an immediate shutdown may take: it writes nothing.
+const IMMEDIATE: Duration = Duration::from_secs(10);
+
+/// Ends pid 1 and with it the node; returns true if more than a polite request was needed.
+///
+/// # Errors
+/// When even SIGKILL does not end it, as with a process that waits for a dead disk.
+pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
+    let Some(pidfd) = &node.pidfd else { return Ok(false) };
+    let stages = [(how.signal(), patience), (Signal::SIGQUIT, IMMEDIATE), (Signal::SIGKILL, IMMEDIATE)];
+    for (i, (signal, patience)) in stages.into_iter().enumerate() {
+        process::signal(pidfd.as_fd(), signal)?;
+        if process::has_ended(pidfd.as_fd(), patience)? {
+            return Ok(i > 0);
+        }
+    }
+    bail!("node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel", node.name)
+}
+
+/// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
+pub fn take_down(node: &Node) -> Result<()> {
+    let begun = node.dir.progress()?.get()?;
+    all_or(super::undo(&node.state.plan, Reach::Running, begun), "stop")
+}
+
+/// Removes a node that does not run: every host step backwards, then its directory.
+pub fn remove(root: &Root, node: &Node) -> Result<()> {
+    let begun = node.dir.progress()?.get()?;
+    all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
+    node.dir.remove()?;
+    if root.nodes(&node.lab)?.is_empty() {
+        root.forget_lab(&node.lab)?;
+    }
+    Ok(())
+}
+
+fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {
+    match errors.len() {
+        0 => Ok(()),
+        count => {
+            let causes: Vec<String> = errors.iter().map(super::cause_text).collect();
+            bail!("{what}: {count} steps could not be undone: {}", causes.join("; "))
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! The engine walks a plan: applies host steps in order, starts pid 1, and takes everything back when a step
+//! fails. It decides nothing: what to do, and in which order, is in the plan.
+//!
+//! The journal is written before each step. After a crash at any point, undoing every step that was begun
+//! leaves nothing behind, because undoing an absent thing is Ok.
+
+pub mod halt;
+pub mod launch;
+pub mod ready;
+
+use std::fmt;
+
+use anyhow::{Error, Result};
+
+use crate::{
+    hint,
+    state::{NodeDir, Plan, Progress},
+    step::{HostStep, Lesson},
+};
+
+/// A step that failed, and the state in which that left the host.
+#[derive(Debug)]
+pub struct StepFailed {
+    /// Counted from 1 over host, inner and after steps.
+    pub number: usize,
+    pub total: usize,
+    pub title: String,
+    pub cause: String,
+    pub hint: Option<String>,
+    /// What became of the steps before it.
+    pub host: String,
+    /// The end of the node's log, if it has one.
+    pub log: Vec<String>,
+}
+
+impl fmt::Display for StepFailed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "step {}/{} failed: {}", self.number, self.total, self.title)
+    }
+}
+
+impl std::error::Error for StepFailed {}
+
+/// The number of steps of a plan.
+pub fn total(plan: &Plan) -> usize {
+    plan.host.len() + plan.inner.len() + plan.after.len()
+}
+
+/// The lessons of a plan, in the order of its steps.
+pub fn lessons(plan: &Plan) -> impl Iterator<Item = Lesson> {
+    let host = plan.host.iter().map(HostStep::lesson);
+    let inner = plan.inner.iter().map(|s| s.lesson());
+    host.chain(inner).chain(plan.after.iter().map(|s| s.lesson()))
+}
+
+/// Why the host steps stopped, before anything was taken back.
+pub struct Interrupted {
+    /// Index of the host step that failed.
+    pub index: usize,
+    pub error: Error,
+}
+
+/// Which of the host steps a walk concerns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// All of them: a new node, or its removal.
+    All,
+    /// Those whose result a stopped node does not keep.
+    Running,
+}
+
+impl Reach {
+    fn includes(self, step: &HostStep) -> bool {
+        self == Self::All || !step.outlives_stop()
+    }
+}
+
+/// Applies the host steps in order, telling each title before it.
+pub fn apply(plan: &Plan, reach: Reach, journal: &Progress, talk: &mut dyn FnMut(usize, &HostStep)) -> Result<(), Interrupted> {
+    for (index, step) in plan.host.iter().enumerate().filter(|(_, s)| reach.includes(s)) {
+        let failed = |error| Interrupted { index, error };
+        journal.set(index + 1).map_err(failed)?;
+        talk(index, step);
+        step.apply().map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Undoes the first `begun` host steps, last first. One that can't be undone does not keep the others from
+/// it; all errors come back.
+pub fn undo(plan: &Plan, reach: Reach, begun: usize) -> Vec<Error> {
+    let steps = plan.host.iter().take(begun).rev().filter(|s| reach.includes(s));
+    steps.filter_map(|step| step.undo().err().map(|e| e.context(step.lesson().title))).collect()
+}
+
+/// Takes back what an interrupted walk has done, and tells the whole story as one error. A step that failed
+/// because its object exists already is not undone: the object is somebody else's.
+pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted) -> Error {
+    let step = &plan.host[failure.index];
+    let foreign = hint::errno_of(&failure.error) == Some(nix::errno::Errno::EEXIST);
+    let begun = if foreign { failure.index } else { failure.index + 1 };
+    let host = taken_back(plan, reach, node, begun);
+    Error::new(StepFailed {
+        number: failure.index + 1,
+        total: total(plan),
+        title: step.lesson().title,
+        cause: cause_text(&failure.error),
+        hint: hint::for_host_step(step, &failure.error),
+        host,
+        log: Vec::new(),
+    })
+}
+
+/// Undoes `begun` host steps and says in one line what state the host is in.
+pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> String {
+    let mut errors = undo(plan, reach, begun);
+    let name = node.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if reach == Reach::All && errors.is_empty() {
+        errors.extend(node.remove().err());
+    }
+    match (errors.is_empty(), reach, begun) {
+        (true, Reach::All, 0) => "nothing was done".to_owned(),
+        (true, Reach::All, _) => format!("steps {begun}-1 undone, nothing of `{name}` is left but its volumes"),
+        (true, Reach::Running, _) => format!("steps {begun}-1 undone, `{name}` is stopped; its data and address are kept"),
+        (false, ..) => format!(
+            "{} of {begun} steps could not be undone ({}); `pgbox rm --force {name}` tries again",
+            errors.len(),
+            errors.iter().map(cause_text).collect::<Vec<_>>().join("; ")
+        ),
+    }
+}
+
+/// A chain of errors on one line.
+pub fn cause_text(error: &Error) -> String {
+    let mut text = format!("{error:#}");
+    if let Some(errno) = hint::errno_of(error) {
+        let name = format!("{errno:?}");
+        if !text.contains(&name) {
+            text.push_str(&format!(" ({name})"));
+        }
+    }
+    text
+}

@@ -1,0 +1,62 @@
+//! Whether a server answers: a real connection and a real query over TCP. A port that accepts, or pg_isready,
+//! says less: the server may still be recovering, or be another one.
+
+use std::{
+    net::{SocketAddrV4, TcpStream},
+    time::Duration,
+};
+
+use anyhow::Result;
+use postgres::{Config, NoTls, error::SqlState};
+
+use crate::{facts, state::NodeDir};
+
+/// What a server said to a query.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Answer {
+    /// It answered.
+    Ready,
+    /// It is the final server, but would not let pgbox in: the password is another one, or pg_hba.conf
+    /// refuses this host. It serves those whom it knows.
+    Refused(String),
+    /// Nobody listens, or it is starting, stopping or recovering.
+    NotYet(String),
+}
+
+impl Answer {
+    pub fn is_ready(&self) -> bool {
+        !matches!(self, Self::NotYet(_))
+    }
+}
+
+/// Asks the server of a node once.
+pub fn probe(node: &NodeDir, address: SocketAddrV4) -> Result<Answer> {
+    // A refused connection is told apart in microseconds, without a runtime and a handshake.
+    if let Err(e) = TcpStream::connect_timeout(&address.into(), Duration::from_secs(1)) {
+        return Ok(Answer::NotYet(e.to_string()));
+    }
+    let status = facts::node::status(node)?;
+    let user = status.superuser.unwrap_or_else(|| "postgres".to_owned());
+    let mut config = Config::new();
+    config.host(&address.ip().to_string()).port(address.port()).connect_timeout(Duration::from_secs(2));
+    config.dbname(status.database.as_deref().unwrap_or(&user)).user(&user).application_name("pgbox");
+    if let Ok(password) = std::fs::read_to_string(node.secret_file()) {
+        config.password(password);
+    }
+    let answer = config.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1"));
+    Ok(match answer {
+        Ok(_) => Answer::Ready,
+        Err(error) => explain(&error),
+    })
+}
+
+fn explain(error: &postgres::Error) -> Answer {
+    let starting = [SqlState::CANNOT_CONNECT_NOW, SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
+    match error.as_db_error() {
+        Some(said) if starting.contains(said.code()) => Answer::NotYet(said.message().to_owned()),
+        Some(said) => Answer::Refused(said.message().to_owned()),
+        // The crate's own errors are about passwords that were asked for and not there.
+        None if error.to_string().contains("password") => Answer::Refused(error.to_string()),
+        None => Answer::NotYet(error.to_string()),
+    }
+}

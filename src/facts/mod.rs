@@ -1,0 +1,248 @@
+//! Facts: what the machine, the lab and an image are like right now. Everything a plan needs to know is
+//! found here, and everything a reading command shows is read from the kernel here, never from a stored
+//! status.
+
+pub mod image;
+pub mod node;
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    net::{Ipv4Addr, TcpListener},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use ipnet::Ipv4Net;
+
+use crate::{
+    hint::advise,
+    plan::{Facts, ImageFacts},
+    spec::{Name, NodeSpec, ObjectNames, Publish, VolumeSource},
+    state::{LabState, NodeState, Root},
+    sys::{cgroup, link, netns, nft},
+};
+
+/// The nodes of a lab, as remembered.
+pub fn nodes(root: &Root, lab: &Name) -> Result<Vec<(Name, NodeState)>> {
+    let mut nodes = Vec::new();
+    for name in root.nodes(lab)? {
+        if let Some(state) = root.node(lab, &name).load()? {
+            nodes.push((name, state));
+        }
+    }
+    Ok(nodes)
+}
+
+/// Gathers what a plan for a new node needs. The caller holds the lab's lock.
+///
+/// # Errors
+/// When something that the node needs is taken: its name, an address range, a port.
+pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> {
+    let others = nodes(root, &spec.lab)?;
+    check_name(root, spec)?;
+    let lab = lab(root, spec)?;
+    let cgroups = cgroup::detect().map_err(|e| {
+        advise(format!("this host has no usable cgroups: {e:#}"), "mount cgroup2 at /sys/fs/cgroup, or boot with it")
+    })?;
+    let nat = nft::supported().unwrap_or(false);
+    check_ports(root, spec, nat)?;
+    let sources = || spec.volumes.iter().filter_map(|v| match &v.source {
+        VolumeSource::Path(path) => Some(path.clone()),
+        VolumeSource::Named(_) => None,
+    });
+    let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
+    let address = free_address(&lab, &taken)
+        .with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
+    let with_prefix = |address| Ipv4Net::new(address, lab.subnet.prefix_len()).context("prefix length");
+    Ok(Facts {
+        root: root.clone(),
+        cgroups,
+        nat,
+        image,
+        gateway: with_prefix(lab.gateway())?,
+        address: with_prefix(address)?,
+        resolv_conf: resolv_conf(),
+        file_sources: sources().filter(|p| p.is_file()).collect(),
+        missing_sources: sources().filter(|p| !p.exists()).collect(),
+        whole_memory: whole_memory()?,
+    })
+}
+
+fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
+    if root.node(&spec.lab, &spec.node).path().exists() {
+        return Err(advise(
+            format!("the name `{}` is taken in lab `{}`", spec.node, spec.lab),
+            format!("start it with `pgbox start {0}`, or remove it first: `pgbox rm {0}` keeps its data", spec.node),
+        ));
+    }
+    let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
+    if netns::list()?.contains(&names.netns) {
+        return Err(advise(
+            format!("a network namespace {} is there already, and belongs to no node", names.netns),
+            format!("remove what is left of an earlier node: `pgbox rm --force {}`", spec.node),
+        ));
+    }
+    Ok(())
+}
+
+fn free_address(lab: &LabState, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
+    lab.subnet.hosts().skip(1).find(|address| !taken.contains(address))
+}
+
+/// The lab's address range: as remembered, as asked for, or a free one.
+fn lab(root: &Root, spec: &NodeSpec) -> Result<LabState> {
+    let known = root.load_lab(&spec.lab)?;
+    match (known, spec.subnet) {
+        (Some(lab), Some(asked)) if asked.trunc() != lab.subnet => Err(advise(
+            format!("lab `{}` has the address range {}, not {asked}", spec.lab, lab.subnet),
+            "leave --subnet out, or choose another --lab",
+        )),
+        (Some(lab), _) => Ok(lab),
+        (None, Some(asked)) => {
+            let asked = asked.trunc();
+            if asked.prefix_len() > 29 {
+                return Err(advise(format!("{asked} has room for no lab"), "give a range of /29 or larger"));
+            }
+            match conflict(&claimed(root, spec)?, asked) {
+                Some(who) => Err(advise(
+                    format!("the address range {asked} is in use: {who}"),
+                    "choose another with --subnet, or leave it out and pgbox finds a free one",
+                )),
+                None => Ok(LabState::new(asked)),
+            }
+        }
+        (None, None) => free_range(root, spec).map(LabState::new),
+    }
+}
+
+/// Ranges in use, and by what: addresses and routes of this host, and other labs.
+fn claimed(root: &Root, spec: &NodeSpec) -> Result<Vec<(Ipv4Net, String)>> {
+    let mut ranges = Vec::new();
+    for address in link::addresses()? {
+        if let Ok(net) = Ipv4Net::new(address.address, address.prefix) {
+            ranges.push((net.trunc(), format!("{} has the address {net}", address.dev)));
+        }
+    }
+    // A route without a device is a wall (unreachable, blackhole), and nobody lives behind it.
+    for route in link::routes()?.into_iter().filter(|r| r.dst.1 > 0) {
+        if let (Ok(net), Some(dev)) = (Ipv4Net::new(route.dst.0, route.dst.1), route.dev) {
+            ranges.push((net, format!("this host has a route to {net} by {dev}")));
+        }
+    }
+    for lab in root.labs()?.into_iter().filter(|lab| *lab != spec.lab) {
+        if let Some(state) = root.load_lab(&lab)? {
+            ranges.push((state.subnet, format!("lab `{lab}` has {}", state.subnet)));
+        }
+    }
+    Ok(ranges)
+}
+
+fn conflict(claimed: &[(Ipv4Net, String)], range: Ipv4Net) -> Option<String> {
+    let overlaps = |net: &Ipv4Net| net.contains(&range.network()) || range.contains(&net.network());
+    claimed.iter().find(|(net, _)| overlaps(net)).map(|(_, who)| who.clone())
+}
+
+/// A free /24. Each lab begins to look at its own place, so that labs made at one time rarely meet.
+fn free_range(root: &Root, spec: &NodeSpec) -> Result<Ipv4Net> {
+    let claimed = claimed(root, spec)?;
+    let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
+    let start = names.bridge_mac[5];
+    let candidates = (0..=255u8).map(|i| Ipv4Net::new_assert(Ipv4Addr::new(10, 213, start.wrapping_add(i), 0), 24));
+    candidates.into_iter().find(|range| conflict(&claimed, *range).is_none()).ok_or_else(|| {
+        advise("no address range in 10.213.0.0/16 is free on this host", "name one with --subnet")
+    })
+}
+
+fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
+    if !nat && !spec.publish.is_empty() {
+        return Err(advise(
+            "this kernel can't publish ports: it has no nf_tables of the family ip",
+            "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
+        ));
+    }
+    for lab in root.labs()? {
+        for (name, state) in nodes(root, &lab)? {
+            let other = &state.spec.publish;
+            if let Some(port) = spec.publish.iter().find(|p| other.iter().any(|o| o.collides(p))) {
+                return Err(taken(port, &format!("node `{name}` of lab `{lab}` has it")));
+            }
+        }
+    }
+    // A rewritten port never reaches a listener, so a program that listens there would be cut off silently.
+    for port in &spec.publish {
+        let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+        if let Err(e) = TcpListener::bind((ip, port.host_port)) {
+            let why = match e.kind() {
+                std::io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
+                std::io::ErrorKind::AddrNotAvailable => format!("{ip} is no address of this host"),
+                _ => e.to_string(),
+            };
+            return Err(taken(port, &why));
+        }
+    }
+    Ok(())
+}
+
+fn taken(port: &Publish, why: &str) -> anyhow::Error {
+    let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
+    advise(
+        format!("can't publish on {ip}:{}: {why}", port.host_port),
+        format!("publish on another port, for example -p {}:{}", port.host_port.wrapping_add(1).max(1024), port.port),
+    )
+}
+
+/// The host's name servers as a node can reach them: one on the host's loopback address is out of reach.
+fn resolv_conf() -> String {
+    let usable = |text: &str| {
+        text.lines().any(|line| {
+            line.strip_prefix("nameserver").is_some_and(|rest| !rest.trim().starts_with("127.") && rest.trim() != "::1")
+        })
+    };
+    let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
+    let text = files.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| usable(text));
+    text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
+}
+
+fn whole_memory() -> Result<u64> {
+    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
+    kilobytes.and_then(|n| n.trim().parse::<u64>().ok()).map(|n| n << 10).context("/proc/meminfo has no MemTotal")
+}
+
+/// The version of the data directory at `path`, if one is there: the content of PG_VERSION.
+pub fn data_version(path: &Path) -> Result<Option<u32>> {
+    match fs::read_to_string(path.join("PG_VERSION")) {
+        Ok(text) => crate::postgres::version::parse_pg_version(&text).map(Some),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) => Err(e).with_context(|| format!("read {}/PG_VERSION", path.display())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn net(text: &str) -> Ipv4Net {
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn ranges_that_contain_each_other_conflict() {
+        let claimed = [(net("10.213.0.0/16"), "x".to_owned())];
+        assert!(conflict(&claimed, net("10.213.4.0/24")).is_some());
+        assert!(conflict(&claimed, net("10.0.0.0/8")).is_some());
+        assert!(conflict(&claimed, net("10.214.0.0/16")).is_none());
+    }
+
+    #[test]
+    fn the_bridge_has_the_first_address_and_nodes_the_next() {
+        let lab = LabState::new(net("10.0.0.0/29"));
+        let mut taken = BTreeSet::new();
+        while let Some(address) = free_address(&lab, &taken) {
+            taken.insert(address);
+        }
+        let all: Vec<u8> = taken.iter().map(|a| a.octets()[3]).collect();
+        assert_eq!(all, [2, 3, 4, 5, 6]);
+    }
+}

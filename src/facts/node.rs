@@ -1,0 +1,127 @@
+//! The state of one node, asked of the kernel and of its pid 1, never of a stored status.
+
+use std::{fs, os::fd::OwnedFd};
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::{
+    hint::advise,
+    postgres::report::{Phase, Status},
+    spec::{Name, ObjectNames},
+    state::{NodeDir, NodeState, Root},
+    sys::{cgroup, process},
+};
+
+/// Where a container is in its life, in the words of the OCI runtime specification.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Life {
+    /// Steps were begun, but no pid 1 was recorded: a command is at work, or was killed.
+    Creating,
+    Running,
+    Stopped,
+}
+
+impl Life {
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Running => "running",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A node as it is now.
+pub struct Node {
+    pub lab: Name,
+    pub name: Name,
+    pub dir: NodeDir,
+    pub state: NodeState,
+    pub life: Life,
+    /// What pid 1 said last.
+    pub status: Status,
+    /// Of pid 1, while the node runs.
+    pub pidfd: Option<OwnedFd>,
+}
+
+impl Node {
+    pub fn names(&self, root: &Root) -> ObjectNames {
+        ObjectNames::new(root.path(), &self.lab, &self.name)
+    }
+
+    pub fn cgroup(&self, root: &Root) -> Result<cgroup::Cgroup> {
+        cgroup::Cgroup::new(&cgroup::detect()?, self.names(root).cgroup)
+    }
+
+    /// The pidfd of pid 1.
+    ///
+    /// # Errors
+    /// When the node does not run, with the command that starts it.
+    pub fn running(&self) -> Result<&OwnedFd> {
+        self.pidfd.as_ref().ok_or_else(|| {
+            advise(format!("node `{}` does not run", self.name), format!("start it: pgbox start {}", self.name))
+        })
+    }
+
+    /// One word for a table, more precise than the life: what pid 1 is doing, or how it ended.
+    pub fn word(&self) -> String {
+        match (self.life, self.status.phase, &self.status.reason) {
+            (Life::Running, Phase::Running, _) => "running".to_owned(),
+            (Life::Running, phase, _) => phase.word().to_owned(),
+            (Life::Stopped, Phase::Ended, Some(reason)) => format!("{reason:?}").to_lowercase(),
+            // Its pid 1 is gone and wrote no last word: SIGKILL, the OOM killer, or a power cut.
+            (Life::Stopped, phase, _) if phase != Phase::Ended && self.state.init.is_some() => "killed".to_owned(),
+            (life, ..) => life.word().to_owned(),
+        }
+    }
+}
+
+/// The node of this name.
+///
+/// # Errors
+/// When there is none, with the ones that there are.
+pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
+    let dir = root.node(lab, name);
+    let Some(state) = dir.load()? else {
+        let known = root.nodes(lab)?.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
+        let way_out = match known.as_str() {
+            "" => format!("lab `{lab}` has no nodes; create one: pgbox run {name}"),
+            _ => format!("lab `{lab}` has {known}"),
+        };
+        return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));
+    };
+    look(lab, name, dir, state)
+}
+
+/// All nodes of a lab.
+pub fn all(root: &Root, lab: &Name) -> Result<Vec<Node>> {
+    let known = super::nodes(root, lab)?.into_iter();
+    known.map(|(name, state)| look(lab, &name, root.node(lab, &name), state)).collect()
+}
+
+fn look(lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node> {
+    let same_boot = process::boot_id()? == state.boot_id;
+    let pidfd = match state.init {
+        Some(init) if same_boot => init.open()?,
+        _ => None,
+    };
+    let life = match (&pidfd, state.init) {
+        (Some(_), _) => Life::Running,
+        (None, Some(_)) => Life::Stopped,
+        (None, None) => Life::Creating,
+    };
+    let status = status(&dir)?;
+    Ok(Node { lab: lab.clone(), name: name.clone(), dir, state, life, status, pidfd })
+}
+
+/// What the node's pid 1 said last.
+pub fn status(dir: &NodeDir) -> Result<Status> {
+    let path = dir.status_file();
+    let text = match fs::read_to_string(&path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
+        other => other.with_context(|| format!("read {}", path.display()))?,
+    };
+    Status::parse(&text).with_context(|| format!("read {}", path.display()))
+}

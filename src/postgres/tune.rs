@@ -1,0 +1,126 @@
+//! Settings derived from the container's limits, as `--tune auto` does it.
+//!
+//! The rule that surprises people: inside a container the server still sees the whole machine's memory; only
+//! the cgroup knows the limit, and whoever exceeds it is killed, not refused. `work_mem` counts for every
+//! sort of every connection at once, so it is derived from what `shared_buffers` leaves, not from the limit.
+
+use anyhow::{Result, bail};
+
+use super::settings::Setting;
+
+const MB: u64 = 1 << 20;
+
+/// The least memory limit, in bytes, with which a server and its start have been seen to work.
+pub const LEAST_MEMORY: u64 = 64 * MB;
+
+/// Settings for a memory limit in bytes and a CPU limit in CPUs; without a limit there is nothing to derive.
+pub fn tune(memory_limit: Option<u64>, cpus: Option<f64>) -> Vec<Setting> {
+    let mut settings = Vec::new();
+    if let Some(limit) = memory_limit {
+        settings.extend(memory(limit));
+    }
+    if let Some(cpus) = cpus {
+        settings.extend(workers(cpus));
+    }
+    settings
+}
+
+fn memory(limit: u64) -> [Setting; 4] {
+    const CONNECTIONS: u64 = 100;
+    let buffers = (limit / 4).clamp(16 * MB, 16 << 30);
+    // Half of what is left, for the sorts; the other half is for the backends themselves and the page cache.
+    let work = (limit.saturating_sub(buffers) / 2 / CONNECTIONS).clamp(MB, 256 * MB);
+    let set = |name, bytes, why| Setting { name, value: megabytes(bytes), why };
+    [
+        set("shared_buffers", buffers, "a quarter of the memory limit"),
+        set("effective_cache_size", (limit / 2).max(32 * MB), "half of the limit is page cache, roughly"),
+        set("maintenance_work_mem", (limit / 16).clamp(8 * MB, 2 << 30), "a sixteenth of the memory limit"),
+        set("work_mem", work, "half of what shared_buffers leaves, over 100 connections"),
+    ]
+}
+
+fn workers(cpus: f64) -> [Setting; 3] {
+    let cpus = cpus.ceil().max(1.0) as u64;
+    let set = |name, value: u64, why| Setting { name, value: value.to_string(), why };
+    [
+        set("max_worker_processes", cpus.max(8), "the CPU limit, at least the default of 8"),
+        set("max_parallel_workers", cpus, "the CPU limit"),
+        set("max_parallel_workers_per_gather", (cpus / 2).min(4), "half of the CPU limit"),
+    ]
+}
+
+fn megabytes(bytes: u64) -> String {
+    format!("{}MB", bytes / MB)
+}
+
+/// A warning if `shared_buffers`, as it stands in the settings, is more than half of the memory limit.
+pub fn buffers_warning(shared_buffers: &str, memory_limit: u64) -> Result<Option<String>> {
+    let bytes = parse_memory(shared_buffers, 8192)?;
+    Ok((bytes > memory_limit / 2).then(|| {
+        format!(
+            "shared_buffers = {shared_buffers} is more than half of the memory limit of {}: the kernel \
+             may kill the server when sorts and connections need the rest",
+            megabytes(memory_limit)
+        )
+    }))
+}
+
+/// Bytes of a memory setting (PostgreSQL manual 20.1.1): units are B, kB, MB, GB and TB, powers of 1024; a
+/// bare number counts in `unit` bytes.
+pub fn parse_memory(text: &str, unit: u64) -> Result<u64> {
+    let text = text.trim();
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+    let (number, suffix) = text.split_at(digits);
+    let factor = match suffix.trim() {
+        "" => unit,
+        "B" => 1,
+        "kB" => 1 << 10,
+        "MB" => MB,
+        "GB" => 1 << 30,
+        "TB" => 1 << 40,
+        _ => bail!("{text:?} has no unit that PostgreSQL knows: B, kB, MB, GB, TB"),
+    };
+    match number.parse::<f64>() {
+        Ok(number) => Ok((number * factor as f64) as u64),
+        Err(_) => bail!("{text:?} is not an amount of memory"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn value(limit: u64, name: &str) -> u64 {
+        let settings = tune(Some(limit), None);
+        parse_memory(&settings.iter().find(|s| s.name == name).unwrap().value, 1).unwrap()
+    }
+
+    #[test]
+    fn everything_fits_in_the_limit() {
+        for limit in [LEAST_MEMORY, 256 * MB, 1 << 30, 3 << 30, 64 << 30, 1 << 40] {
+            assert!(value(limit, "shared_buffers") <= limit / 2, "{limit}");
+            let sorts = 100 * value(limit, "work_mem");
+            let fits = value(limit, "shared_buffers") + sorts <= limit;
+            assert!(fits || value(limit, "work_mem") == MB, "{limit}");
+        }
+        assert_eq!(value(1 << 30, "shared_buffers"), 256 * MB);
+    }
+
+    #[test]
+    fn without_limits_nothing_is_derived() {
+        assert_eq!(tune(None, None), []);
+        let half = tune(None, Some(0.5));
+        assert!(half.iter().any(|s| s.name == "max_parallel_workers" && s.value == "1"));
+        assert!(half.iter().any(|s| s.name == "max_parallel_workers_per_gather" && s.value == "0"));
+    }
+
+    #[test]
+    fn memory_amounts_and_the_warning() {
+        assert_eq!(parse_memory("128MB", 8192).unwrap(), 128 * MB);
+        assert_eq!(parse_memory("16384", 8192).unwrap(), 128 * MB);
+        assert_eq!(parse_memory("1.5 GB", 1).unwrap(), 1536 * MB);
+        assert!(parse_memory("1gb", 1).is_err() && parse_memory("MB", 1).is_err());
+        assert!(buffers_warning("600MB", 1 << 30).unwrap().is_some());
+        assert!(buffers_warning("512MB", 1 << 30).unwrap().is_none());
+    }
+}

@@ -1,0 +1,93 @@
+//! Connection URIs and keyword/value strings for libpq (PostgreSQL manual 34.1.1).
+//!
+//! The rule that surprises people: a password in a URI lands in shell histories and process lists. The URI
+//! names a `passfile` instead, which libpq only reads when nobody else can (mode 0600).
+
+use std::path::Path;
+
+/// Where and as whom to connect.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// Host name or address.
+    pub host: &'a str,
+    /// TCP port.
+    pub port: u16,
+    /// Role.
+    pub user: &'a str,
+    /// Database.
+    pub database: &'a str,
+    /// File with the password, in the form of [`passfile_line`].
+    pub passfile: Option<&'a Path>,
+}
+
+impl Target<'_> {
+    /// `postgresql://user@host:port/database?passfile=...`, percent-encoded.
+    pub fn uri(&self) -> String {
+        let host = match self.host.contains(':') {
+            true => format!("[{}]", self.host),
+            false => encode(self.host),
+        };
+        let mut uri = format!("postgresql://{}@{host}:{}/", encode(self.user), self.port);
+        uri += &encode(self.database);
+        if let Some(passfile) = self.passfile {
+            uri += &format!("?passfile={}", encode(&passfile.display().to_string()));
+        }
+        uri
+    }
+
+    /// The same as keyword/value pairs, as `primary_conninfo` takes it.
+    pub fn conninfo(&self) -> String {
+        let mut text = format!("host={} port={}", conninfo_value(self.host), self.port);
+        text += &format!(" user={} dbname={}", conninfo_value(self.user), conninfo_value(self.database));
+        if let Some(passfile) = self.passfile {
+            text += &format!(" passfile={}", conninfo_value(&passfile.display().to_string()));
+        }
+        text
+    }
+}
+
+/// A value in a keyword/value string: quoted unless it is plain.
+pub fn conninfo_value(value: &str) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"_-./:".contains(&b);
+    match !value.is_empty() && value.bytes().all(plain) {
+        true => value.to_owned(),
+        false => format!("'{}'", value.replace('\\', r"\\").replace('\'', r"\'")),
+    }
+}
+
+/// A line of a password file (PostgreSQL manual 34.16) that fits any host, port and database.
+pub fn passfile_line(user: &str, password: &str) -> String {
+    let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
+    format!("*:*:*:{}:{}\n", escape(user), escape(password))
+}
+
+/// Percent-encoding of all but the unreserved characters, RFC 3986 section 2.3.
+pub fn encode(text: &str) -> String {
+    text.bytes().fold(String::new(), |out, byte| match byte {
+        b if b.is_ascii_alphanumeric() || b"-._~".contains(&b) => out + (b as char).encode_utf8(&mut [0; 4]),
+        b => out + &format!("%{b:02X}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn odd_names_survive() {
+        let passfile = Some(Path::new("/var/lib/pgbox/a b"));
+        let target = Target { host: "10.88.0.2", port: 5432, user: "it's me", database: "a/b ü", passfile };
+        let uri =
+            "postgresql://it%27s%20me@10.88.0.2:5432/a%2Fb%20%C3%BC?passfile=%2Fvar%2Flib%2Fpgbox%2Fa%20b";
+        assert_eq!(target.uri(), uri);
+        let pairs = r"host=10.88.0.2 port=5432 user='it\'s me' dbname='a/b ü' passfile='/var/lib/pgbox/a b'";
+        assert_eq!(target.conninfo(), pairs);
+        assert!(Target { host: "::1", ..target }.uri().contains("@[::1]:5432/"));
+        assert_eq!(conninfo_value(""), "''");
+    }
+
+    #[test]
+    fn a_colon_in_a_password_is_escaped() {
+        assert_eq!(passfile_line("u", r"a:b\c"), "*:*:*:u:a\\:b\\\\c\n");
+    }
+}

@@ -1,0 +1,72 @@
+//! A plan as text: `--dry-run` gives the steps with what one would type, `--explain` the reasons as well.
+
+use crate::{engine, state::Plan, step::Lesson};
+
+/// How much to tell about each step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Depth {
+    /// Titles and shell lines.
+    Commands,
+    /// Also why, where to read on, and how to look at the result.
+    Reasons,
+}
+
+pub fn render(plan: &Plan, depth: Depth) -> String {
+    let places = [
+        (plan.host.len(), "on the host"),
+        (plan.inner.len(), "inside the new namespaces"),
+        (plan.after.len(), "once the server is up"),
+    ];
+    let mut lessons = engine::lessons(plan).enumerate();
+    let mut text = String::new();
+    for (count, place) in places {
+        if count > 0 {
+            text += &format!("# {place}\n\n");
+        }
+        for (i, lesson) in lessons.by_ref().take(count) {
+            text += &step(i + 1, &lesson, depth);
+        }
+    }
+    text
+}
+
+fn step(number: usize, lesson: &Lesson, depth: Depth) -> String {
+    let mut text = format!("{number:2}. {}\n", lesson.title);
+    if depth == Depth::Reasons {
+        text += &indent(&wrap(lesson.why, 96), "    ");
+    }
+    text += &indent(&lesson.shell, "    $ ");
+    if depth == Depth::Reasons {
+        text += &format!("    see:  {}\n    look: {}\n", lesson.see, lesson.look.replace('\n', "; "));
+    }
+    text + "\n"
+}
+
+fn indent(text: &str, first: &str) -> String {
+    text.lines().map(|line| format!("{first}{line}\n")).collect()
+}
+
+fn wrap(text: &str, width: usize) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().expect("there is always a line");
+        match line.is_empty() {
+            true => line.push_str(word),
+            false if line.len() + 1 + word.len() <= width => line.extend([" ", word]),
+            false => lines.push(word.to_owned()),
+        }
+    }
+    lines.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_wrap_and_none_is_lost() {
+        let text = "one two three four";
+        assert_eq!(wrap(text, 9), "one two\nthree\nfour");
+        assert_eq!(wrap(text, 100), text);
+    }
+}

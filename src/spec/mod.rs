@@ -1,0 +1,114 @@
+//! What a user asked for: names, quantities, volumes, published ports, and the [`NodeSpec`] they make.
+//! Pure: parsing and meaning only; nothing here looks at the machine.
+
+pub mod name;
+pub mod publish;
+pub mod quantity;
+pub mod volume;
+
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+pub use name::{Name, ObjectNames};
+pub use publish::Publish;
+pub use volume::{Volume, VolumeSource};
+
+/// Everything a user said about one node. Stored with the node, so that `start` and `explain` can go by
+/// it later. It never holds a password: those go to a 0600 file before the spec is made.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeSpec {
+    pub lab: Name,
+    pub node: Name,
+    /// The image reference as given, for example `postgres:15`.
+    pub image: String,
+    /// `-e`, and the entries of `--env-file`; without the variables that carry a password.
+    pub env: Vec<(String, String)>,
+    pub volumes: Vec<Volume>,
+    pub publish: Vec<Publish>,
+    /// `-c name=value`, handed to the server.
+    pub settings: Vec<(String, String)>,
+    pub limits: NodeLimits,
+    pub restart: Restart,
+    /// How long a fast shutdown may take before an immediate one follows, in seconds.
+    pub stop_timeout: u64,
+    /// Derive memory settings from the memory limit (`--tune auto`).
+    pub tune: bool,
+    /// The words after `--`.
+    pub args: Vec<String>,
+    /// An address range the user insists on for a new lab.
+    pub subnet: Option<Ipv4Net>,
+}
+
+impl NodeSpec {
+    /// The command to run instead of a server, if the words after `--` are one. As with the official
+    /// image, words that start with `-` are options for `postgres`, and `postgres` itself is the server.
+    pub fn command(&self) -> Option<&[String]> {
+        match self.args.first() {
+            Some(first) if !first.starts_with('-') && first != "postgres" => Some(&self.args),
+            _ => None,
+        }
+    }
+
+    /// Options for `postgres` from the words after `--`.
+    pub fn server_args(&self) -> &[String] {
+        match self.args.first() {
+            Some(first) if first == "postgres" => &self.args[1..],
+            Some(first) if first.starts_with('-') => &self.args,
+            _ => &[],
+        }
+    }
+}
+
+/// Resource limits of a node, in the units of cgroup v2. `None` means no limit.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct NodeLimits {
+    /// Bytes of `memory.max`.
+    pub memory: Option<u64>,
+    /// Bytes of swap beyond that (`memory.swap.max`); zero unless asked for.
+    pub swap: Option<u64>,
+    /// Thousandths of a CPU.
+    pub milli_cpus: Option<u64>,
+    /// Processes and threads (`pids.max`).
+    pub pids: Option<u64>,
+    /// Bytes of the private `/dev/shm`.
+    pub shm_size: u64,
+}
+
+/// What pid 1 does when the server ends by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    #[default]
+    No,
+    /// Start it again after a crash, at most this many times in a row.
+    OnCrash { max: u32 },
+}
+
+impl std::str::FromStr for Restart {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once(':') {
+            None if text == "no" => Ok(Self::No),
+            None if text == "on-crash" => Ok(Self::OnCrash { max: 5 }),
+            Some(("on-crash", count)) => count
+                .parse()
+                .map(|max| Self::OnCrash { max })
+                .map_err(|_| format!("`{count}` is not a number of restarts")),
+            _ => Err(format!("`{text}` is not a restart policy; use no, on-crash or on-crash:N")),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn restart_policies_parse() {
+        assert_eq!("no".parse(), Ok(Restart::No));
+        assert_eq!("on-crash".parse(), Ok(Restart::OnCrash { max: 5 }));
+        assert_eq!("on-crash:3".parse(), Ok(Restart::OnCrash { max: 3 }));
+        assert!("always".parse::<Restart>().unwrap_err().contains("always"));
+    }
+}

@@ -1,0 +1,82 @@
+//! Quantities as users write them: `512m` of memory, `1.5` CPUs, `30s`.
+
+use std::time::Duration;
+
+/// Bytes from `1g`, `512m`, `64k`, `1024`, with Docker's meaning: the units are powers of 1024, in either
+/// case, and a trailing `b` or `ib` changes nothing. (The `bytesize` crate reads `512m` as 512,000,000.)
+pub fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is not a size; write a number with k, m, g or t, for example 512m");
+    let lower = text.trim().to_ascii_lowercase();
+    let digits = lower.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(lower.len());
+    let (number, unit) = lower.split_at(digits);
+    let shift = match unit.trim_start() {
+        "" | "b" => 0,
+        "k" | "kb" | "kib" => 10,
+        "m" | "mb" | "mib" => 20,
+        "g" | "gb" | "gib" => 30,
+        "t" | "tb" | "tib" => 40,
+        _ => return Err(wrong()),
+    };
+    let number: f64 = number.parse().map_err(|_| wrong())?;
+    let bytes = number * (1u64 << shift) as f64;
+    if bytes >= 1.0 && bytes < (1u64 << 60) as f64 { Ok(bytes as u64) } else { Err(wrong()) }
+}
+
+/// Thousandths of a CPU from `2`, `0.5`, `1.25`.
+pub fn milli_cpus(text: &str) -> Result<u64, String> {
+    let cpus: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of CPUs; write for example 0.5 or 2"))?;
+    // 10 ms is the least quota that the kernel takes per 100 ms period without rounding up (cgroup-v2: 1 ms).
+    if (0.01..=4096.0).contains(&cpus) {
+        Ok((cpus * 1000.0).round() as u64)
+    } else {
+        Err(format!("`{text}` CPUs can't be given; the least is 0.01"))
+    }
+}
+
+/// A span of time from `30s`, `5min`, `100ms`, or a bare number of seconds.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    if let Ok(seconds) = text.parse() {
+        return Ok(Duration::from_secs(seconds));
+    }
+    humantime::parse_duration(text).map_err(|_| format!("`{text}` is not a time; write for example 30s or 5min"))
+}
+
+/// Bytes as people read them: `512M`, `1.5G`.
+pub fn human_bytes(bytes: u64) -> String {
+    let units = ["B", "K", "M", "G", "T", "P"];
+    let power = (bytes.max(1).ilog2() / 10).min(5);
+    let scaled = bytes as f64 / (1u64 << (10 * power)) as f64;
+    let text = if scaled < 10.0 && scaled.fract() > 0.05 { format!("{scaled:.1}") } else { format!("{scaled:.0}") };
+    format!("{text}{}", units[power as usize])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_dockers_meaning() {
+        for (text, want) in [("512m", 512 << 20), ("1g", 1 << 30), ("1.5G", 3 << 29), ("64KiB", 65536), ("100", 100), ("2gb", 2 << 30)] {
+            assert_eq!(bytes(text), Ok(want), "{text}");
+        }
+        for bad in ["", "m", "1x", "-1", "0", "1e99", "nan", "1.2.3g"] {
+            assert!(bytes(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpus_and_times() {
+        assert_eq!(milli_cpus("0.5"), Ok(500));
+        assert!(milli_cpus("0").is_err() && milli_cpus("inf").is_err() && milli_cpus("x").is_err());
+        assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
+        assert!(duration("soon").is_err());
+    }
+
+    #[test]
+    fn bytes_for_people() {
+        for (n, text) in [(0, "0B"), (1023, "1023B"), (1 << 20, "1M"), (3 << 29, "1.5G"), (134 << 20, "134M")] {
+            assert_eq!(human_bytes(n), text);
+        }
+    }
+}

@@ -1,0 +1,398 @@
+//! Steps on the host, each with its `undo`. Undoing an absent thing is Ok: that makes roll-back, `rm` and
+//! recovery after a crash the same few lines.
+
+use std::{
+    fs, io,
+    net::Ipv4Addr,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+use ipnet::Ipv4Net;
+use serde::{Deserialize, Serialize};
+
+use super::Lesson;
+use crate::{
+    spec::Publish,
+    sys::{cgroup, link, netns, nft, sysctl},
+};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "step")]
+pub enum HostStep {
+    /// The node's directories: the writable half of its overlay, and where that is mounted.
+    CreateBundle { dir: PathBuf, files: Vec<(String, String)> },
+    /// A directory for data that outlives the node.
+    CreateVolume { dir: PathBuf },
+    /// The switch that the nodes of a lab are plugged into.
+    CreateBridge { name: String, alias: String, mac: [u8; 6], address: Ipv4Net, own_port: String },
+    /// Packets may pass from the bridge to other interfaces, and from 127.0.0.1 to the bridge.
+    EnableForwarding { bridge: String },
+    CreateNetns { name: String },
+    CreateVeth { name: String, alias: String, bridge: String, netns: String, mac: [u8; 6] },
+    AssignAddress { netns: String, address: Ipv4Net, gateway: Ipv4Addr },
+    /// Masquerading for the node's own traffic, and its published ports.
+    CreateNat { table: String, comment: String, bridge: String, address: Ipv4Net, publish: Vec<Publish> },
+    /// The node's name in the /etc/hosts that all nodes of the lab share.
+    AddHostName { file: PathBuf, address: Ipv4Addr, name: String },
+    /// `directories` is where it appears, one for each hierarchy.
+    CreateCgroup { path: PathBuf, directories: Vec<PathBuf> },
+    /// `files` is what that comes to on this host: file and text.
+    SetLimits { path: PathBuf, limits: cgroup::Limits, files: Vec<(PathBuf, String)> },
+}
+
+/// The node's end of its veth pair.
+pub const NODE_INTERFACE: &str = "eth0";
+
+/// The directories of a bundle.
+pub const BUNDLE_DIRS: [&str; 3] = ["upper", "work", "merged"];
+
+impl HostStep {
+    /// Whether the step's result is kept while the node is stopped. All else is a kernel object: it
+    /// goes with `stop`, or with a reboot, and `start` makes it again.
+    pub fn outlives_stop(&self) -> bool {
+        matches!(self, Self::CreateBundle { .. } | Self::CreateVolume { .. })
+    }
+
+    pub fn apply(&self) -> Result<()> {
+        match self {
+            Self::CreateBundle { dir, files } => create_bundle(dir, files),
+            Self::CreateVolume { dir } => {
+                fs::create_dir_all(dir).with_context(|| format!("mkdir {}", dir.display()))
+            }
+            Self::CreateBridge { name, alias, mac, address, own_port: _ } => link::create_bridge(&link::Bridge {
+                name: name.clone(),
+                alias: alias.clone(),
+                mac: *mac,
+                address: address.addr(),
+                prefix: address.prefix_len(),
+                mtu: None,
+            })
+            .map(drop),
+            Self::EnableForwarding { bridge } => enable_forwarding(bridge),
+            Self::CreateNetns { name } => netns::create(name),
+            Self::CreateVeth { name, alias, bridge, netns, mac } => {
+                let ns = netns::open(netns)?;
+                link::create_veth(&link::Veth {
+                    name: name.clone(),
+                    alias: alias.clone(),
+                    bridge: bridge.clone(),
+                    netns: ns.as_fd(),
+                    peer_name: NODE_INTERFACE.to_owned(),
+                    peer_mac: *mac,
+                    mtu: None,
+                })
+            }
+            Self::AssignAddress { netns, address, gateway } => {
+                let ns = netns::open(netns)?;
+                link::configure(ns.as_fd(), NODE_INTERFACE, address.addr(), address.prefix_len(), Some(*gateway))
+            }
+            Self::CreateNat { .. } => nft::add(&self.nat_table().expect("a NAT step has a table")),
+            Self::AddHostName { file, address, name } => edit_hosts(file, name, Some(*address)),
+            Self::CreateCgroup { path, .. } => cgroup::Cgroup::new(&cgroup::detect()?, path)?.create(),
+            Self::SetLimits { path, limits, .. } => set_limits(path, limits),
+        }
+    }
+
+    pub fn undo(&self) -> Result<()> {
+        match self {
+            Self::CreateBundle { dir, files } => remove_bundle(dir, files),
+            // A volume is only given back while nothing was ever stored in it: data is never removed by a
+            // roll-back. `rm -v` removes volumes by name.
+            Self::CreateVolume { dir } => remove_empty_volume(dir),
+            Self::CreateBridge { name, alias, own_port, .. } => remove_unused_bridge(name, alias, own_port),
+            // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
+            Self::EnableForwarding { .. } => Ok(()),
+            Self::CreateNetns { name } => netns::delete(name),
+            // These live inside the network namespace and die with it, off the critical path: deleting a
+            // veth by hand costs 15-30 ms.
+            Self::CreateVeth { .. } | Self::AssignAddress { .. } => Ok(()),
+            Self::CreateNat { table, .. } => nft::delete(table),
+            Self::AddHostName { file, name, .. } => edit_hosts(file, name, None),
+            Self::CreateCgroup { path, .. } => remove_cgroup(path),
+            // The limits are files of the cgroup.
+            Self::SetLimits { .. } => Ok(()),
+        }
+    }
+
+    fn nat_table(&self) -> Option<nft::NatTable> {
+        let Self::CreateNat { table, comment, bridge, address, publish } = self else { return None };
+        Some(nft::NatTable {
+            name: table.clone(),
+            comment: comment.clone(),
+            bridge: bridge.clone(),
+            subnet: (address.network(), address.prefix_len()),
+            address: address.addr(),
+            publish: publish
+                .iter()
+                .map(|p| nft::Publish {
+                    host_ip: p.host_ip,
+                    host_port: p.host_port,
+                    to: std::net::SocketAddrV4::new(address.addr(), p.port),
+                })
+                .collect(),
+        })
+    }
+
+    pub fn lesson(&self) -> Lesson {
+        match self {
+            Self::CreateBundle { dir, .. } => Lesson {
+                title: format!("create the bundle {}", dir.display()),
+                why: "overlayfs keeps the image read-only and puts every change into `upper`. `work` is its scratch \
+                      space and must be on the same file system; `merged` is where the union will be mounted.",
+                see: "https://docs.kernel.org/filesystems/overlayfs.html",
+                shell: format!("mkdir -p {0}/upper {0}/work {0}/merged", dir.display()),
+                look: format!("ls -l {}", dir.display()),
+            },
+            Self::CreateVolume { dir } => Lesson {
+                title: format!("create the volume {}", dir.display()),
+                why: "PGDATA must outlive the container, and is faster beside the overlay than in it: the first \
+                      write to a file in a lower layer copies the whole file up.",
+                see: "PostgreSQL manual, 18.2 Creating a Database Cluster",
+                shell: format!("mkdir -p {}", dir.display()),
+                look: format!("ls -la {}", dir.display()),
+            },
+            Self::CreateBridge { name, mac, address, alias, .. } => Lesson {
+                title: format!("create the bridge {name} with {address}"),
+                why: "A bridge is a switch in the kernel; its own address is the nodes' gateway. It would take the \
+                      lowest MAC of its ports, and change it as nodes come and go, until ARP entries run out: pin it.",
+                see: "bridge(8), ip-link(8)",
+                shell: format!(
+                    "ip link show {name} >/dev/null 2>&1 || ip link add {name} address {} type bridge\n\
+                     ip link set {name} alias '{alias}'\n\
+                     ip address replace {address} dev {name}\n\
+                     ip link set {name} up",
+                    colons(mac)
+                ),
+                look: format!("ip -d addr show {name}"),
+            },
+            Self::EnableForwarding { bridge } => Lesson {
+                title: format!("let packets pass between {bridge} and the world"),
+                why: "Without ip_forward the host is no router and drops what is not its own. route_localnet lets a \
+                      connection to 127.0.0.1 be sent on to the bridge after its address was rewritten. Forwarding \
+                      stays on afterwards: other programs may rely on it by then.",
+                see: "https://docs.kernel.org/networking/ip-sysctl.html",
+                shell: format!(
+                    "echo 1 >/proc/sys/net/ipv4/ip_forward\necho 1 >/proc/sys/net/ipv4/conf/{bridge}/route_localnet"
+                ),
+                look: format!("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
+            },
+            Self::CreateNetns { name } => Lesson {
+                title: format!("create the network namespace {name}"),
+                why: "A namespace lives as long as something refers to it. Pinned to a file by a bind mount it exists \
+                      before the container does, so all networking is done when the first process starts.",
+                see: "network_namespaces(7), ip-netns(8)",
+                shell: format!("ip netns add {name}"),
+                look: format!("ip netns exec {name} ip addr"),
+            },
+            Self::CreateVeth { name, bridge, netns, mac, alias } => Lesson {
+                title: format!("plug {netns} into {bridge} with the veth pair {name}"),
+                why: "A veth pair is a cable: what enters one end leaves the other. The far end is born inside the \
+                      namespace, because moving it there later makes the kernel wait 16-20 ms.",
+                see: "veth(4)",
+                shell: format!(
+                    "ip link add {name} type veth peer name {NODE_INTERFACE} address {} netns {netns}\n\
+                     ip link set {name} alias '{alias}' master {bridge} up",
+                    colons(mac)
+                ),
+                look: format!("ip -d link show {name}"),
+            },
+            Self::AssignAddress { netns, address, gateway } => Lesson {
+                title: format!("give {netns} the address {address}"),
+                why: "A new network namespace has nothing, not even 127.0.0.1: its loopback device is down. The \
+                      address stays the node's for life, so a standby can always find its primary again.",
+                see: "ip-address(8), ip-route(8)",
+                shell: format!(
+                    "ip -n {netns} link set lo up\n\
+                     ip -n {netns} address add {address} dev {NODE_INTERFACE}\n\
+                     ip -n {netns} link set {NODE_INTERFACE} up\n\
+                     ip -n {netns} route add default via {gateway}"
+                ),
+                look: format!("ip -n {netns} route"),
+            },
+            Self::CreateNat { table, publish, .. } => Lesson {
+                title: match publish.len() {
+                    0 => "masquerade the node's traffic".to_owned(),
+                    _ => format!("masquerade the node's traffic and publish {}", shown_ports(publish)),
+                },
+                why: "The node's address means nothing outside this host, so its packets leave with the host's \
+                      address. A published port is the other direction: the destination is rewritten before routing. \
+                      One table a node: it appears in one batch and goes with one message.",
+                see: "nft(8), https://wiki.nftables.org/wiki-nftables/index.php/Performing_Network_Address_Translation_(NAT)",
+                shell: format!(
+                    "nft -f - <<'EOF'\n{}EOF",
+                    self.nat_table().map(|t| t.to_nft()).unwrap_or_default()
+                ),
+                look: format!("nft list table ip {table}"),
+            },
+            Self::AddHostName { file, address, name } => Lesson {
+                title: format!("tell the lab that {name} is {address}"),
+                why: "All nodes of a lab see this one file as their /etc/hosts, so a new node is known everywhere at \
+                      once, without a name server. It is edited in place: a bind mount follows the inode, not the name.",
+                see: "hosts(5)",
+                shell: format!("echo '{address} {name}' >>{}", file.display()),
+                look: format!("cat {}", file.display()),
+            },
+            Self::CreateCgroup { path, directories } => Lesson {
+                title: format!("create the cgroup {}", path.display()),
+                why: "Limits belong to a cgroup, not to a process. It is there first, so that the container is born \
+                      in it and never runs a moment without limits.",
+                see: "cgroups(7), https://docs.kernel.org/admin-guide/cgroup-v2.html",
+                shell: format!("mkdir -p {}", shown_paths(directories)),
+                look: format!("cat {}", directories.last().map(|d| d.join("cgroup.procs").display().to_string()).unwrap_or_default()),
+            },
+            Self::SetLimits { files, .. } => Lesson {
+                title: match files.len() {
+                    0 => "set no limits".to_owned(),
+                    _ => format!("limit {}", files.iter().map(|(f, v)| format!("{}={v}", file_name(f))).collect::<Vec<_>>().join(", ")),
+                },
+                why: "Every value is read back after it was written: the kernel rounds some and refuses others, and \
+                      a limit that is not there must be an error, not a surprise under load.",
+                see: "https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files",
+                shell: files.iter().map(|(f, v)| format!("echo {v} >{}", f.display())).collect::<Vec<_>>().join("\n"),
+                look: format!("grep . {}", shown_paths(&files.iter().map(|(f, _)| f.clone()).collect::<Vec<_>>())),
+            },
+        }
+    }
+}
+
+fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
+    for name in BUNDLE_DIRS {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("mkdir {}", path.display()))?;
+    }
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
+    for name in BUNDLE_DIRS {
+        absent_is_ok(fs::remove_dir_all(dir.join(name))).with_context(|| format!("remove {}/{name}", dir.display()))?;
+    }
+    for (name, _) in files {
+        absent_is_ok(fs::remove_file(dir.join(name))).with_context(|| format!("remove {}/{name}", dir.display()))?;
+    }
+    Ok(())
+}
+
+fn remove_empty_volume(dir: &Path) -> Result<()> {
+    match fs::remove_dir(dir) {
+        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
+        other => absent_is_ok(other).with_context(|| format!("rmdir {}", dir.display())),
+    }
+}
+
+fn enable_forwarding(bridge: &str) -> Result<()> {
+    sysctl::set("net.ipv4.ip_forward", "1")?;
+    sysctl::set(&sysctl::ipv4_conf(bridge, "route_localnet"), "1")?;
+    Ok(())
+}
+
+/// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
+/// the kernel takes its namespace apart.
+fn remove_unused_bridge(name: &str, alias: &str, own_port: &str) -> Result<()> {
+    let ours = link::list()?.into_iter().any(|l| l.name == name && l.alias.as_deref() == Some(alias));
+    if !ours || link::ports(name)?.iter().any(|port| port != own_port) {
+        return Ok(());
+    }
+    link::delete(name).map(drop)
+}
+
+/// Replaces or removes the line of `name`, keeping the file's inode.
+fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
+    let old = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
+        Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
+    };
+    let mut new: String = old
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1) != Some(name))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    if let Some(address) = address {
+        new.push_str(&format!("{address} {name}\n"));
+    }
+    fs::write(file, new).with_context(|| format!("write {}", file.display()))
+}
+
+const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+
+fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
+    let hierarchy = cgroup::detect()?;
+    let writes = cgroup::writes(&hierarchy, limits);
+    // What this kernel has no file for (swap accounting) was said when the node was planned.
+    cgroup::Cgroup::new(&hierarchy, path)?.apply(&writes).map(drop)
+}
+
+fn remove_cgroup(path: &Path) -> Result<()> {
+    let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
+    group.remove()?;
+    match path.components().next() {
+        Some(top) if path.components().count() > 1 => group.prune(top),
+        _ => Ok(()),
+    }
+}
+
+fn absent_is_ok(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+fn colons(mac: &[u8; 6]) -> String {
+    mac.map(|b| format!("{b:02x}")).join(":")
+}
+
+fn shown_ports(publish: &[Publish]) -> String {
+    publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn shown_paths(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+}
+
+fn file_name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_come_and_go_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hosts");
+        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 2))).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap());
+        edit_hosts(&file, "b", Some(Ipv4Addr::new(10, 0, 0, 3))).unwrap();
+        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 4))).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(text, format!("{HOSTS_HEAD}10.0.0.3 b\n10.0.0.4 a\n"));
+        edit_hosts(&file, "b", None).unwrap();
+        assert!(!fs::read_to_string(&file).unwrap().contains('b') || !text.is_empty());
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap()), inode);
+    }
+
+    #[test]
+    fn a_volume_with_data_is_never_undone() {
+        let dir = tempfile::tempdir().unwrap();
+        let volume = dir.path().join("v");
+        let step = HostStep::CreateVolume { dir: volume.clone() };
+        step.apply().unwrap();
+        fs::write(volume.join("x"), "").unwrap();
+        step.undo().unwrap();
+        assert!(volume.join("x").exists());
+        fs::remove_file(volume.join("x")).unwrap();
+        step.undo().unwrap();
+        step.undo().unwrap();
+        assert!(!volume.exists());
+    }
+}

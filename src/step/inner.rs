@@ -1,0 +1,338 @@
+//! Steps inside the new namespaces, applied by the process that becomes pid 1 before anything of the image
+//! runs. None has an undo: when pid 1 ends, the kernel takes its mount namespace and all in it away.
+//!
+//! Order matters twice. What comes from the host (overlay, volumes, files) is mounted before pivot_root,
+//! while the host's paths still mean something; what the kernel makes (/proc, /dev, /sys) after it, where a
+//! symlink of a hostile image can lead nowhere but into the image.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+
+use super::Lesson;
+use crate::sys::{
+    mount::{self, Attributes, Detached, Jail, Place},
+    overlay,
+};
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "step")]
+pub enum InnerStep {
+    /// Made by clone3 itself: without it there is no process to apply the other steps.
+    EnterNamespaces { netns: PathBuf },
+    MakeMountsPrivate,
+    MountOverlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf, merged: PathBuf },
+    Bind { root: PathBuf, source: PathBuf, target: PathBuf, read_only: bool, place: BindPlace },
+    PivotRoot { root: PathBuf },
+    MountProc,
+    MountDev,
+    MountShm { size: u64 },
+    MountSys,
+    MaskPaths { paths: Vec<PathBuf> },
+    ProtectPaths { paths: Vec<PathBuf> },
+    SetHostname { name: String },
+    /// Applied by pid 1 to every process of the image, right before its exec.
+    DropPrivileges { keep: Vec<String>, seccomp: bool },
+    /// The last one: from here on this process is the node's init.
+    StartInit { command: Vec<String>, user: String },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BindPlace {
+    Directory,
+    File,
+}
+
+/// What a process of the image may find in /dev: name, major, minor.
+const DEVICES: [(&str, u32, u32); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
+
+const DEV_LINKS: [(&str, &str); 5] = [
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+impl InnerStep {
+    /// Carries the step out in the calling process, which must be alone in its mount namespace.
+    pub fn apply(&self) -> Result<()> {
+        match self {
+            // The three that pid 1 itself is made of: clone3, its exec of the payload, and its own life.
+            Self::EnterNamespaces { .. } | Self::DropPrivileges { .. } | Self::StartInit { .. } => Ok(()),
+            Self::MakeMountsPrivate => mount::make_private(),
+            Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),
+            Self::Bind { root, source, target, read_only, place } => bind(root, source, target, *read_only, *place),
+            Self::PivotRoot { root } => mount::pivot_root(root),
+            Self::MountProc => mount_kernel_fs("proc", "/proc", Attributes::INERT),
+            Self::MountSys => mount_kernel_fs("sysfs", "/sys", Attributes { read_only: true, ..Attributes::INERT }),
+            Self::MountDev => mount_dev(),
+            Self::MountShm { size } => mount_shm(*size),
+            Self::MaskPaths { paths } => mask(paths),
+            Self::ProtectPaths { paths } => paths
+                .iter()
+                .filter(|p| p.exists())
+                .try_for_each(|p| mount::bind(p, p, true).with_context(|| format!("protect {}", p.display()))),
+            Self::SetHostname { name } => nix::unistd::sethostname(name).with_context(|| format!("sethostname {name}")),
+        }
+    }
+
+    pub fn lesson(&self) -> Lesson {
+        match self {
+            Self::EnterNamespaces { netns } => Lesson {
+                title: "create the pid, mount, uts, ipc and cgroup namespaces".to_owned(),
+                why: "One clone3 makes the process and its namespaces, inside its cgroup. It is pid 1 of its own pid \
+                      namespace: when it ends, the kernel kills all the others.",
+                see: "namespaces(7), clone(2), pid_namespaces(7)",
+                shell: format!(
+                    "exec nsenter --net={} unshare --fork --kill-child --pid --mount --uts --ipc --cgroup bash -eu <<'INNER'",
+                    netns.display()
+                ),
+                look: "lsns".to_owned(),
+            },
+            Self::MakeMountsPrivate => Lesson {
+                title: "keep mounts from spreading to the host".to_owned(),
+                why: "A new mount namespace is a copy whose mounts still propagate to the original: without this, \
+                      the container's mounts would appear on the host.",
+                see: "mount_namespaces(7), SHARED SUBTREES",
+                shell: "mount --make-rprivate /".to_owned(),
+                look: "findmnt -o TARGET,PROPAGATION".to_owned(),
+            },
+            Self::MountOverlay { lowers, upper, work, merged } => Lesson {
+                title: format!("mount the overlay of {} layers at {}", lowers.len(), merged.display()),
+                why: "The layers are shared by all containers and never change; what is written lands in upper. It is \
+                      mounted in here so that a crash leaves no mount on the host. `volatile` skips syncs: the data \
+                      that matters is on a volume.",
+                see: "https://docs.kernel.org/filesystems/overlayfs.html",
+                shell: format!(
+                    "rm -rf {work}/work\nmount -t overlay overlay -o volatile,lowerdir={},upperdir={},workdir={work} {}",
+                    lowers.iter().map(|l| l.display().to_string()).collect::<Vec<_>>().join(":"),
+                    upper.display(),
+                    merged.display(),
+                    work = work.display(),
+                ),
+                look: format!("ls {}", merged.display()),
+            },
+            Self::Bind { root, source, target, read_only, place } => Lesson {
+                title: format!(
+                    "bind {} to {}{}",
+                    source.display(),
+                    target.display(),
+                    if *read_only { ", read-only" } else { "" }
+                ),
+                why: "A bind mount shows a piece of the host's tree inside the container. Its place is looked up as if \
+                      the image were the root, so a symlink in the image can't make it cover something of the host.",
+                see: "mount(8), openat2(2)",
+                shell: format!(
+                    "{} {root}{target}\nmount --rbind {}{} {root}{target}",
+                    match place {
+                        BindPlace::Directory => "mkdir -p",
+                        BindPlace::File => "touch",
+                    },
+                    if *read_only { "-o ro " } else { "" },
+                    source.display(),
+                    root = root.display(),
+                    target = target.display(),
+                ),
+                look: format!("findmnt {}", target.display()),
+            },
+            Self::PivotRoot { root } => Lesson {
+                title: format!("make {} the root", root.display()),
+                why: "chroot changes where one process looks things up and can be left again; pivot_root swaps the \
+                      root of the whole mount namespace, and the old one is detached: there is no way back to it.",
+                see: "pivot_root(2)",
+                shell: format!("cd {}\npivot_root . .\numount -l .\ncd /", root.display()),
+                look: "ls /".to_owned(),
+            },
+            Self::MountProc => Lesson {
+                title: "mount /proc".to_owned(),
+                why: "/proc shows the processes of the pid namespace of whoever mounted it. The host's would show, and \
+                      let one signal by number, strangers.",
+                see: "proc(5)",
+                shell: "mkdir -p /proc\nmount -t proc -o nosuid,nodev,noexec proc /proc".to_owned(),
+                look: "ps -e".to_owned(),
+            },
+            Self::MountDev => Lesson {
+                title: "make a /dev of six devices".to_owned(),
+                why: "The host's /dev holds its disks. Six harmless devices are all that programs expect, and a devpts \
+                      of its own, so that a terminal opened inside has a name inside.",
+                see: "mknod(2), devpts: https://docs.kernel.org/filesystems/devpts.html",
+                shell: shell_dev(),
+                look: "ls -l /dev".to_owned(),
+            },
+            Self::MountShm { size } => Lesson {
+                title: format!("mount /dev/shm of {}", crate::spec::quantity::human_bytes(*size)),
+                why: "Postgres puts the memory of parallel queries here. In the 64 MB that other tools give, a parallel \
+                      hash join fails with `could not resize shared memory segment`. It counts against the memory limit.",
+                see: "shm_overview(7), tmpfs(5)",
+                shell: format!(
+                    "mkdir -p /dev/shm\nmount -t tmpfs -o nosuid,nodev,noexec,mode=1777,size={size} shm /dev/shm"
+                ),
+                look: "df -h /dev/shm".to_owned(),
+            },
+            Self::MountSys => Lesson {
+                title: "mount /sys, read-only".to_owned(),
+                why: "/sys shows the network devices of the namespace it is mounted in. Writable, it would let root in \
+                      the container turn knobs of the whole machine.",
+                see: "sysfs(5)",
+                shell: "mkdir -p /sys\nmount -t sysfs -o ro,nosuid,nodev,noexec sysfs /sys".to_owned(),
+                look: "ls /sys/class/net".to_owned(),
+            },
+            Self::MaskPaths { paths } => Lesson {
+                title: format!("hide {} paths of /proc and /sys", paths.len()),
+                why: "Some files of the kernel tell about the host or reach its hardware. An empty read-only directory, \
+                      or /dev/null, lies over each.",
+                see: "OCI runtime specification, config-linux.md, Masked Paths",
+                shell: format!(
+                    "for p in {}; do\n  if [ -d $p ]; then mount -t tmpfs -o ro tmpfs $p; elif [ -e $p ]; then mount --bind /dev/null $p; fi\ndone",
+                    shown(paths)
+                ),
+                look: "findmnt".to_owned(),
+            },
+            Self::ProtectPaths { paths } => Lesson {
+                title: format!("make {} paths of /proc read-only", paths.len()),
+                why: "/proc/sys holds settings of the whole machine, not of the container. /proc itself stays writable: \
+                      Postgres lowers the out-of-memory score of its processes there.",
+                see: "OCI runtime specification, config-linux.md, Readonly Paths",
+                shell: format!(
+                    "for p in {}; do [ ! -e $p ] || {{ mount --bind $p $p && mount -o remount,bind,ro $p; }}; done",
+                    shown(paths)
+                ),
+                look: "findmnt -O ro".to_owned(),
+            },
+            Self::SetHostname { name } => Lesson {
+                title: format!("set the host name {name}"),
+                why: "The uts namespace has a host name of its own; prompts, logs and the lab's /etc/hosts use it.",
+                see: "uts_namespaces(7)",
+                shell: format!("hostname {name}"),
+                look: "hostname".to_owned(),
+            },
+            Self::DropPrivileges { keep, seccomp } => Lesson {
+                title: format!(
+                    "keep {} capabilities{}",
+                    keep.len(),
+                    if *seccomp { " and filter system calls" } else { "" }
+                ),
+                why: "Root inside is root outside: what it may do is a matter of capabilities. Those that reach beyond \
+                      the container are taken from the bounding set, from which no exec can get them back, and the \
+                      seccomp filter refuses system calls that make namespaces, mount, or load kernel code.",
+                see: "capabilities(7), seccomp(2)",
+                shell: format!(
+                    "# each process of the image starts with: setpriv --no-new-privs --bounding-set=-all,{}",
+                    keep.iter().map(|c| format!("+{}", c.trim_start_matches("cap_"))).collect::<Vec<_>>().join(",")
+                ),
+                look: "grep -E 'Cap|Seccomp' /proc/self/status".to_owned(),
+            },
+            Self::StartInit { command, user } => Lesson {
+                title: format!("start {} as {user}", command.first().map_or("", |c| c.as_str())),
+                why: "pid 1 stays pgbox's own small init. Postgres as pid 1 adopts orphans, and takes one that exits \
+                      with code 2 for a crashed backend: every session is dropped. SIGTERM, which others send to stop, \
+                      is Postgres' smart shutdown and waits for every client; this init sends SIGINT.",
+                see: "PostgreSQL manual, 19.5 Shutting Down the Server",
+                shell: format!("exec setpriv --reuid={user} --regid={user} --init-groups {}\nINNER", command.join(" ")),
+                look: "ps -ef".to_owned(),
+            },
+        }
+    }
+}
+
+fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Result<()> {
+    // The kernel refuses a work directory that a `volatile` mount has left dirty. Nothing in it is worth
+    // keeping: it holds half-made copies.
+    match std::fs::remove_dir_all(work.join("work")) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(e).with_context(|| format!("clear {}/work", work.display()));
+        }
+        _ => {}
+    }
+    let options = overlay::Options { volatile: true, read_only: false };
+    overlay::mount(lowers, Some((upper, work)), merged, options)
+}
+
+fn bind(root: &Path, source: &Path, target: &Path, read_only: bool, place: BindPlace) -> Result<()> {
+    let tree = Detached::bind(source)?;
+    if read_only {
+        tree.set_read_only()?;
+    }
+    let kind = match place {
+        BindPlace::Directory => Place::Directory,
+        BindPlace::File => Place::File,
+    };
+    let target_fd = Jail::open(root)?.place(target, kind)?;
+    use std::os::fd::AsFd;
+    tree.attach(target_fd.as_fd()).with_context(|| format!("bind {} to {}", source.display(), target.display()))
+}
+
+fn mount_kernel_fs(kind: &str, target: &str, attributes: Attributes) -> Result<()> {
+    place(target)?;
+    Detached::new(kind, &[], attributes)?.attach_at(Path::new(target))
+}
+
+/// A directory to mount on. The image's own symlink is refused: programs would not find the file system
+/// where they look for it.
+fn place(target: &str) -> Result<()> {
+    match std::fs::create_dir(target) {
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).with_context(|| format!("mkdir {target}")),
+        _ => {}
+    }
+    anyhow::ensure!(mount::is_real_directory(Path::new(target)), "the image has something else than a directory at {target}");
+    Ok(())
+}
+
+fn mount_dev() -> Result<()> {
+    place("/dev")?;
+    let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
+    Detached::new("tmpfs", &[("mode", "755"), ("size", "64k")], attributes)?.attach_at(Path::new("/dev"))?;
+    for (name, major, minor) in DEVICES {
+        mount::make_device(&Path::new("/dev").join(name), major, minor, 0o666)?;
+    }
+    for (name, target) in DEV_LINKS {
+        std::os::unix::fs::symlink(target, Path::new("/dev").join(name)).with_context(|| format!("symlink /dev/{name}"))?;
+    }
+    place("/dev/pts")?;
+    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
+    let pts = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
+    Detached::new("devpts", &options, pts)?.attach_at(Path::new("/dev/pts"))
+}
+
+fn mount_shm(size: u64) -> Result<()> {
+    place("/dev/shm")?;
+    Detached::new("tmpfs", &[("mode", "1777"), ("size", &size.to_string())], Attributes::INERT)?
+        .attach_at(Path::new("/dev/shm"))
+}
+
+/// Lays an empty directory or /dev/null over what must not be seen. One tmpfs serves all directories: each
+/// further one is a bind of the first.
+fn mask(paths: &[PathBuf]) -> Result<()> {
+    let mut empty: Option<&PathBuf> = None;
+    for path in paths {
+        let Ok(metadata) = std::fs::symlink_metadata(path) else { continue };
+        let masked = match (metadata.is_dir(), empty) {
+            (false, _) => mount::bind(Path::new("/dev/null"), path, false),
+            (true, Some(first)) => mount::bind(first, path, false),
+            (true, None) => {
+                empty = Some(path);
+                Detached::new("tmpfs", &[("size", "0")], Attributes { read_only: true, ..Attributes::INERT })
+                    .and_then(|m| m.attach_at(path))
+            }
+        };
+        masked.with_context(|| format!("mask {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn shell_dev() -> String {
+    let mut lines = vec!["mkdir -p /dev".to_owned(), "mount -t tmpfs -o nosuid,noexec,mode=755,size=64k tmpfs /dev".to_owned()];
+    lines.extend(DEVICES.map(|(name, major, minor)| format!("mknod -m 666 /dev/{name} c {major} {minor}")));
+    lines.extend(DEV_LINKS.map(|(name, target)| format!("ln -s {target} /dev/{name}")));
+    lines.push("mkdir /dev/pts".to_owned());
+    lines.push("mount -t devpts -o nosuid,noexec,ptmxmode=0666,mode=0620,gid=5 devpts /dev/pts".to_owned());
+    lines.join("\n")
+}
+
+fn shown(paths: &[PathBuf]) -> String {
+    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+}

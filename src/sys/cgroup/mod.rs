@@ -1,0 +1,364 @@
+//! Control groups: one group with memory, CPU and task limits, on v2, hybrid and v1 hosts. cgroups(7),
+//! Documentation/admin-guide/cgroup-v2.rst and cgroup-v1/.
+//!
+//! The rules that surprise people:
+//!
+//! * A limit is a file, and a write that "worked" proves nothing: values are rounded, a parent may lack the
+//!   controller, v1 refuses combinations. Everything written here is read back ([`Cgroup::apply`]).
+//! * A v2 group has either processes or children with controllers ("no internal processes"), so enabling
+//!   controllers in a group where somebody sits is EBUSY.
+//! * Joining by writing cgroup.procs costs milliseconds; being born there (clone3 with CLONE_INTO_CGROUP and
+//!   [`Cgroup::dir_fd`]) costs nothing. **libc's `CLONE_INTO_CGROUP` is 0 on Linux** (the value does not fit
+//!   its type), which puts the child silently elsewhere: define it as `0x2_0000_0000u64`, and check with
+//!   [`Cgroup::verify`].
+//! * On a hybrid host one group is several directories: one in each v1 hierarchy that limits something, and
+//!   one in the cgroup2 mount for kill, freeze and events.
+//!
+//! # What cgroups-rs does here
+//!
+//! Its typed controllers set the limits that they know (`apply.rs`), move processes into v1 hierarchies and
+//! drive the v1 freezer. It does not create or delete groups: its `create` only logs a failed mkdir, accepts a
+//! directory that exists, and ignores a refused cgroup.subtree_control, and its `delete` recurses into
+//! whatever it finds. Its getters turn a missing file into 0, and its whole-group calls (`apply`, `builder`)
+//! drop errors of single limits, so those are not used either.
+
+mod apply;
+mod hierarchy;
+mod life;
+mod limits;
+mod stats;
+
+pub use hierarchy::{Controller, Hierarchy, Kind, Mount, detect};
+pub use limits::{CpuQuota, Limits, UNLIMITED, Unmet, Value, Write, unmet, writes};
+pub use stats::Stats;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::path::{Component, Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cgroups_rs::{CgroupPid, Controller as _, memory::MemController};
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::{Pid, mkdir};
+
+/// How long a directory may answer EBUSY to rmdir after its last process is gone.
+const RMDIR_PATIENCE: Duration = Duration::from_millis(500);
+
+/// A group, by its path below the root of every hierarchy; it need not exist.
+#[derive(Debug, Clone)]
+pub struct Cgroup {
+    hierarchy: Hierarchy,
+    relative: PathBuf,
+}
+
+impl Cgroup {
+    /// Names a group; touches nothing.
+    ///
+    /// # Errors
+    /// When `relative` is not a plain relative path (`a/b/c`, no `..`).
+    pub fn new(hierarchy: &Hierarchy, relative: impl AsRef<Path>) -> Result<Cgroup> {
+        let relative = relative.as_ref();
+        let plain = relative.components().all(|part| matches!(part, Component::Normal(_)));
+        if relative.as_os_str().is_empty() || !plain {
+            bail!("`{}` is not a relative cgroup path", relative.display());
+        }
+        Ok(Cgroup { hierarchy: hierarchy.clone(), relative: relative.to_owned() })
+    }
+
+    /// The path below the mount roots.
+    pub fn relative(&self) -> &Path {
+        &self.relative
+    }
+
+    /// The hierarchies that this group lives in.
+    pub fn hierarchy(&self) -> &Hierarchy {
+        &self.hierarchy
+    }
+
+    /// Every directory of the group: v1 ones first, the v2 one last.
+    pub fn directories(&self) -> Vec<PathBuf> {
+        self.hierarchy.mounts().iter().map(|mount| mount.path.join(&self.relative)).collect()
+    }
+
+    /// The directory that holds `controller`'s files.
+    pub fn dir_of(&self, controller: Controller) -> Result<PathBuf> {
+        let mount = self.hierarchy.mount_of(controller);
+        mount
+            .map(|m| m.path.join(&self.relative))
+            .with_context(|| format!("no cgroup controller {controller}"))
+    }
+
+    /// The directory in the cgroup2 mount, if there is such a mount.
+    pub fn unified_dir(&self) -> Option<PathBuf> {
+        self.hierarchy.unified().map(|mount| mount.path.join(&self.relative))
+    }
+
+    /// Whether any of its directories exists.
+    pub fn exists(&self) -> bool {
+        self.directories().iter().any(|dir| dir.exists())
+    }
+
+    /// Makes the group: every directory, parents included, and on v2 the controllers enabled in each parent's
+    /// `cgroup.subtree_control` (read back). What this call made is removed again when it fails.
+    ///
+    /// # Errors
+    /// `Errno::EEXIST` at the root of the chain when one of its directories exists already. A v2 parent that
+    /// holds processes is EBUSY, and the message names them.
+    pub fn create(&self) -> Result<()> {
+        let mut made = Vec::new();
+        let result = self.hierarchy.mounts().iter().try_for_each(|mount| self.create_in(mount, &mut made));
+        if result.is_err() {
+            // Best effort: the first error is the one to tell, and a directory in use is not ours any more.
+            made.iter().rev().for_each(|dir| drop(std::fs::remove_dir(dir)));
+        }
+        result
+    }
+
+    fn create_in(&self, mount: &Mount, made: &mut Vec<PathBuf>) -> Result<()> {
+        let controllers = self.hierarchy.controllers_of(mount);
+        let mut dir = mount.path.clone();
+        let mut parts = self.relative.components().peekable();
+        while let Some(part) = parts.next() {
+            if mount.v2 {
+                enable(&dir, &controllers)?;
+            }
+            dir.push(part);
+            match mkdir(&dir, Mode::from_bits_truncate(0o755)) {
+                Ok(()) => made.push(dir.clone()),
+                Err(Errno::EEXIST) if parts.peek().is_some() => {}
+                Err(errno) => {
+                    return Err(errno).with_context(|| format!("create cgroup {}: mkdir", dir.display()));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// A descriptor of the group's v2 directory for `clone_args.cgroup` of clone3(2); `None` on a v1 host.
+    pub fn dir_fd(&self) -> Result<Option<OwnedFd>> {
+        let Some(dir) = self.unified_dir() else { return Ok(None) };
+        let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let fd = open(&dir, flags, Mode::empty()).with_context(|| format!("open {}", dir.display()))?;
+        Ok(Some(fd))
+    }
+
+    /// Moves the process `pid` into every directory of the group where it is not yet, then [verifies](Self::verify).
+    /// After a birth by CLONE_INTO_CGROUP only the v1 directories are left to write.
+    pub fn join(&self, pid: Pid) -> Result<()> {
+        let there = Membership::read(pid)?;
+        for mount in self.hierarchy.mounts() {
+            if there.path_in(mount, &self.hierarchy) == Some(&mount.proc_path(&self.relative)) {
+                continue;
+            }
+            let dir = mount.path.join(&self.relative);
+            // Any controller type does: cgroup.procs is the same file in every hierarchy.
+            MemController::new(dir.clone(), mount.v2)
+                .add_task_by_tgid(&CgroupPid::from(pid.as_raw() as u64))
+                .map_err(crate_error)
+                .with_context(|| format!("move process {pid} into {}/cgroup.procs", dir.display()))?;
+        }
+        self.verify(pid)
+    }
+
+    /// Reads /proc/PID/cgroup and checks that `pid` is in this group in every hierarchy.
+    ///
+    /// # Errors
+    /// Names the first hierarchy in which it is elsewhere, and where it is.
+    pub fn verify(&self, pid: Pid) -> Result<()> {
+        let there = Membership::read(pid)?;
+        for mount in self.hierarchy.mounts() {
+            let wanted = mount.proc_path(&self.relative);
+            let got = there.path_in(mount, &self.hierarchy);
+            if got != Some(&wanted) {
+                let got = got.map_or("no group at all", String::as_str);
+                let mount = mount.path.display();
+                bail!(
+                    "process {pid} is not in its cgroup: below {mount} wanted {wanted}, /proc/{pid}/cgroup says {got}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the group and the groups that its processes may have made below it. Absent is Ok.
+    ///
+    /// # Errors
+    /// EBUSY, with the processes named, when some are still in it after half a second.
+    pub fn remove(&self) -> Result<()> {
+        let deadline = Instant::now() + RMDIR_PATIENCE;
+        self.directories().iter().try_for_each(|dir| remove_tree(dir, deadline))
+    }
+
+    /// Removes the group's parents, from the nearest up to and including `top`, as long as they are empty.
+    ///
+    /// # Errors
+    /// When `top` is not a parent of this group, or rmdir fails for another reason than "in use".
+    pub fn prune(&self, top: impl AsRef<Path>) -> Result<()> {
+        let top = top.as_ref();
+        if top.as_os_str().is_empty() || top == self.relative || !self.relative.starts_with(top) {
+            bail!("cgroup {} is not a parent of {}", top.display(), self.relative.display());
+        }
+        for mount in self.hierarchy.mounts() {
+            for parent in self.relative.ancestors().skip(1).take_while(|p| p.starts_with(top)) {
+                let dir = mount.path.join(parent);
+                match nix_rmdir(&dir) {
+                    Ok(()) | Err(Errno::ENOENT) => {}
+                    Err(Errno::EBUSY | Errno::ENOTEMPTY) => break,
+                    Err(errno) => {
+                        return Err(errno).with_context(|| format!("remove cgroup {}", dir.display()));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Enables `controllers` for the children of the v2 group `dir`, and reads that back.
+fn enable(dir: &Path, controllers: &[Controller]) -> Result<()> {
+    let file = dir.join("cgroup.subtree_control");
+    let missing = |now: &str| -> Vec<Controller> {
+        let on = |c: &Controller| now.split_whitespace().any(|name| name == c.name());
+        controllers.iter().copied().filter(|c| !on(c)).collect()
+    };
+    let wanted = missing(&read(&file)?);
+    if wanted.is_empty() {
+        return Ok(()); // the usual case, and all that works where this file is not ours to write
+    }
+    let request: Vec<_> = wanted.iter().map(|c| format!("+{c}")).collect();
+    let request = request.join(" ");
+    std::fs::write(&file, &request).map_err(os).with_context(|| refused(dir, &file, &request))?;
+    let still = missing(&read(&file)?);
+    if !still.is_empty() {
+        bail!("{}: wrote `{request}`, but it reads without {still:?}", file.display());
+    }
+    Ok(())
+}
+
+/// Why cgroup.subtree_control did not take `request`, with the processes that stand in the way.
+fn refused(dir: &Path, file: &Path, request: &str) -> String {
+    let pids = read(&dir.join("cgroup.procs")).unwrap_or_default();
+    let pids: Vec<_> = pids.split_whitespace().collect();
+    let mut message = format!("enable controllers: write `{request}` to {}", file.display());
+    if !pids.is_empty() {
+        message += &format!(
+            " (processes {} are directly in this group; a v2 group has either processes or \
+             controllers for its children: move them into a child group)",
+            pids.join(", ")
+        );
+    }
+    message
+}
+
+/// rmdir from the leaves upwards; a cgroup directory's files go with it.
+fn remove_tree(dir: &Path, deadline: Instant) -> Result<()> {
+    let entries = match std::fs::read_dir(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?,
+    };
+    for entry in entries {
+        let entry = entry.map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?;
+        if entry.file_type().map_err(os)?.is_dir() {
+            remove_tree(&entry.path(), deadline)?;
+        }
+    }
+    loop {
+        match nix_rmdir(dir) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            // A group stays busy for some milliseconds after its last process was reaped.
+            Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            Err(errno) => {
+                let pids = read(&dir.join("cgroup.procs")).unwrap_or_default();
+                let pids = pids.split_whitespace().collect::<Vec<_>>().join(", ");
+                return Err(errno).with_context(|| {
+                    format!("remove cgroup {} (processes in it: [{pids}]): rmdir", dir.display())
+                });
+            }
+        }
+    }
+}
+
+fn nix_rmdir(dir: &Path) -> Result<(), Errno> {
+    std::fs::remove_dir(dir).map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
+}
+
+/// The lines of /proc/PID/cgroup: `ID:CONTROLLERS:PATH`, v2's being `0::PATH`.
+struct Membership(Vec<(String, String)>);
+
+impl Membership {
+    fn read(pid: Pid) -> Result<Membership> {
+        Ok(Self::parse(&read(Path::new(&format!("/proc/{pid}/cgroup")))?))
+    }
+
+    fn parse(text: &str) -> Membership {
+        let line = |line: &str| {
+            let mut fields = line.splitn(3, ':').skip(1).map(str::to_owned);
+            Some((fields.next()?, fields.next()?))
+        };
+        Membership(text.lines().filter_map(line).collect())
+    }
+
+    /// The process's path in the hierarchy of `mount`, as the kernel prints it.
+    fn path_in(&self, mount: &Mount, hierarchy: &Hierarchy) -> Option<&String> {
+        let controllers = hierarchy.controllers_of(mount);
+        let is_there = |names: &str| match mount.v2 {
+            true => names.is_empty(),
+            false => names.split(',').any(|name| controllers.iter().any(|c| c.name() == name)),
+        };
+        self.0.iter().find(|(names, _)| is_there(names)).map(|(_, path)| path)
+    }
+}
+
+fn read(file: &Path) -> Result<String> {
+    std::fs::read_to_string(file).map_err(os).with_context(|| format!("read {}", file.display()))
+}
+
+/// An I/O error as a bare `Errno`, so that callers find one type at the root of every chain.
+fn os(error: io::Error) -> anyhow::Error {
+    match error.raw_os_error() {
+        Some(raw) => Errno::from_raw(raw).into(),
+        None => error.into(),
+    }
+}
+
+/// The errno inside an error of cgroups-rs; its own message names no path and repeats the cause.
+fn crate_error(error: cgroups_rs::error::Error) -> anyhow::Error {
+    let source = std::error::Error::source(&error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match source.and_then(io::Error::raw_os_error) {
+        Some(raw) => Errno::from_raw(raw).into(),
+        None => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_plain_relative_paths_are_groups() {
+        let h = Hierarchy::parse("1 1 0:1 / /c rw - cgroup2 cgroup2 rw", |_| Ok("memory cpu pids".into()))
+            .unwrap();
+        assert!(Cgroup::new(&h, "a/b").is_ok());
+        for bad in ["", "/a", "a/../b", "..", "./a"] {
+            assert!(Cgroup::new(&h, bad).is_err(), "{bad}");
+        }
+        let group = Cgroup::new(&h, "a/b").unwrap();
+        for bad in ["", "a/b", "b", "a/b/c"] {
+            assert!(group.prune(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn membership_finds_each_hierarchy() {
+        let mountinfo = "1 1 0:1 / /m rw - cgroup cgroup rw,memory\n2 1 0:1 / /c rw - cgroup cgroup rw,cpu,cpuacct\n\
+                         3 1 0:1 /k /p rw - cgroup cgroup rw,pids\n4 1 0:1 / /u rw - cgroup2 cgroup2 rw\n";
+        let h = Hierarchy::parse(mountinfo, |_| Ok(String::new())).unwrap();
+        let there = Membership::parse("9:pids:/k/a\n4:memory:/odd:name\n3:cpu,cpuacct:/b\n0::/u\n");
+        let paths: Vec<_> = h.mounts().iter().map(|m| there.path_in(m, &h).unwrap().as_str()).collect();
+        assert_eq!(paths, ["/odd:name", "/b", "/k/a", "/u"]);
+        assert_eq!(h.mounts()[2].proc_path(Path::new("a")), "/k/a");
+    }
+}

@@ -1,0 +1,309 @@
+//! Rules in two forms from one source: the text of nft(8), and the expressions that the kernel runs.
+//!
+//! A rule is a small program: load something into register 1, compare it, stop if it differs; at the end
+//! a verdict or a NAT statement. `nft --debug=netlink` shows the same programs.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::wire::Attributes;
+
+/// One part of a rule. A rule's statements are tried from left to right.
+pub(super) enum Statement {
+    /// Came in through this interface.
+    In(String),
+    InNot(String),
+    /// Goes out through this interface.
+    Out(String),
+    OutNot(String),
+    /// From this network; a prefix of 32 is one address.
+    Source(Ipv4Addr, u8),
+    Destination(Ipv4Addr, u8),
+    /// To any address of this host.
+    DestinationLocal,
+    TcpPort(u16),
+    /// The connection's destination was rewritten.
+    CtStatusDnat,
+    Dnat(SocketAddrV4),
+    /// Source NAT to the address of the interface that the packet leaves through.
+    Masquerade,
+    Drop,
+}
+
+/// A base chain: rules at one of the kernel's hooks.
+pub(super) struct Chain {
+    pub(super) name: &'static str,
+    pub(super) kind: &'static str,
+    pub(super) hook: Hook,
+    pub(super) priority: i32,
+    pub(super) rules: Vec<Vec<Statement>>,
+}
+
+/// `enum nf_inet_hooks`.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hook {
+    Prerouting = 0,
+    Forward = 2,
+    Output = 3,
+    Postrouting = 4,
+}
+
+impl Hook {
+    pub(super) fn text(self) -> &'static str {
+        match self {
+            Hook::Prerouting => "prerouting",
+            Hook::Forward => "forward",
+            Hook::Output => "output",
+            Hook::Postrouting => "postrouting",
+        }
+    }
+}
+
+impl Chain {
+    /// The priority as `nft list` writes it: the names are valid at some hooks only.
+    pub(super) fn priority_text(&self) -> String {
+        match (self.hook, self.priority) {
+            (_, -300) => "raw".to_owned(),
+            (Hook::Prerouting, -100) => "dstnat".to_owned(),
+            (Hook::Postrouting, 100) => "srcnat".to_owned(),
+            (_, number) => number.to_string(),
+        }
+    }
+}
+
+pub(super) fn text(rule: &[Statement]) -> String {
+    rule.iter().map(Statement::text).collect::<Vec<_>>().join(" ")
+}
+
+/// The value of `NFTA_RULE_EXPRESSIONS`.
+pub(super) fn expressions(rule: &[Statement]) -> Attributes {
+    let all = rule.iter().flat_map(Statement::expressions);
+    all.fold(Attributes::new(), |list, expression| list.nest(NFTA_LIST_ELEM, expression))
+}
+
+impl Statement {
+    fn text(&self) -> String {
+        match self {
+            Self::In(name) => format!("iifname {name:?}"),
+            Self::InNot(name) => format!("iifname != {name:?}"),
+            Self::Out(name) => format!("oifname {name:?}"),
+            Self::OutNot(name) => format!("oifname != {name:?}"),
+            Self::Source(address, prefix) => format!("ip saddr {}", network(*address, *prefix)),
+            Self::Destination(address, prefix) => format!("ip daddr {}", network(*address, *prefix)),
+            Self::DestinationLocal => "fib daddr type local".to_owned(),
+            Self::TcpPort(port) => format!("tcp dport {port}"),
+            Self::CtStatusDnat => "ct status dnat".to_owned(),
+            Self::Dnat(to) => format!("dnat to {to}"),
+            Self::Masquerade => "masquerade".to_owned(),
+            Self::Drop => "drop".to_owned(),
+        }
+    }
+
+    fn expressions(&self) -> Vec<Attributes> {
+        match self {
+            Self::In(name) => vec![meta(NFT_META_IIFNAME), compare(NFT_CMP_EQ, &padded(name))],
+            Self::InNot(name) => vec![meta(NFT_META_IIFNAME), compare(NFT_CMP_NEQ, &padded(name))],
+            Self::Out(name) => vec![meta(NFT_META_OIFNAME), compare(NFT_CMP_EQ, &padded(name))],
+            Self::OutNot(name) => vec![meta(NFT_META_OIFNAME), compare(NFT_CMP_NEQ, &padded(name))],
+            Self::Source(address, prefix) => in_network(IP_SADDR, *address, *prefix),
+            Self::Destination(address, prefix) => in_network(IP_DADDR, *address, *prefix),
+            Self::DestinationLocal => vec![fib(), compare(NFT_CMP_EQ, &RTN_LOCAL.to_ne_bytes())],
+            Self::TcpPort(port) => vec![
+                // The port is at that offset in TCP only, so the protocol is part of the match.
+                meta(NFT_META_L4PROTO),
+                compare(NFT_CMP_EQ, &[IPPROTO_TCP]),
+                payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_DPORT, 2),
+                compare(NFT_CMP_EQ, &port.to_be_bytes()),
+            ],
+            Self::CtStatusDnat => vec![
+                ct(NFT_CT_STATUS),
+                mask(&IPS_DST_NAT.to_ne_bytes()),
+                compare(NFT_CMP_NEQ, &0u32.to_ne_bytes()),
+            ],
+            Self::Dnat(to) => vec![
+                immediate(NFT_REG_1, value(&to.ip().octets())),
+                immediate(NFT_REG_2, value(&to.port().to_be_bytes())),
+                dnat_to_registers(),
+            ],
+            Self::Masquerade => vec![expression("masq", Attributes::new())],
+            Self::Drop => vec![immediate(NFT_REG_VERDICT, verdict(NF_DROP))],
+        }
+    }
+}
+
+fn network(address: Ipv4Addr, prefix: u8) -> String {
+    match prefix {
+        32 => address.to_string(),
+        _ => format!("{address}/{prefix}"),
+    }
+}
+
+/// The netmask of a prefix length.
+pub(super) fn netmask(prefix: u8) -> [u8; 4] {
+    u32::MAX.checked_shl(32 - u32::from(prefix.min(32))).unwrap_or(0).to_be_bytes()
+}
+
+fn in_network(offset: u32, address: Ipv4Addr, prefix: u8) -> Vec<Attributes> {
+    let load = payload(NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
+    match prefix {
+        32 => vec![load, compare(NFT_CMP_EQ, &address.octets())],
+        _ => vec![load, mask(&netmask(prefix)), compare(NFT_CMP_EQ, &address.octets())],
+    }
+}
+
+/// Interface names are compared over their whole field of 16 bytes; a shorter value would be a prefix
+/// match, `iifname "br*"`.
+fn padded(interface: &str) -> [u8; 16] {
+    let mut field = [0; 16];
+    let length = interface.len().min(15);
+    field[..length].copy_from_slice(&interface.as_bytes()[..length]);
+    field
+}
+
+fn expression(name: &str, data: Attributes) -> Attributes {
+    Attributes::new().text(NFTA_EXPR_NAME, name).nest(NFTA_EXPR_DATA, data)
+}
+
+fn value(bytes: &[u8]) -> Attributes {
+    Attributes::new().bytes(NFTA_DATA_VALUE, bytes)
+}
+
+fn verdict(code: u32) -> Attributes {
+    Attributes::new().nest(NFTA_DATA_VERDICT, Attributes::new().number(NFTA_VERDICT_CODE, code))
+}
+
+fn immediate(register: u32, data: Attributes) -> Attributes {
+    let data = Attributes::new().number(NFTA_IMMEDIATE_DREG, register).nest(NFTA_IMMEDIATE_DATA, data);
+    expression("immediate", data)
+}
+
+fn meta(key: u32) -> Attributes {
+    expression("meta", Attributes::new().number(NFTA_META_KEY, key).number(NFTA_META_DREG, NFT_REG_1))
+}
+
+fn ct(key: u32) -> Attributes {
+    expression("ct", Attributes::new().number(NFTA_CT_KEY, key).number(NFTA_CT_DREG, NFT_REG_1))
+}
+
+fn payload(base: u32, offset: u32, length: u32) -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_PAYLOAD_DREG, NFT_REG_1)
+        .number(NFTA_PAYLOAD_BASE, base)
+        .number(NFTA_PAYLOAD_OFFSET, offset)
+        .number(NFTA_PAYLOAD_LEN, length);
+    expression("payload", data)
+}
+
+fn mask(bits: &[u8; 4]) -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_BITWISE_SREG, NFT_REG_1)
+        .number(NFTA_BITWISE_DREG, NFT_REG_1)
+        .number(NFTA_BITWISE_LEN, 4)
+        .nest(NFTA_BITWISE_MASK, value(bits))
+        .nest(NFTA_BITWISE_XOR, value(&[0; 4]));
+    expression("bitwise", data)
+}
+
+fn compare(operator: u32, with: &[u8]) -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_CMP_SREG, NFT_REG_1)
+        .number(NFTA_CMP_OP, operator)
+        .nest(NFTA_CMP_DATA, value(with));
+    expression("cmp", data)
+}
+
+/// Loads what kind of address the destination is (`RTN_*`), as the routing tables see it.
+fn fib() -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_FIB_DREG, NFT_REG_1)
+        .number(NFTA_FIB_RESULT, NFT_FIB_RESULT_ADDRTYPE)
+        .number(NFTA_FIB_FLAGS, NFTA_FIB_F_DADDR);
+    expression("fib", data)
+}
+
+fn dnat_to_registers() -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_NAT_TYPE, NFT_NAT_DNAT)
+        .number(NFTA_NAT_FAMILY, nix::libc::AF_INET as u32)
+        .number(NFTA_NAT_REG_ADDR_MIN, NFT_REG_1)
+        .number(NFTA_NAT_REG_PROTO_MIN, NFT_REG_2);
+    expression("nat", data)
+}
+
+// Offsets in the IPv4 and TCP headers, RFC 791 and RFC 9293.
+const IP_SADDR: u32 = 12;
+const IP_DADDR: u32 = 16;
+const TCP_DPORT: u32 = 2;
+const IPPROTO_TCP: u8 = 6;
+
+/// rtnetlink(7), `rtm_type`.
+const RTN_LOCAL: u32 = 2;
+/// linux/netfilter/nf_conntrack_common.h.
+const IPS_DST_NAT: u32 = 1 << 5;
+/// linux/netfilter.h.
+pub(super) const NF_DROP: u32 = 0;
+
+// linux/netfilter/nf_tables.h.
+const NFT_REG_VERDICT: u32 = 0;
+const NFT_REG_1: u32 = 1;
+const NFT_REG_2: u32 = 2;
+const NFTA_LIST_ELEM: u16 = 1;
+const NFTA_EXPR_NAME: u16 = 1;
+const NFTA_EXPR_DATA: u16 = 2;
+const NFTA_DATA_VALUE: u16 = 1;
+const NFTA_DATA_VERDICT: u16 = 2;
+const NFTA_VERDICT_CODE: u16 = 1;
+const NFTA_IMMEDIATE_DREG: u16 = 1;
+const NFTA_IMMEDIATE_DATA: u16 = 2;
+const NFTA_BITWISE_SREG: u16 = 1;
+const NFTA_BITWISE_DREG: u16 = 2;
+const NFTA_BITWISE_LEN: u16 = 3;
+const NFTA_BITWISE_MASK: u16 = 4;
+const NFTA_BITWISE_XOR: u16 = 5;
+const NFTA_CMP_SREG: u16 = 1;
+const NFTA_CMP_OP: u16 = 2;
+const NFTA_CMP_DATA: u16 = 3;
+const NFT_CMP_EQ: u32 = 0;
+const NFT_CMP_NEQ: u32 = 1;
+const NFTA_PAYLOAD_DREG: u16 = 1;
+const NFTA_PAYLOAD_BASE: u16 = 2;
+const NFTA_PAYLOAD_OFFSET: u16 = 3;
+const NFTA_PAYLOAD_LEN: u16 = 4;
+const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
+const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
+const NFTA_META_DREG: u16 = 1;
+const NFTA_META_KEY: u16 = 2;
+const NFT_META_IIFNAME: u32 = 6;
+const NFT_META_OIFNAME: u32 = 7;
+const NFT_META_L4PROTO: u32 = 16;
+const NFTA_CT_DREG: u16 = 1;
+const NFTA_CT_KEY: u16 = 2;
+const NFT_CT_STATUS: u32 = 2;
+const NFTA_FIB_DREG: u16 = 1;
+const NFTA_FIB_RESULT: u16 = 2;
+const NFTA_FIB_FLAGS: u16 = 3;
+const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
+const NFTA_FIB_F_DADDR: u32 = 1 << 1;
+const NFTA_NAT_TYPE: u16 = 1;
+const NFTA_NAT_FAMILY: u16 = 2;
+const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
+const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
+const NFT_NAT_DNAT: u32 = 1;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn netmasks() {
+        assert_eq!(netmask(0), [0, 0, 0, 0]);
+        assert_eq!(netmask(8), [255, 0, 0, 0]);
+        assert_eq!(netmask(20), [255, 255, 240, 0]);
+        assert_eq!(netmask(32), [255, 255, 255, 255]);
+    }
+
+    #[test]
+    fn interface_names_fill_their_field() {
+        assert_eq!(&padded("br0")[..4], b"br0\0");
+        assert_eq!(padded("a-name-of-15-ab")[15], 0);
+    }
+}

@@ -1,0 +1,88 @@
+//! One clear error each, with the way out; nothing left behind, nothing lost.
+
+use std::{fs, net::TcpListener};
+
+use crate::harness::{Host, run};
+
+/// Fails, says these words, and leaves nothing on the host.
+#[track_caller]
+fn refused(host: &Host, args: &[&str], words: &[&str]) {
+    let said = host.fails(1, args);
+    assert!(said.starts_with("error: "), "{said}");
+    for word in words {
+        assert!(said.contains(word), "{word:?} is not in: {said}");
+    }
+    assert_eq!(host.objects(), Vec::<String>::new());
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+#[test]
+fn images_that_will_not_do() {
+    let Some(host) = Host::new() else { return };
+    refused(&host, &["run", "n", "no-such-image"], &["no-such-image", "pgbox image build"]);
+    refused(&host, &["run", "n", "tiny"], &["tiny", "no Postgres"]);
+}
+
+#[test]
+fn names_and_ports_that_are_taken() {
+    let Some(host) = Host::new() else { return };
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let publish = format!("127.0.0.1:{port}:5432");
+    refused(&host, &["run", "n", "postgres:15", "-p", &publish], &[&port.to_string(), "another program listens there"]);
+    let long = "x".repeat(41);
+    assert!(host.fails(2, &["run", &long]).contains("41 characters"));
+    host.pgbox(&["run", "n", "postgres:15", "-p", "5499:5432"]);
+    assert!(host.fails(1, &["run", "n", "postgres:15"]).contains("is taken"));
+    assert!(host.fails(1, &["run", "m", "postgres:15", "-p", "5499:5432"]).contains("node `n`"));
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn an_address_range_in_use() {
+    let Some(host) = Host::new() else { return };
+    run("ip", &["link", "add", "up0", "type", "dummy"]);
+    run("ip", &["addr", "add", "10.77.0.1/16", "dev", "up0"]);
+    refused(&host, &["run", "n", "postgres:15", "--subnet", "10.77.3.0/24"], &["10.77.3.0/24", "up0", "--subnet"]);
+}
+
+#[test]
+fn data_that_is_not_for_this_server() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("data");
+    let mount = format!("{}:/var/lib/postgresql/data", data.display());
+    fs::write(data.join("PG_VERSION"), "14\n").unwrap();
+    refused(&host, &["run", "n", "postgres:15", "-v", &mount], &["14", "15"]);
+    assert!(data.join("PG_VERSION").exists());
+    fs::rename(data.join("PG_VERSION"), data.join("my-thesis.tex")).unwrap();
+    refused(&host, &["run", "n", "postgres:15", "-v", &mount], &["/var/lib/postgresql/data"]);
+    assert!(data.join("my-thesis.tex").exists());
+}
+
+#[test]
+fn an_initdb_that_fails_and_memory_too_small() {
+    let Some(host) = Host::new() else { return };
+    refused(&host, &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_ARGS=--no-such-option"], &["initdb", "no-such-option"]);
+    refused(&host, &["run", "m", "postgres:15", "--memory", "8m"], &["memory"]);
+}
+
+#[test]
+fn nodes_that_are_not_there() {
+    let Some(host) = Host::new() else { return };
+    for command in [&["stop", "x"][..], &["start", "x"], &["rm", "x"], &["logs", "x"], &["psql", "x"], &["exec", "x", "--", "true"], &["uri", "x"]] {
+        let said = host.fails(1, command);
+        assert!(said.contains("no node `x`"), "{command:?}: {said}");
+    }
+}
+
+#[test]
+fn without_root_it_says_so() {
+    let Some(host) = Host::new() else { return };
+    // As nobody, from a place that nobody can read.
+    let copy = host.scratch("bin").join("pgbox");
+    fs::copy(crate::harness::PGBOX, &copy).unwrap();
+    run("chmod", &["-R", "a+rX", copy.parent().unwrap().parent().unwrap().to_str().unwrap()]);
+    let output = std::process::Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["run", "n"]).output().unwrap();
+    let said = crate::harness::text(&output.stderr);
+    assert!(!output.status.success() && said.contains("needs root") && said.contains("sudo"), "{said}");
+}

@@ -1,0 +1,47 @@
+//! Other commands in a node: `run --rm … -- CMD` and `exec`.
+
+use crate::harness::{Host, text};
+
+#[test]
+fn a_command_runs_alone_and_its_exit_code_comes_back() {
+    let Some(host) = Host::new() else { return };
+    assert_eq!(host.pgbox(&["run", "--rm", "t", "tiny", "--", "echo", "hello"]), "hello\n");
+    host.fails(3, &["run", "--rm", "t", "tiny", "--", "sh", "-c", "exit 3"]);
+    host.fails(143, &["run", "--rm", "t", "tiny", "--", "sh", "-c", "kill -TERM $$"]);
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    assert_eq!(host.objects(), Vec::<String>::new());
+}
+
+#[test]
+fn a_command_that_is_not_there_is_127_and_leaves_nothing() {
+    let Some(host) = Host::new() else { return };
+    let said = host.fails(127, &["run", "--rm", "t", "tiny", "--", "no-such-program"]);
+    assert!(said.contains("no-such-program"), "{said}");
+    host.fails(126, &["run", "--rm", "t", "tiny", "--", "/etc/passwd"]);
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+#[test]
+fn exec_has_the_nodes_environment_and_gives_exit_codes() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-e", "MINE=a b"]);
+    assert_eq!(host.pgbox(&["exec", "n", "--", "sh", "-c", "echo $MINE $PG_MAJOR"]), "a b 15\n");
+    host.fails(7, &["exec", "n", "--", "sh", "-c", "exit 7"]);
+    host.fails(127, &["exec", "n", "--", "no-such-program"]);
+    assert_eq!(host.pgbox(&["exec", "-u", "postgres", "n", "--", "id", "-un"]), "postgres\n");
+    let output = host.command(&["exec", "-i", "n", "--", "cat"]).stdin(std::fs::File::open("/etc/hostname").unwrap()).output().unwrap();
+    assert_eq!(text(&output.stdout), std::fs::read_to_string("/etc/hostname").unwrap());
+}
+
+#[test]
+fn a_processs_power_is_limited() {
+    let Some(host) = Host::new() else { return };
+    let status = host.pgbox(&["run", "--rm", "t", "tiny", "--", "cat", "/proc/self/status"]);
+    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
+    let bounding = u64::from_str_radix(&field("CapBnd:"), 16).unwrap();
+    for (name, bit) in [("sys_admin", 21), ("net_admin", 12), ("sys_ptrace", 19), ("sys_module", 16), ("mknod", 27)] {
+        assert_eq!(bounding >> bit & 1, 0, "{name}");
+    }
+    host.fails(1, &["run", "--rm", "t", "tiny", "--", "mount", "-t", "tmpfs", "none", "/tmp"]);
+}

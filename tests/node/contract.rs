@@ -1,0 +1,88 @@
+//! What scripts and compose files written for the official image rely on.
+
+use std::fs;
+
+use crate::harness::Host;
+
+#[test]
+fn user_database_and_password_with_spaces() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_USER=the user", "-e", "POSTGRES_PASSWORD=it's a \"secret\" $x", "-e", "POSTGRES_DB=the db"]);
+    assert_eq!(host.sql("n", &[], "SELECT current_user || '|' || current_database()"), "the user|the db");
+    assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
+}
+
+#[test]
+fn the_password_is_in_no_state_log_or_environment() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_PASSWORD=tell-nobody"]);
+    let node = host.root.join("labs/default/nodes/n");
+    for file in ["state.json", "log", "status.json"] {
+        assert!(!fs::read_to_string(node.join(file)).unwrap().contains("tell-nobody"), "{file}");
+    }
+    let everything = host.pgbox(&["exec", "-u", "postgres", "n", "--", "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+    assert!(everything.contains("postgres") && !everything.contains("tell-nobody"));
+    use std::os::unix::fs::PermissionsExt;
+    assert_eq!(fs::metadata(node.join("password")).unwrap().permissions().mode() & 0o777, 0o600);
+}
+
+#[test]
+fn init_scripts_run_in_order_once() {
+    let Some(host) = Host::new() else { return };
+    let scripts = host.scratch("scripts");
+    fs::write(scripts.join("1.sql"), "CREATE TABLE t (who text);").unwrap();
+    fs::write(scripts.join("2.sh"), "psql -v ON_ERROR_STOP=1 -U \"$POSTGRES_USER\" -d \"$POSTGRES_DB\" -c \"INSERT INTO t VALUES ('sh')\"").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d:ro", scripts.display());
+    host.pgbox(&["run", "n", "postgres:15", "-v", &mount]);
+    assert_eq!(host.sql("n", &[], "SELECT who FROM t"), "sh");
+    host.pgbox(&["stop", "n"]);
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &[], "SELECT count(*) FROM t"), "1");
+}
+
+#[test]
+fn a_failed_init_script_is_told_and_its_data_is_not_taken_for_whole() {
+    let Some(host) = Host::new() else { return };
+    let scripts = host.scratch("scripts");
+    fs::write(scripts.join("1.sql"), "CREATE TABLE half (i int); SELECT no_such_function();").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d", scripts.display());
+    let said = host.fails(1, &["run", "n", "postgres:15", "-v", &mount]);
+    assert!(said.contains("1.sql") && said.contains("no_such_function"), "{said}");
+    assert!(!host.root.join("volumes/default/n/data/PG_VERSION").exists());
+    fs::write(scripts.join("1.sql"), "CREATE TABLE whole (i int);").unwrap();
+    host.pgbox(&["run", "n", "postgres:15", "-v", &mount]);
+    assert_eq!(host.sql("n", &[], "SELECT count(*) FROM pg_tables WHERE tablename IN ('half', 'whole')"), "1");
+}
+
+#[test]
+fn options_after_the_dashes_and_settings_reach_the_server() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-c", "work_mem=7MB", "--", "-c", "max_connections=33"]);
+    assert_eq!(host.sql("n", &[], "SHOW work_mem"), "7MB");
+    assert_eq!(host.sql("n", &[], "SHOW max_connections"), "33");
+    assert_eq!(host.sql("n", &[], "SHOW data_checksums"), "on");
+    assert_eq!(host.sql("n", &[], "SHOW huge_pages"), "off");
+}
+
+#[test]
+fn an_orphan_that_exits_with_2_restarts_nobody() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    // A child whose parent is gone belongs to pid 1. Were that Postgres, it would take code 2 for a crash.
+    host.sql("n", &[], "CREATE TABLE t AS SELECT pg_postmaster_start_time() AS at");
+    host.pgbox(&["psql", "n", "-c", "COPY (SELECT 1) TO PROGRAM '(sleep 0.2; exit 2) >/dev/null 2>&1 & true'"]);
+    std::thread::sleep(std::time::Duration::from_millis(600));
+    let log = host.pgbox(&["logs", "n"]);
+    assert!(!log.contains("terminating any other active server processes"), "{log}");
+    assert_eq!(host.pgbox(&["exec", "n", "--", "cat", "/proc/1/comm"]).trim(), "pgbox");
+}
+
+#[test]
+fn a_parallel_hash_join_fits_into_dev_shm() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-c", "work_mem=512MB"]);
+    let sql = "CREATE TABLE a AS SELECT i FROM generate_series(1, 1000000) i; ANALYZE a; \
+               SET min_parallel_table_scan_size = 0; SET parallel_setup_cost = 0; SET parallel_tuple_cost = 0; SET enable_mergejoin = off; \
+               SELECT count(*) FROM a JOIN a b USING (i)";
+    assert!(host.sql("n", &[], sql).ends_with("1000000"));
+}
