@@ -52,9 +52,14 @@ impl Canary {
     fn import_within(&self, src: &Path, limits: Limits) -> Result<String, String> {
         let result = self.scratch.merged_within(src, limits);
         assert_eq!(tree::show(&self.scratch.path("outside")), self.before, "the canary was touched");
-        let names = std::fs::read_dir(self.scratch.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names = std::fs::read_dir(self.scratch.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap());
         for name in names {
-            assert!(["outside", "layout", "root", "merged", "image.tar"].contains(&&name[..]), "{name} was made outside of the store");
+            assert!(
+                ["outside", "layout", "root", "merged", "image.tar"].contains(&&name[..]),
+                "{name} was made outside of the store"
+            );
         }
         let layers = std::fs::read_dir(self.scratch.path("root/layers")).unwrap();
         for name in layers.map(|e| e.unwrap().file_name().into_string().unwrap()) {
@@ -531,7 +536,12 @@ fn one() -> Layout {
 }
 
 /// The layout on disk with one of its blobs changed.
-fn with_blob(canary: &Canary, layout: &Layout, which: usize, change: impl Fn(&mut Vec<u8>)) -> Result<String, String> {
+fn with_blob(
+    canary: &Canary,
+    layout: &Layout,
+    which: usize,
+    change: impl Fn(&mut Vec<u8>),
+) -> Result<String, String> {
     let src = canary.scratch.path("layout");
     layout.write(&src);
     let (name, mut bytes) = layout.files()[which].clone();

@@ -15,11 +15,23 @@ use std::process::{Command, Stdio};
 use std::sync::Mutex;
 
 fn base() -> Vec<u8> {
-    Tar::of([Head::dir("./"), Head::dir("bin"), Head::file("bin/sh", "shell").mode(0o755), Head::dir("etc"), Head::file("etc/os", "1")])
+    Tar::of([
+        Head::dir("./"),
+        Head::dir("bin"),
+        Head::file("bin/sh", "shell").mode(0o755),
+        Head::dir("etc"),
+        Head::file("etc/os", "1"),
+    ])
 }
 
 fn update() -> Vec<u8> {
-    Tar::of([Head::dir("./"), Head::dir("etc"), Head::file("etc/os", "2"), Head::file("bin/.wh.sh", ""), Head::file("bin/bash", "b")])
+    Tar::of([
+        Head::dir("./"),
+        Head::dir("etc"),
+        Head::file("etc/os", "2"),
+        Head::file("bin/.wh.sh", ""),
+        Head::file("bin/bash", "b"),
+    ])
 }
 
 fn two_layers() -> Layout {
@@ -36,7 +48,8 @@ fn import(scratch: &Scratch, src: &Path) -> Image {
 }
 
 fn names(dir: &Path) -> Vec<String> {
-    let mut all: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut all: Vec<_> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     all.sort();
     all
 }
@@ -48,7 +61,8 @@ fn layer_dirs(scratch: &Scratch) -> Vec<String> {
 
 /// Whether a tool for comparison is here.
 fn has(tool: &str) -> bool {
-    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
+    let found =
+        Command::new(tool).arg("--version").stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok();
     if !found {
         eprintln!("SKIPPED: {tool} is not installed");
     }
@@ -79,7 +93,11 @@ fn all_forms_of_a_source_are_one_image() {
     let from_layout = import(&scratch, &scratch.path("db"));
     assert_eq!(from_layout.names, ["db:latest"]);
     let archive = Tar::of(members(&layout));
-    for (name, bytes) in [("db1.tar", archive.clone()), ("db2.tar.gz", gzip(&archive)), ("db3.tar.zst", Compression::Zstd.pack(&archive))] {
+    for (name, bytes) in [
+        ("db1.tar", archive.clone()),
+        ("db2.tar.gz", gzip(&archive)),
+        ("db3.tar.zst", Compression::Zstd.pack(&archive)),
+    ] {
         std::fs::write(scratch.path(name), bytes).unwrap();
         let image = import(&scratch, &scratch.path(name));
         assert_eq!(image.manifest, from_layout.manifest, "{name}");
@@ -141,7 +159,10 @@ fn an_index_of_platforms_gives_this_machine_s() {
     let src = scratch.path("db");
     let mut layout = two_layers();
     layout.edit_index = |i| {
-        let here = match std::env::consts::ARCH { "aarch64" => "arm64", _ => "amd64" };
+        let here = match std::env::consts::ARCH {
+            "aarch64" => "arm64",
+            _ => "amd64",
+        };
         let mut own = i["manifests"][0].clone();
         own["platform"] = json!({"os": "linux", "architecture": here});
         let mut other = own.clone();
@@ -186,7 +207,8 @@ fn what_is_no_image_is_named() {
     let scratch = scratch!();
     std::fs::create_dir(scratch.path("empty")).unwrap();
     std::fs::write(scratch.path("text"), "hello").unwrap();
-    for (name, word) in [("empty", "no index.json"), ("text", "not an archive"), ("nothing", "No such file")] {
+    for (name, word) in [("empty", "no index.json"), ("text", "not an archive"), ("nothing", "No such file")]
+    {
         let error = format!("{:#}", scratch.store().import(&scratch.path(name), None, &Silent).unwrap_err());
         assert!(error.contains(word) && error.contains(name), "{error}");
     }
@@ -214,7 +236,15 @@ fn an_image_is_found_by_name_and_digest() {
     let image = store.import(&scratch.path("db"), Some("docker.io/library/postgres"), &Silent).unwrap();
     assert_eq!(image.name(), "postgres:latest");
     let digest = image.manifest.to_string();
-    for name in ["postgres", "postgres:latest", "library/postgres", &digest, &digest[7..], &digest[7..19], &format!("x@{digest}")] {
+    for name in [
+        "postgres",
+        "postgres:latest",
+        "library/postgres",
+        &digest,
+        &digest[7..],
+        &digest[7..19],
+        &format!("x@{digest}"),
+    ] {
         assert_eq!(store.resolve(name).unwrap().manifest, image.manifest, "{name}");
     }
     assert_eq!(image.config.env, ["PATH=/bin"]);
@@ -356,7 +386,10 @@ fn progress_adds_up_and_no_thread_is_left() {
     let log = watch.log.lock().unwrap();
     let total: usize = layout.layers.iter().map(|l| l.blob.len()).sum();
     assert_eq!(log[0], format!("begin 2 {total}"));
-    let advanced = log.iter().filter_map(|l| l.strip_prefix("advance ")).map(|l| l.split_once(' ').unwrap().1.parse::<usize>().unwrap());
+    let advanced = log
+        .iter()
+        .filter_map(|l| l.strip_prefix("advance "))
+        .map(|l| l.split_once(' ').unwrap().1.parse::<usize>().unwrap());
     assert_eq!(advanced.sum::<usize>(), total);
     assert!(log.iter().any(|l| l == "done 0") && log.iter().any(|l| l == "done 1"));
 }
@@ -365,7 +398,12 @@ fn progress_adds_up_and_no_thread_is_left() {
 fn large() -> Layout {
     let noise = |seed: u32, len: usize| -> Vec<u8> {
         let mut x = seed;
-        (0..len).map(|_| { x = x.wrapping_mul(1664525).wrapping_add(1013904223); (x >> 24) as u8 }).collect()
+        (0..len)
+            .map(|_| {
+                x = x.wrapping_mul(1664525).wrapping_add(1013904223);
+                (x >> 24) as u8
+            })
+            .collect()
     };
     let layer = |i: u32| {
         let files = (0..8).map(|f| Head::file(format!("l{i}/f{f}"), noise(i * 100 + f, 3 << 20)));
@@ -402,7 +440,10 @@ impl Mortal {
 fn child_that_is_killed() {
     let Ok(args) = std::env::var("PGBOX_TEST_IMPORT") else { return };
     let [root, src, stop]: [&str; 3] = args.split('\n').collect::<Vec<_>>().try_into().unwrap();
-    Store::open(root.as_ref()).unwrap().import(src.as_ref(), None, &Mortal { stop: stop.to_string() }).unwrap();
+    Store::open(root.as_ref())
+        .unwrap()
+        .import(src.as_ref(), None, &Mortal { stop: stop.to_string() })
+        .unwrap();
 }
 
 #[test]
@@ -485,13 +526,22 @@ fn system_calls_and_memory_stay_in_their_budgets() {
         .arg(&counts)
         .arg(std::env::current_exe().unwrap())
         .args(["child_that_is_measured", "--exact", "--nocapture"])
-        .env("PGBOX_TEST_MEASURE", format!("{}\n{}", scratch.path("root").display(), scratch.path("db").display()))
+        .env(
+            "PGBOX_TEST_MEASURE",
+            format!("{}\n{}", scratch.path("root").display(), scratch.path("db").display()),
+        )
         .output()
         .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    let peak: u64 = text.lines().find_map(|l| l.strip_prefix("MEASURED ")).unwrap_or_else(|| panic!("{text}")).parse().unwrap();
+    let peak: u64 = text
+        .lines()
+        .find_map(|l| l.strip_prefix("MEASURED "))
+        .unwrap_or_else(|| panic!("{text}"))
+        .parse()
+        .unwrap();
     let counts = std::fs::read_to_string(counts).unwrap();
-    let total = counts.lines().find(|l| l.trim_end().ends_with("total")).unwrap_or_else(|| panic!("{counts}"));
+    let total =
+        counts.lines().find(|l| l.trim_end().ends_with("total")).unwrap_or_else(|| panic!("{counts}"));
     let number = |line: &str| line.split_whitespace().next().unwrap().parse::<usize>().unwrap();
     // A debug build of the standard library asks fcntl(2) before it closes a descriptor.
     let asked = counts.lines().find(|l| l.ends_with(" fcntl")).map_or(0, number);
@@ -535,23 +585,28 @@ fn write_back(root: &Path) -> Vec<Head> {
         let (kind, mut text) = (meta.file_type(), name.to_str().unwrap().to_string());
         if kind.is_dir() {
             text = if text.is_empty() { "./".into() } else { text + "/" };
-            let mut names: Vec<_> = std::fs::read_dir(&path).unwrap().map(|e| name.join(e.unwrap().file_name())).collect();
+            let mut names: Vec<_> =
+                std::fs::read_dir(&path).unwrap().map(|e| name.join(e.unwrap().file_name())).collect();
             names.sort();
             todo.extend(names.into_iter().rev());
         }
         let mut head = match () {
             _ if kind.is_dir() => Head::dir(&text),
-            _ if kind.is_symlink() => Head::symlink(&text, std::fs::read_link(&path).unwrap().as_os_str().as_bytes()),
-            _ if kind.is_fifo() => Head::new(b'6', &text, 0),
-            _ if kind.is_char_device() => {
-                Head::new(b'3', &text, 0).device(nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev()))
+            _ if kind.is_symlink() => {
+                Head::symlink(&text, std::fs::read_link(&path).unwrap().as_os_str().as_bytes())
             }
+            _ if kind.is_fifo() => Head::new(b'6', &text, 0),
+            _ if kind.is_char_device() => Head::new(b'3', &text, 0)
+                .device(nix::sys::stat::major(meta.rdev()), nix::sys::stat::minor(meta.rdev())),
             _ => match seen.insert(meta.ino(), text.clone()) {
                 Some(first) => Head::link(&text, first),
                 None => Head::file(&text, std::fs::read(&path).unwrap()),
             },
         };
-        head = head.mode(u64::from(meta.mode() & 0o7777)).owner(meta.uid().into(), meta.gid().into()).mtime(meta.mtime());
+        head = head
+            .mode(u64::from(meta.mode() & 0o7777))
+            .owner(meta.uid().into(), meta.gid().into())
+            .mtime(meta.mtime());
         if meta.mtime_nsec() != 0 {
             head = head.mtime(1000).pax("mtime", format!("{}.{:09}", meta.mtime(), meta.mtime_nsec()));
         }
@@ -571,7 +626,7 @@ fn write_back(root: &Path) -> Vec<Head> {
 fn written_back_it_has_the_same_diff_id() {
     let scratch = scratch!();
     let tar = Tar::of(everything());
-    Layout::of(&[tar.clone()]).write(&scratch.path("db"));
+    Layout::of(std::slice::from_ref(&tar)).write(&scratch.path("db"));
     let image = import(&scratch, &scratch.path("db"));
     let back = Tar::of(write_back(&image.lowers()[0]));
     let diff: Digest = sha256(&back).parse().unwrap();
@@ -588,10 +643,22 @@ fn umoci_makes_the_same_tree() {
         return;
     }
     let second = Tar::of([
-        Head::dir("./").mtime(5), Head::dir("a").mode(0o700).mtime(6), Head::file("a/.wh.su", ""), Head::file("a/new", "n"),
-        Head::file("b", "a file now"), Head::link("o", "m"), Head::file(".wh.l", ""),
+        Head::dir("./").mtime(5),
+        Head::dir("a").mode(0o700).mtime(6),
+        Head::file("a/.wh.su", ""),
+        Head::file("a/new", "n"),
+        Head::file("b", "a file now"),
+        Head::link("o", "m"),
+        Head::file(".wh.l", ""),
     ]);
-    let third = Tar::of([Head::dir("./"), Head::dir("b"), Head::file("b/x", "x"), Head::dir("a"), Head::file("a/.wh..wh..opq", ""), Head::file("a/y", "y")]);
+    let third = Tar::of([
+        Head::dir("./"),
+        Head::dir("b"),
+        Head::file("b/x", "x"),
+        Head::dir("a"),
+        Head::file("a/.wh..wh..opq", ""),
+        Head::file("a/y", "y"),
+    ]);
     let src = scratch.path("db");
     Layout { name: Some("1".into()), ..Layout::of(&[Tar::of(everything()), second, third]) }.write(&src);
     let bundle = scratch.path("bundle");

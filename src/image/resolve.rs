@@ -30,7 +30,7 @@ impl Route {
     }
 
     /// The next part; only links bring `..`.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
+    pub fn step(&mut self) -> Option<Vec<u8>> {
         self.todo.pop_front()
     }
 
@@ -53,7 +53,8 @@ impl Route {
 /// Whether openat2 without links failed in a way that walking could get round.
 pub fn needs_walk(error: &io::Error) -> bool {
     const ELOOP: i32 = 40;
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) || error.raw_os_error() == Some(ELOOP)
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(ELOOP)
 }
 
 /// What the layers below have in the directory `real` (a path without links), as far as this layer lets it show.
@@ -85,10 +86,15 @@ pub fn link_below(below: &Stack, journal: &Journal, path: &[u8]) -> Result<Optio
 
 /// Finds the directory `path` in this layer on top of `below`: its path without links, and its part below. `None`
 /// if there is no such directory.
-pub fn directory(root: &OwnedFd, journal: &Journal, below: &Stack, path: &[u8]) -> Result<Option<(Vec<u8>, Merged)>> {
+pub fn directory(
+    root: &OwnedFd,
+    journal: &Journal,
+    below: &Stack,
+    path: &[u8],
+) -> Result<Option<(Vec<u8>, Merged)>> {
     let mut route = Route::new(path);
     let mut merged = below.root();
-    while let Some(part) = route.next() {
+    while let Some(part) = route.step() {
         if part == b".." {
             name::pop(&mut route.real);
             merged = visible(below, journal, &route.real)?;

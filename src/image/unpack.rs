@@ -34,7 +34,7 @@ pub fn unpack<T: Tape>(tape: T, root: &OwnedFd, below: Option<&Stack>, limits: &
     let owner = (owner.uid, owner.gid);
     let mut unpacker = Unpacker { root, below, limits, owner, parent: None, journal: Journal::default() };
     let mut reader = Reader::new(tape, limits);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         let shown = || format!("entry {:?}", entry.name.escape_ascii().to_string());
         unpacker.entry(&entry, &mut reader).with_context(shown)?;
     }
@@ -113,8 +113,10 @@ impl Unpacker<'_> {
                 if (*kind, *major, *minor) == (Kind::CharDevice, 0, 0) {
                     bail!("it is a character device 0:0, which overlayfs would take for a whiteout");
                 }
-                self.make(&place, |dir, name| fs::mknodat(dir, name, *kind, entry.mode & 0o777, *major, *minor))
-                    .context("mknod")?;
+                self.make(&place, |dir, name| {
+                    fs::mknodat(dir, name, *kind, entry.mode & 0o777, *major, *minor)
+                })
+                .context("mknod")?;
                 self.finish_name(entry, &place, true)
             }
         }
@@ -149,7 +151,8 @@ impl Unpacker<'_> {
     }
 
     fn file<T: Tape>(&mut self, entry: &Entry, place: &Place, reader: &mut Reader<'_, T>) -> Result<()> {
-        let mut file = self.make(place, |dir, name| fs::create_file(dir, name, entry.mode & 0o777)).context("create")?;
+        let mut file =
+            self.make(place, |dir, name| fs::create_file(dir, name, entry.mode & 0o777)).context("create")?;
         if entry.sparse.is_some() {
             reader.data(entry, |at, bytes| file.write_all_at(bytes, at).context("write"))?;
             file.set_len(entry.size).context("ftruncate")?;
@@ -206,7 +209,9 @@ impl Unpacker<'_> {
         }
         match fs::lookup(dir, last)? {
             None => self.link_below(here, target, place),
-            Some(stat) if stat.kind == Kind::Dir => bail!("it is a hard link to the directory {}", name::show(&target)),
+            Some(stat) if stat.kind == Kind::Dir => {
+                bail!("it is a hard link to the directory {}", name::show(&target))
+            }
             Some(_) => self.make(place, |to, name| fs::linkat(dir, last, to, name)).context("link"),
         }
     }
@@ -220,7 +225,11 @@ impl Unpacker<'_> {
     }
 
     /// Makes something at `place`, in the place of what an earlier entry of this layer made there.
-    fn make<R>(&mut self, place: &Place, make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::Result<R>) -> io::Result<R> {
+    fn make<R>(
+        &mut self,
+        place: &Place,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::Result<R>,
+    ) -> io::Result<R> {
         use std::os::fd::AsFd;
         if !self.journal.links.is_empty() {
             self.journal.links.remove(&place.path());
@@ -279,7 +288,7 @@ impl Unpacker<'_> {
     /// Missing directories are made if `create`, otherwise the result is `None`.
     fn walk(&mut self, path: &[u8], create: bool) -> Result<Option<Vec<u8>>> {
         let mut route = resolve::Route::new(path);
-        while let Some(part) = route.next() {
+        while let Some(part) = route.step() {
             if part == b".." {
                 self.doubt(&route.real);
                 name::pop(&mut route.real);
@@ -313,7 +322,9 @@ impl Unpacker<'_> {
     /// The target, if `path` is a symbolic link of the layers below that this layer leaves in place.
     fn link_of_below(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.below {
-            Some(below) if !self.journal.whiteouts.contains(path) => resolve::link_below(below, &self.journal, path),
+            Some(below) if !self.journal.whiteouts.contains(path) => {
+                resolve::link_below(below, &self.journal, path)
+            }
             _ => Ok(None),
         }
     }
@@ -338,5 +349,8 @@ fn reader_size(entry: &Entry) -> u64 {
 }
 
 fn xattr_failed(key: &[u8]) -> String {
-    format!("setxattr {} (does the file system of the pgbox root take extended attributes?)", key.escape_ascii())
+    format!(
+        "setxattr {} (does the file system of the pgbox root take extended attributes?)",
+        key.escape_ascii()
+    )
 }

@@ -88,7 +88,8 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-const STRICT: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const STRICT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A directory below `dir`, as a handle for names only (O_PATH). No symbolic link is followed anywhere on the way:
 /// ELOOP if there is one. An empty path is `dir` itself.

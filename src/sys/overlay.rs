@@ -8,7 +8,9 @@
 use anyhow::{Context, Result, bail};
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+};
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +29,12 @@ const LONGEST_STRING: usize = 255;
 
 /// Mounts `lowers` (topmost first) at the directory `target`, with `upper` and work directory if given. The upper
 /// directory's own attributes become those of the merged root.
-pub fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+pub fn mount(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     match (lowers, upper) {
         ([], _) => bail!("mount at {}: there is no lower directory", target.display()),
         ([only], None) => bind_read_only(only, target),
@@ -40,7 +47,9 @@ pub fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, o
 
 /// Unmounts what is mounted at `target`, not following a final symbolic link. See umount2(2).
 pub fn umount(target: &Path) -> Result<()> {
-    mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(std::io::Error::from).with_context(|| format!("umount {}", target.display()))
+    mount::unmount(target, UnmountFlags::NOFOLLOW)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("umount {}", target.display()))
 }
 
 /// Marks the error of a kernel that doesn't know `lowerdir+`.
@@ -60,7 +69,12 @@ fn lacks_lowerdir_plus(error: &anyhow::Error) -> bool {
 }
 
 /// One option at a time, through the mount API of Linux 5.2.
-fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn mount_by_parts(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     let context = match mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
         Err(Errno::NOSYS) => return Err(NoLowerdirPlus.into()),
@@ -89,8 +103,11 @@ fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Pa
     if options.volatile && upper.is_some() {
         told(&context, mount::fsconfig_set_flag(&context, "volatile"), || "overlay: volatile".into())?;
     }
-    told(&context, mount::fsconfig_create(&context), || format!("create the overlay for {}", target.display()))?;
-    let attributes = if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    told(&context, mount::fsconfig_create(&context), || {
+        format!("create the overlay for {}", target.display())
+    })?;
+    let attributes =
+        if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let made = told(&context, made, || "fsmount overlay".into())?;
     mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -99,7 +116,12 @@ fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Pa
 }
 
 /// One string of options, through mount(2), for Linux before 6.8.
-fn mount_by_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn mount_by_string(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     // The working directory changes: in a thread of its own, with a working directory of its own.
     std::thread::scope(|scope| {
         let job = scope.spawn(|| string_mount(lowers, upper, target, options));
@@ -107,7 +129,12 @@ fn mount_by_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &P
     })
 }
 
-fn string_mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn string_mount(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     // Relative paths of the caller mean something only before the change of directory.
     let target = &std::path::absolute(target)?;
     let parent = lowers[0].parent().unwrap_or(Path::new("/"));
@@ -206,7 +233,10 @@ mod tests {
     /// 130 directories with long paths on a tmpfs in a mount namespace of its own.
     fn lowers() -> Option<(tempfile::TempDir, Vec<PathBuf>, PathBuf)> {
         if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var_os("CI").or(std::env::var_os("PGBOX_REQUIRE_ROOT")).is_none(), "this test needs root");
+            assert!(
+                std::env::var_os("CI").or(std::env::var_os("PGBOX_REQUIRE_ROOT")).is_none(),
+                "this test needs root"
+            );
             eprintln!("SKIPPED: needs root to mount");
             return None;
         }
@@ -269,7 +299,11 @@ mod tests {
     #[test]
     fn the_kernel_s_reason_is_told() {
         let Some((dir, lowers, target)) = lowers() else { return };
-        let error = format!("{:#}", mount(&[lowers[0].clone(), dir.path().join("nothing")], None, &target, Options::default()).unwrap_err());
+        let error = format!(
+            "{:#}",
+            mount(&[lowers[0].clone(), dir.path().join("nothing")], None, &target, Options::default())
+                .unwrap_err()
+        );
         assert!(error.contains("nothing") && error.contains("No such file"), "{error}");
         nix::mount::umount(dir.path()).unwrap();
     }

@@ -25,7 +25,8 @@ impl Scratch {
     /// `None`, loudly, without root.
     pub fn new() -> Option<Scratch> {
         if !nix::unistd::geteuid().is_root() {
-            let required = std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
+            let required =
+                std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
             assert!(!required, "this test needs root");
             eprintln!("SKIPPED: needs root for mounts and device nodes");
             return None;
