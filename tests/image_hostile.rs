@@ -398,6 +398,11 @@ hostile! {
         canary.refused(&[Tar::of([root(), Head { data: inner, ..Head::symlink("l", "x") }])], &["\"l\"", "data"]);
     }
 
+    fn a_directory_with_data(canary) {
+        let inner = Tar::new().add(file("smuggled", "evil")).0;
+        canary.refused(&[Tar::of([root(), Head { data: inner, ..file("d/", "") }])], &["\"d/\"", "directory", "data"]);
+    }
+
     fn negative_size(canary) {
         canary.refused(&[Tar::of([root(), file("a", "").size(-512)])], &["-512"]);
     }

@@ -176,6 +176,9 @@ impl<'l, T: Tape> Reader<'l, T> {
         let node = node(block, &name, link)?;
         match node {
             Node::File => self.stored(size)?,
+            Node::Dir if size != 0 && matches!(flag, 0 | b'0' | b'7') => {
+                bail!("it is a directory by its name and a file by its {size} bytes of data")
+            }
             // POSIX: no data follows, whatever the size says.
             Node::Dir | Node::Special(..) if flag != b'D' => self.stored(0)?,
             Node::Dir | Node::Special(..) => self.stored(size)?,

@@ -226,7 +226,12 @@ impl Import<'_> {
         let dir = Temporary(path);
         let root = fs::open_dir(&dir.0)?;
         let limits = &self.store.limits;
-        let advance = |bytes| self.progress.advance(i, bytes);
+        let advance = |bytes| {
+            // The second time has been told already.
+            if below.is_none() {
+                self.progress.advance(i, bytes);
+            }
+        };
         let digest = layer.stored.map(|(digest, _)| digest);
         let job = Job { blob: &blob, digest, diff_id: self.diffs[i], limits, stop, advance: &advance };
         let journal = pipeline::run(&job, |tape| unpack(tape, &root, below, limits))?;
