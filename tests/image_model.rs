@@ -5,7 +5,7 @@
 
 mod layers;
 
-use layers::{Head, Layout, Scratch, Tar, tree};
+use layers::{Head, Layout, Scratch, Tar};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Clone, Debug)]
@@ -56,7 +56,7 @@ fn parents(path: &str) -> Vec<String> {
 
 fn remove(tree: &mut Tree, path: &str, itself: bool) {
     let inside = format!("{path}/");
-    tree.retain(|p, _| !p.starts_with(&inside) && !(itself && p == path));
+    tree.retain(|p, _| !(p.starts_with(&inside) || itself && p == path));
 }
 
 /// Applies a layer; `None` where the outcome is not defined or the layer is refused.
@@ -123,7 +123,7 @@ fn lines(tree: &Tree) -> Vec<String> {
     lines
 }
 
-/// The lines of [`tree::show`] as [`lines`] has them.
+/// The lines of [`layers::tree::show`] as [`lines`] has them.
 fn found(text: &str) -> Vec<String> {
     let line = |line: &str| {
         let mut words: Vec<&str> = line.split(" = ").next().unwrap().split(' ').collect();

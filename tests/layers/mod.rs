@@ -2,7 +2,7 @@
 //!
 //! The tars are written byte by byte here, not by a library: a library wouldn't write what a hostile or a very old
 //! archiver wrote.
-#![allow(dead_code, reason = "each test file uses another part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses another part of it")]
 
 pub mod layout;
 pub mod tar;
