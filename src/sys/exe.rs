@@ -59,7 +59,8 @@ fn read_only_clone(path: &Path) -> Result<OwnedFd> {
 
 fn set_read_only(tree: &OwnedFd) -> Result<(), Errno> {
     use std::os::fd::AsRawFd;
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attr =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, `attr` a mount_attr of the size that is given; both outlive the call.
     let rc = unsafe {
         libc::syscall(
