@@ -17,7 +17,7 @@ use crate::{
         launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource},
+    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::cgroup,
@@ -249,8 +249,8 @@ const MASKED: [&str; 9] = [
 ];
 const PROTECTED: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
-/// What root in a node may still do: own files, change identity, signal its processes, bind low ports.
-pub const CAPABILITIES: [&str; 8] = [
+/// What root in a node may still do: own files, change identity, signal its processes.
+pub const CAPABILITIES: [&str; 7] = [
     "cap_chown",
     "cap_dac_override",
     "cap_fowner",
@@ -258,7 +258,6 @@ pub const CAPABILITIES: [&str; 8] = [
     "cap_kill",
     "cap_setgid",
     "cap_setuid",
-    "cap_net_bind_service",
 ];
 
 fn inner_steps(
@@ -363,6 +362,10 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
     let Some(postgres) = &facts.image.postgres else {
         bail!("image {} has no Postgres in it: no `postgres` and `initdb` in its PATH, below /usr/lib/postgresql, /usr/pgsql-* or /usr/local", spec.image);
     };
+    if let Some(memory) = spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY) {
+        let (given, least) = (human_bytes(memory), human_bytes(tune::LEAST_MEMORY));
+        bail!("a memory limit of {given} is too small for Postgres to start; give at least --memory {least}");
+    }
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
@@ -386,14 +389,19 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
 fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(String, String)>> {
     let mut list = settings::defaults(major);
     if spec.tune {
-        let memory = spec.limits.memory.or(Some(facts.whole_memory));
-        list.extend(tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0)));
+        list.extend(tuned(spec, facts));
     }
     let generated = list.into_iter().map(|s| (s.name.to_owned(), s.value));
     let mut all: Vec<(String, String)> = generated.collect();
     all.extend(spec.settings.iter().cloned());
     settings::render(&all).context("the settings of -c")?;
     Ok(all)
+}
+
+/// What `--tune auto` derives from the node's limits, or from the whole machine.
+pub fn tuned(spec: &NodeSpec, facts: &Facts) -> Vec<settings::Setting> {
+    let memory = spec.limits.memory.or(Some(facts.whole_memory));
+    tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0))
 }
 
 /// The image's environment with the user's on top.

@@ -6,8 +6,8 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read, Write},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    io::{self, Read},
+    os::fd::{AsFd, OwnedFd},
     time::Duration,
 };
 
@@ -21,15 +21,17 @@ use nix::{
 };
 
 use crate::{
-    init,
-    postgres::report::Report,
+    init::{self, InitFds, LogFds},
+    postgres::{launch::User, report::Report},
     state::{NodeDir, Plan},
     step::InnerStep,
     sys::{
         cgroup::Cgroup,
         clone::{self, Child},
+        capability::{self, CapabilitySet},
         credentials::Credentials,
-        capability, process::{self, ProcessId}, seccomp,
+        process::{self, ProcessId},
+        seccomp,
     },
 };
 
@@ -47,6 +49,16 @@ pub struct Spawned {
     pub init: ProcessId,
     pub child: Child,
     pub reports: Reports,
+    release: OwnedFd,
+}
+
+impl Spawned {
+    /// Lets pid 1 go on to the payload; it waits for this when all else is done. Should the caller be killed
+    /// before, pid 1 ends: nothing runs that nobody has written down.
+    pub fn release(&self) {
+        // A closed pipe means that it has failed already; its report tells why.
+        let _ = nix::unistd::write(&self.release, b"g");
+    }
 }
 
 /// Starts pid 1. When this returns, it is in its cgroup and at work on the inner steps.
@@ -59,11 +71,10 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         _ => None,
     });
     let netns = File::open(netns.context("the plan has no network namespace")?).context("open the network namespace")?;
-    let birth = Birth { node, plan, stdio, netns: &netns, report, go, files: Files::open(node)? };
+    let birth = Birth { plan, stdio, netns, report, go, files: Files::open(node)? };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
     let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live())?;
-    drop(birth);
     // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
     // for the word before anything of the image runs.
     let joined = group.join(child.pid).and_then(|()| ProcessId::of(child.pid));
@@ -74,9 +85,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
             return Err(first_report(reports).unwrap_or(error));
         }
     };
-    // A closed pipe means that the child has failed already; its report tells why.
-    let _ = nix::unistd::write(&release, b"g");
-    Ok(Spawned { init, child, reports: Reports::new(reports) })
+    Ok(Spawned { init, child, reports: Reports::new(reports), release })
 }
 
 /// A child that fails at once is gone before it can be moved: its own report is the reason.
@@ -115,10 +124,9 @@ impl Files {
 
 /// What the child takes along into its life.
 struct Birth<'a> {
-    node: &'a NodeDir,
     plan: &'a Plan,
     stdio: Stdio,
-    netns: &'a File,
+    netns: File,
     report: OwnedFd,
     go: OwnedFd,
     files: Files,
@@ -126,7 +134,7 @@ struct Birth<'a> {
 
 impl Birth<'_> {
     /// The whole life of pid 1; returns its exit code.
-    fn live(&self) -> i32 {
+    fn live(self) -> i32 {
         for (index, step) in self.plan.inner.iter().enumerate() {
             if let Err(error) = self.apply(step) {
                 let report = Report::StepFailed { index, error: crate::engine::cause_text(&error) };
@@ -154,7 +162,7 @@ impl Birth<'_> {
         kept.extend([files.log.as_fd(), files.previous_log.as_fd(), files.status.as_fd()]);
         kept.extend(files.secret.as_ref().map(|f| f.as_fd()));
         clone::close_others(&kept)?;
-        setns(self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
+        setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         if self.stdio == Stdio::Log {
             nix::unistd::setsid().context("setsid")?;
@@ -172,8 +180,37 @@ impl Birth<'_> {
         unshare(CloneFlags::CLONE_NEWCGROUP).context("unshare the cgroup namespace")
     }
 
-    fn become_init(&self) -> i32 {
-        todo!("{:?}", self.node.path())
+    fn become_init(self) -> i32 {
+        let keep = match self.privileges() {
+            Ok(keep) => keep,
+            Err(_) => return 125,
+        };
+        let program = seccomp::program(keep);
+        let assume = |user: &User| {
+            Credentials { uid: user.uid, gid: user.gid, groups: user.groups.clone(), keep }.assume()?;
+            seccomp::load(&program)
+        };
+        // init closes what it is not given; these would then be closed twice.
+        drop((self.netns, self.go));
+        let Files { log, previous_log, status, secret } = self.files;
+        let log = LogFds { current: log.into(), previous: previous_log.into() };
+        let fds = InitFds {
+            log: (self.stdio == Stdio::Log).then_some(log),
+            mirror: None,
+            status: Some(status.into()),
+            secret: secret.map(OwnedFd::from),
+            report: Some(self.report),
+        };
+        init::run(&self.plan.init, fds, &assume)
+    }
+
+    /// What a process of the image keeps of root's power.
+    fn privileges(&self) -> Result<CapabilitySet> {
+        let names = self.plan.inner.iter().find_map(|step| match step {
+            InnerStep::DropPrivileges { keep, .. } => Some(keep.join(",")),
+            _ => None,
+        });
+        capability::parse(&names.unwrap_or_default())
     }
 }
 

@@ -196,15 +196,19 @@ impl NodeDir {
         self.0.join("pgpass")
     }
 
-    /// Creates the directory; false if it is there already.
-    pub fn create(&self) -> Result<bool> {
-        let parent = self.0.parent().unwrap_or(&self.0);
-        fs::create_dir_all(parent).with_context(|| format!("mkdir {}", parent.display()))?;
-        match fs::create_dir(&self.0) {
-            Ok(()) => Ok(true),
-            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(false),
-            Err(e) => Err(e).with_context(|| format!("mkdir {}", self.0.display())),
-        }
+    /// Where a node is put together before it takes its name. What a killed command left there is thrown away.
+    pub fn draft(&self) -> Result<NodeDir> {
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
+        // No node can be called so: a name begins with a letter or digit.
+        let draft = NodeDir(self.0.with_file_name(format!(".{name}.new")));
+        draft.remove()?;
+        fs::create_dir_all(&draft.0).with_context(|| format!("mkdir {}", draft.0.display()))?;
+        Ok(draft)
+    }
+
+    /// Gives a finished draft its name, in one step: a node is there as a whole or not at all.
+    pub fn adopt(&self, draft: NodeDir) -> Result<()> {
+        fs::rename(&draft.0, &self.0).with_context(|| format!("rename {} to {}", draft.0.display(), self.0.display()))
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {

@@ -614,6 +614,12 @@ fn the_postgres_image_is_reproducible_and_runs() {
         inside("find /etc/ssl -name '*snakeoil*'; find /var/log -type f; ls /dev /var/lib/apt/lists"),
         "/dev:\n\n/var/lib/apt/lists:"
     );
+    // A day would show only in a build on another day: no account may be younger than the packages.
+    let built_at = config["created"].as_str().unwrap();
+    let day = output(Command::new("date").args(["-u", "+%s", "-d", built_at])).trim().parse::<u64>().unwrap()
+        / 86_400;
+    assert_eq!(inside(&format!("awk -F: '$3 > {day}' /etc/shadow")), "");
+    assert_eq!(inside(&format!("find / -xdev -newermt '{built_at}'")), "");
     // initdb as the image's user, in the image's locale.
     inside(
         "(umask 0; mknod /dev/null c 1 3); install -d -o postgres -m 700 /tmp/data; LANG=en_US.utf8 setpriv --reuid=999 --regid=999 --clear-groups initdb -D /tmp/data --no-sync",

@@ -12,7 +12,7 @@ use crate::{
     hint::advise,
     image::Store,
     plan,
-    postgres::{contract::Contract, launch::Password, password, settings, uri},
+    postgres::{contract::Contract, launch::Password, password, settings, tune, uri},
     show,
     spawn::Stdio,
     spec::{NodeLimits, NodeSpec, VolumeSource},
@@ -142,6 +142,22 @@ fn warn(spec: &NodeSpec, facts: &plan::Facts) {
         eprintln!("warning: {chain} drops forwarded packets: published ports and the way out may be blocked there");
     }
     warn_of_libc(spec, facts);
+    warn_of_memory(spec, facts);
+}
+
+/// Postgres tunes itself to nothing: whoever sets a limit must know what fits into it.
+fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
+    if spec.tune {
+        for setting in plan::tuned(spec, facts) {
+            eprintln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
+        }
+    }
+    let given = spec.settings.iter().rev().find(|(name, _)| name == "shared_buffers").map(|(_, value)| value.as_str());
+    if let (false, Some(memory)) = (spec.tune, spec.limits.memory)
+        && let Ok(Some(warning)) = tune::buffers_warning(given.unwrap_or("128MB"), memory)
+    {
+        eprintln!("warning: {warning}; `--tune auto` chooses what fits");
+    }
 }
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
@@ -167,9 +183,10 @@ fn remember(context: &Context, state: &NodeState, facts: &plan::Facts, secret: O
         context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
     }
     let node = context.root.node(lab, &state.spec.node);
-    node.create()?;
-    keep_secret(&node, state, secret)?;
-    node.save(state)
+    let draft = node.draft()?;
+    keep_secret(&draft, state, secret)?;
+    draft.save(state)?;
+    node.adopt(draft)
 }
 
 fn keep_secret(node: &NodeDir, state: &NodeState, secret: Option<String>) -> Result<()> {

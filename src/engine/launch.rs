@@ -11,7 +11,11 @@ use std::{
 use anyhow::{Context, Error, Result};
 use nix::sys::signal::Signal;
 
-use super::{Reach, StepFailed, ready, taken_back, total};
+use super::{
+    Reach, StepFailed,
+    ready::{self, Answer},
+    taken_back, total,
+};
 use crate::{
     hint,
     postgres::report::{Phase, Report},
@@ -51,6 +55,7 @@ fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<S
     state.boot_id = process::boot_id()?;
     state.started = now();
     node.save(state)?;
+    spawned.release();
     Ok(spawned)
 }
 
@@ -107,8 +112,13 @@ pub fn wait_until_up(
             }
             spawn::Heard::End | spawn::Heard::Nothing => {}
         }
-        if answers(state, &node, phase)? {
-            return Ok(());
+        match ask(state, &node, phase)? {
+            Answer::Ready => return Ok(()),
+            Answer::Refused(why) => {
+                talk.note(&refused(state, &why));
+                return Ok(());
+            }
+            Answer::NotYet(_) => {}
         }
         if Instant::now() >= deadline {
             return Err(too_late(root, state, reach, timeout));
@@ -116,15 +126,24 @@ pub fn wait_until_up(
     }
 }
 
-fn answers(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<bool> {
-    // Before, only the server that runs the init scripts could answer, and it listens on no address.
-    if !matches!(phase, Phase::Starting | Phase::Running) {
-        return Ok(false);
-    }
+fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
     match state.plan.after.first() {
-        None => Ok(phase == Phase::Running),
-        Some(AfterStep::WaitUntilReady { address, .. }) => Ok(ready::probe(node, *address)?.is_ready()),
+        None if phase == Phase::Running => Ok(Answer::Ready),
+        // Before, only the server that runs the init scripts could answer, and it listens on no address.
+        Some(AfterStep::WaitUntilReady { address, .. }) if matches!(phase, Phase::Starting | Phase::Running) => {
+            ready::probe(node, *address)
+        }
+        _ => Ok(Answer::NotYet(phase.word().to_owned())),
     }
+}
+
+/// A server that is up but does not let pgbox in: most often the data is older than the password.
+fn refused(state: &NodeState, why: &str) -> String {
+    let node = &state.spec.node;
+    format!(
+        "`{node}` is up, but refuses the password that pgbox has for it ({why}). The password is set when the data \
+         directory is made, and a later one is not taken over. To change it: pgbox psql {node} -c '\\password'"
+    )
 }
 
 fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {

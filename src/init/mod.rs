@@ -1,1 +1,177 @@
-//! init
+//! pgbox's own pid 1 inside the container. pid_namespaces(7), signalfd(2), flock(2).
+//!
+//! The rule that surprises people: Postgres must not be pid 1. Orphans of a pid namespace become children of
+//! its pid 1, and a postmaster takes an unknown child that exits with code 2 for a crashed backend and throws
+//! all sessions out (docker-library/postgres#1349). This init adopts and forgets them.
+//!
+//! It runs in a fork of the command that made the container, without an execve: nothing of pgbox has to be
+//! inside the image. So its first acts are to let go of what it inherited: descriptors, signal actions, the
+//! command line in `/proc/1/cmdline`. It is single-threaded, and its loop allocates nothing that stays.
+
+mod aside;
+mod command;
+mod datadir;
+mod events;
+mod first;
+mod log;
+mod ownership;
+mod program;
+mod server;
+mod sql;
+mod start;
+mod talk;
+mod title;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::{Context, Result};
+
+use crate::postgres::launch::{Payload, User};
+use crate::postgres::report::{Exit, Phase, Reason};
+use crate::sys::child;
+
+pub use crate::postgres::launch::InitConfig;
+pub use crate::postgres::report::{Report, Status};
+
+use events::{Events, Stopped};
+use talk::Talk;
+
+/// The descriptors that `init` is given. All were opened on the host: after pivot_root it cannot reach the
+/// node's directory.
+#[derive(Debug)]
+pub struct InitFds {
+    /// The log files; `None`: the payload has the standard streams of the caller.
+    pub log: Option<LogFds>,
+    /// Where the log is written in addition: the terminal of a foreground server.
+    pub mirror: Option<OwnedFd>,
+    /// The status file, read-write. One line of JSON, see [`Status`].
+    pub status: Option<OwnedFd>,
+    /// From here the superuser's password is read; then it is closed.
+    pub secret: Option<OwnedFd>,
+    /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
+    pub report: Option<OwnedFd>,
+}
+
+/// The log and the file that it is copied to when it has reached its cap.
+#[derive(Debug)]
+pub struct LogFds {
+    /// The log, opened for reading and appending.
+    pub current: OwnedFd,
+    /// The one before it, opened for reading and writing, not appending.
+    pub previous: OwnedFd,
+}
+
+/// Turns the calling process, still root, into the payload's user with all limits on its power
+/// (capabilities, no_new_privs, seccomp). Called in each child just before its execve.
+pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
+
+/// Runs the payload as pid 1 and returns the exit code of the container, with which the caller ends at once.
+///
+/// To be called by root in the container's own namespaces and root directory, with a single thread.
+/// It closes every descriptor that is not in `fds` and not a standard stream.
+pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
+    let mut talk = match prepare(fds) {
+        Ok(talk) => talk,
+        // Nothing to report through yet: the exit code is the report.
+        Err(_) => return 125,
+    };
+    let result = Init::new(config, &mut talk, assume).and_then(|mut init| init.payload());
+    match result {
+        Ok(ended) => {
+            talk.ended(ended.exit, ended.reason);
+            ended.exit.code()
+        }
+        Err(error) => give_up(&mut talk, &error),
+    }
+}
+
+/// How the payload ended for good.
+struct Ended {
+    exit: Exit,
+    reason: Reason,
+}
+
+/// Lets go of everything that the caller had and this process must not have.
+fn prepare(fds: InitFds) -> Result<Talk> {
+    child::block_signals()?;
+    close_foreign(&fds)?;
+    if fds.log.is_some() {
+        leave_terminal()?;
+    }
+    title::set();
+    Talk::new(fds)
+}
+
+/// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.
+fn leave_terminal() -> Result<()> {
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    nix::unistd::dup2_stdin(&null).context("dup2")?;
+    nix::unistd::dup2_stdout(&null).context("dup2")?;
+    nix::unistd::dup2_stderr(&null).context("dup2")
+}
+
+fn close_foreign(fds: &InitFds) -> Result<()> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let mut kept: Vec<BorrowedFd<'_>> = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    if let Some(log) = &fds.log {
+        kept.extend([log.current.as_fd(), log.previous.as_fd()]);
+    }
+    for fd in [&fds.mirror, &fds.status, &fds.secret, &fds.report] {
+        kept.extend(fd.as_ref().map(AsFd::as_fd));
+    }
+    child::close_all_but(&kept)
+}
+
+/// Reports why the payload never came up, and gives the exit code for it.
+fn give_up(talk: &mut Talk, error: &anyhow::Error) -> i32 {
+    if let Some(stopped) = error.downcast_ref::<Stopped>() {
+        talk.ended(Exit::Signal(stopped.signal), Reason::Stopped);
+        return 128 + stopped.signal;
+    }
+    let code = error.downcast_ref::<command::NotExecuted>().map_or(1, |failure| failure.code);
+    let in_use = error.downcast_ref::<datadir::InUse>().is_some();
+    talk.failed(&format!("{error:#}"), code, in_use);
+    code
+}
+
+/// Everything pid 1 has in hand.
+struct Init<'a> {
+    config: &'a InitConfig,
+    talk: &'a mut Talk,
+    assume: Assume<'a>,
+    events: Events,
+}
+
+impl<'a> Init<'a> {
+    fn new(config: &'a InitConfig, talk: &'a mut Talk, assume: Assume<'a>) -> Result<Init<'a>> {
+        let events = Events::new(talk.take_log()?)?;
+        // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+        Ok(Init { config, talk, assume, events })
+    }
+
+    fn payload(&mut self) -> Result<Ended> {
+        match &self.config.payload {
+            Payload::Postgres(postgres) => self.postgres(postgres),
+            Payload::Command { argv } => self.command(argv),
+        }
+    }
+
+    /// Says something in the log and to the caller.
+    fn note(&mut self, text: &str) {
+        self.events.log_line(text);
+        self.talk.note(text);
+    }
+
+    fn phase(&mut self, phase: Phase) {
+        self.talk.phase(phase);
+    }
+}
+
+/// Adds the object to an errno, as `open /x: No such file or directory`.
+fn at<T, E>(result: std::result::Result<T, E>, what: &str, path: &std::path::Path) -> Result<T>
+where
+    std::result::Result<T, E>: Context<T, E>,
+{
+    result.with_context(|| format!("{what} {}", path.display()))
+}

@@ -35,11 +35,27 @@ fn step(number: usize, lesson: &Lesson, depth: Depth) -> String {
     if depth == Depth::Reasons {
         text += &indent(&wrap(lesson.why, 96), "    ");
     }
-    text += &indent(&lesson.shell, "    $ ");
+    text += &commands(&lesson.shell);
     if depth == Depth::Reasons {
         text += &format!("    see:  {}\n    look: {}\n", lesson.see, lesson.look.replace('\n', "; "));
     }
     text + "\n"
+}
+
+/// Shell lines with a prompt each; the text of a here-document has none.
+fn commands(shell: &str) -> String {
+    let mut end: Option<&str> = None;
+    let mut text = String::new();
+    for line in shell.lines() {
+        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do"].contains(&line) { "$ " } else { "  " };
+        text += &format!("    {prompt}{line}\n");
+        end = match end {
+            Some(mark) if line == mark => None,
+            None => line.rsplit_once("<<'").and_then(|(_, mark)| mark.strip_suffix('\'')).filter(|m| *m != "INNER"),
+            open => open,
+        };
+    }
+    text
 }
 
 fn indent(text: &str, first: &str) -> String {
@@ -62,6 +78,11 @@ fn wrap(text: &str, width: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_text_of_a_here_document_has_no_prompt() {
+        assert_eq!(commands("a <<'EOF'\nx\nEOF\nb"), "    $ a <<'EOF'\n      x\n      EOF\n    $ b\n");
+    }
 
     #[test]
     fn words_wrap_and_none_is_lost() {

@@ -332,6 +332,10 @@ fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
 
 fn remove_cgroup(path: &Path) -> Result<()> {
     let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
+    if group.exists() && group.populated()? {
+        // pid 1 is gone or never was one: who is left belongs to nobody.
+        group.kill()?;
+    }
     group.remove()?;
     match path.components().next() {
         Some(top) if path.components().count() > 1 => group.prune(top),

@@ -5,7 +5,10 @@
 //! while the host's paths still mean something; what the kernel makes (/proc, /dev, /sys) after it, where a
 //! symlink of a hostile image can lead nowhere but into the image.
 
-use std::path::{Path, PathBuf};
+use std::{
+    os::{fd::AsFd, unix::fs::MetadataExt},
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -248,6 +251,13 @@ fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -
         }
         _ => {}
     }
+    // The merged root shows the upper's own mode and owner, not the image's.
+    if let Some(top) = lowers.first() {
+        let image = std::fs::metadata(top).with_context(|| format!("stat {}", top.display()))?;
+        std::fs::set_permissions(upper, image.permissions()).with_context(|| format!("chmod {}", upper.display()))?;
+        std::os::unix::fs::chown(upper, Some(image.uid()), Some(image.gid()))
+            .with_context(|| format!("chown {}", upper.display()))?;
+    }
     let options = overlay::Options { volatile: true, read_only: false };
     overlay::mount(lowers, Some((upper, work)), merged, options)
 }
@@ -262,7 +272,6 @@ fn bind(root: &Path, source: &Path, target: &Path, read_only: bool, place: BindP
         BindPlace::File => Place::File,
     };
     let target_fd = Jail::open(root)?.place(target, kind)?;
-    use std::os::fd::AsFd;
     tree.attach(target_fd.as_fd()).with_context(|| format!("bind {} to {}", source.display(), target.display()))
 }
 

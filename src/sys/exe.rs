@@ -18,10 +18,11 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use rustix::fs::{CWD, StatVfsMountFlags, statvfs};
 use rustix::mount::{OpenTreeFlags, open_tree};
+
+use super::mount;
 
 const SELF: &str = "/proc/self/exe";
 
@@ -53,25 +54,8 @@ fn read_only_clone(path: &Path) -> Result<OwnedFd> {
     let shown = path.display();
     let tree = open_tree(CWD, path, OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC)
         .with_context(|| format!("clone the mount of {shown}: open_tree(OPEN_TREE_CLONE)"))?;
-    set_read_only(&tree).with_context(|| format!("make the clone of {shown} read-only: mount_setattr"))?;
+    mount::set_read_only(tree.as_fd()).with_context(|| format!("make the clone of {shown} read-only"))?;
     Ok(tree)
-}
-
-fn set_read_only(tree: &OwnedFd) -> Result<(), Errno> {
-    use std::os::fd::AsRawFd;
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is an empty C string, `attr` a mount_attr of the size that is given; both outlive the call.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_fd().as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    Errno::result(rc).map(drop)
 }
 
 /// Before Linux 6.14 execveat names the process after the descriptor's number: `ps` would show "3".

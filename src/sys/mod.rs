@@ -3,6 +3,7 @@
 
 pub mod capability;
 pub mod cgroup;
+pub mod child;
 pub mod clone;
 pub mod credentials;
 pub mod exe;

@@ -79,21 +79,9 @@ impl Detached {
         Ok(Self(tree))
     }
 
-    /// Makes the mount and all below it read-only (mount_setattr(2)).
+    /// Makes the mount and all below it read-only.
     pub fn set_read_only(&self) -> Result<()> {
-        let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-        // SAFETY: the path is an empty C string, `attr` outlives the call and its size is passed with it.
-        let rc = unsafe {
-            libc::syscall(
-                libc::SYS_mount_setattr,
-                self.0.as_raw_fd(),
-                c"".as_ptr(),
-                libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-                &raw const attr,
-                size_of::<libc::mount_attr>(),
-            )
-        };
-        Errno::result(rc).map(drop).context("mount_setattr read-only")
+        set_read_only(self.0.as_fd())
     }
 
     /// Attaches the mount at an opened place.
@@ -107,6 +95,23 @@ impl Detached {
         rustix::mount::move_mount(self.0.as_fd(), "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
             .with_context(|| format!("move_mount {}", target.display()))
     }
+}
+
+/// Makes the mount of `tree`, and all below it, read-only (mount_setattr(2)).
+pub fn set_read_only(tree: BorrowedFd<'_>) -> Result<()> {
+    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    // SAFETY: the path is an empty C string, `attr` outlives the call and its size is passed with it.
+    let rc = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
+            &raw const attr,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(rc).map(drop).context("mount_setattr read-only")
 }
 
 /// Makes `new_root` (a mount point) the root of this mount namespace and detaches the old one.
@@ -177,6 +182,8 @@ impl Jail {
             so_far.push(name);
             let last = i + 1 == names.len();
             if matches!(self.resolve(&so_far), Err(rustix::io::Errno::NOENT)) {
+                // A symlink that leads nowhere, as /etc/resolv.conf often is, gives way.
+                let _ = rustix::fs::unlinkat(&parent, Path::new(name), AtFlags::empty());
                 make(parent.as_fd(), Path::new(name), if last { kind } else { Place::Directory })
                     .with_context(|| format!("make mount point /{}", so_far.display()))?;
             }

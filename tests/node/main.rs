@@ -8,6 +8,7 @@
 mod bad_input;
 mod command;
 mod contract;
+mod crash;
 mod harness;
 mod life;
 mod limits;

@@ -1,0 +1,150 @@
+//! Initialising aside: a data directory is whole or empty, never half made. mount(2) MS_BIND, rename(2).
+//!
+//! A first start fills `.pgbox-init` inside the data directory, which is bind-mounted *over* it, so that
+//! initdb, the scripts and the server see the path that they will always see. When all has succeeded it is
+//! renamed to `.pgbox-done`, which is the moment that counts, and its content moves up, `PG_VERSION` last.
+//! Whatever happens in between, the next start knows from the names what to do.
+//!
+//! The rule that surprises people: rename(2) between two *mounts* of one file system fails (EXDEV). All
+//! renames here are therefore relative to a descriptor of the directory below the bind mount.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use rustix::fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat, renameat_with, unlinkat};
+use rustix::io::Errno;
+use rustix::mount::{UnmountFlags, mount_bind, unmount};
+
+use super::at;
+use super::datadir::DataDir;
+use crate::postgres::launch::User;
+
+const MAKING: &str = ".pgbox-init";
+const DONE: &str = ".pgbox-done";
+const FAILED: &str = ".pgbox-failed";
+const SAMPLE: &str = "/dev/shm/.pgbox-sample";
+
+/// True for the names that this file uses.
+pub fn is_ours(name: &str) -> bool {
+    [MAKING, DONE].contains(&name) || name.starts_with(FAILED)
+}
+
+/// What a start finds that an earlier one left behind.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Leftover {
+    /// Nothing.
+    None,
+    /// A complete cluster that was not moved up to its end; it is now.
+    Completed,
+    /// A half made one, now kept under this name.
+    SetAside(String),
+}
+
+impl DataDir {
+    /// Puts the directory in order after a start that was killed.
+    pub fn recover(&self, waldir: Option<&Path>) -> Result<Leftover> {
+        let names = self.entries()?;
+        let has = |name: &str| names.iter().any(|other| other == name);
+        if has(DONE) {
+            self.move_up()?;
+            return Ok(Leftover::Completed);
+        }
+        match has(MAKING) {
+            true => Ok(Leftover::SetAside(self.set_aside(waldir)?)),
+            false => Ok(Leftover::None),
+        }
+    }
+
+    /// Makes the empty directory aside and mounts it over the data directory.
+    pub fn begin_aside(&self, user: &User) -> Result<()> {
+        let making = self.path.join(MAKING);
+        at(mkdirat(self.fd(), MAKING, Mode::RWXU), "mkdir", &making)?;
+        at(std::os::unix::fs::chown(&making, Some(user.uid), Some(user.gid)), "chown", &making)?;
+        at(mount_bind(&making, &self.path), "mount the directory to be initialised over", &self.path)
+    }
+
+    /// The cluster aside is complete: makes it the data directory.
+    pub fn commit_aside(&self) -> Result<()> {
+        at(renameat(self.fd(), MAKING, self.fd(), DONE), "rename .pgbox-init in", &self.path)?;
+        at(fsync(self.fd()), "fsync", &self.path)?;
+        self.uncover()?;
+        self.move_up()
+    }
+
+    /// Takes the mount over the data directory away. Detached: a script may have left a process in it.
+    pub fn uncover(&self) -> Result<()> {
+        at(unmount(&self.path, UnmountFlags::DETACH), "umount", &self.path)
+    }
+
+    /// Keeps what was made so far for inspection; returns the name under which it is found.
+    pub fn set_aside(&self, waldir: Option<&Path>) -> Result<String> {
+        self.clear_waldir(waldir)?;
+        for number in 1.. {
+            let name = if number == 1 { FAILED.to_owned() } else { format!("{FAILED}-{number}") };
+            match renameat_with(self.fd(), MAKING, self.fd(), &name, RenameFlags::NOREPLACE) {
+                Ok(()) => return Ok(self.path.join(name).display().to_string()),
+                Err(Errno::EXIST) => {}
+                Err(errno) => return at(Err(errno), "rename .pgbox-init in", &self.path),
+            }
+        }
+        unreachable!("the loop above has no end")
+    }
+
+    /// Removes what was made so far: there is nothing in it but what initdb would make again.
+    pub fn discard_aside(&self, waldir: Option<&Path>) -> Result<()> {
+        self.clear_waldir(waldir)?;
+        let making = self.path.join(MAKING);
+        at(fs::remove_dir_all(&making), "remove", &making)
+    }
+
+    /// Empties the write-ahead log's own directory after a failed first start; initdb would refuse it. Only
+    /// if that start had got as far as linking to it: initdb does so only where it found it empty.
+    fn clear_waldir(&self, waldir: Option<&Path>) -> Result<()> {
+        let Some(waldir) = waldir else { return Ok(()) };
+        let link = rustix::fs::readlinkat(self.fd(), format!("{MAKING}/pg_wal"), Vec::new());
+        if link.is_ok_and(|target| target.as_bytes() == waldir.as_os_str().as_encoded_bytes()) {
+            for entry in at(fs::read_dir(waldir), "list", waldir)? {
+                let path = at(entry, "list", waldir)?.path();
+                let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+                at(removed, "remove", &path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the content of `.pgbox-done` up, `PG_VERSION` last, and removes it. Can be repeated.
+    fn move_up(&self) -> Result<()> {
+        let mut names = self.entries_of(DONE)?;
+        names.sort_by_key(|name| name == "PG_VERSION");
+        for name in &names {
+            let from = format!("{DONE}/{name}");
+            renameat_with(self.fd(), &from, self.fd(), name, RenameFlags::NOREPLACE)
+                .with_context(|| format!("rename {from} to {name} in {}", self.path.display()))?;
+        }
+        at(unlinkat(self.fd(), DONE, AtFlags::REMOVEDIR), "rmdir .pgbox-done in", &self.path)?;
+        at(fsync(self.fd()), "fsync", &self.path)
+    }
+
+    /// Mounts `text` over the file `sample` until the returned value is dropped: the one way to give a
+    /// server setting to an old initdb. The copy is not in the data directory, which initdb wants empty.
+    pub fn replace_file(&self, sample: &Path, text: &str) -> Result<Replaced> {
+        let copy = Path::new(SAMPLE);
+        at(fs::write(copy, text), "write", copy)?;
+        at(mount_bind(copy, sample), "mount over", sample)?;
+        Ok(Replaced { sample: sample.to_owned() })
+    }
+}
+
+/// A file that another one is mounted over.
+pub struct Replaced {
+    sample: std::path::PathBuf,
+}
+
+impl Drop for Replaced {
+    fn drop(&mut self) {
+        // If it stays, it is in this container's mount namespace only, and the next start removes the copy.
+        let _ = unmount(&self.sample, UnmountFlags::DETACH);
+        let _ = fs::remove_file(SAMPLE);
+    }
+}

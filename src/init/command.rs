@@ -1,0 +1,90 @@
+//! A payload that is not Postgres: one command, whose exit code becomes the container's.
+//!
+//! The rule that surprises people: 126 and 127 are also codes that a command itself may exit with; `docker
+//! run` gives them for "found but not executable" and "not found", and scripts rely on it.
+
+use std::fmt;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+
+use super::events::{Event, stops};
+use super::program::{Program, find_in_path, set_variable, variable};
+use super::{Ended, Init};
+use crate::postgres::report::{Exit, Phase, Reason};
+use crate::sys::child::SpawnError;
+
+/// The PATH of an image that sets none, as in the runtime-spec's examples.
+pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// The command could not be executed.
+#[derive(Debug)]
+pub struct NotExecuted {
+    /// 127 if there is no such file, else 126.
+    pub code: i32,
+    message: String,
+}
+
+impl fmt::Display for NotExecuted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for NotExecuted {}
+
+impl Init<'_> {
+    /// Runs a command to its end, passing every signal on to it.
+    pub(super) fn command(&mut self, argv: &[String]) -> Result<Ended> {
+        let mut env = self.config.env.clone();
+        if variable(&env, "HOME").is_none_or(str::is_empty) {
+            set_variable(&mut env, "HOME", self.config.user.home.display().to_string());
+        }
+        let word = argv.first().context("an empty command")?;
+        let path = variable(&env, "PATH").unwrap_or(DEFAULT_PATH);
+        let file = find_in_path(word, path).map_err(|errno| not_executed(errno as i32, word))?;
+        let mut argv = argv.to_vec();
+        argv[0] = file.display().to_string();
+        let stdin = std::io::stdin();
+        let mut program = Program::new(argv, env);
+        program.stdin = Some(std::os::fd::AsFd::as_fd(&stdin));
+        let pid = self.spawn(&program).map_err(|error| match error.downcast_ref::<SpawnError>() {
+            Some(spawn) if spawn.message.starts_with("execute ") => not_executed(spawn.errno, word).into(),
+            _ => error,
+        })?;
+        self.talk.status.pid = pid.as_raw();
+        self.phase(Phase::Running);
+        self.talk.close_report();
+        let mut asked = false;
+        loop {
+            match self.events.next(None::<Instant>)? {
+                Event::Ended(ended, exit) if ended == pid => {
+                    self.events.drain();
+                    return Ok(Ended { exit, reason: reason(exit, asked) });
+                }
+                Event::Signal(Signal::SIGPIPE | Signal::SIGCHLD) => {}
+                Event::Signal(signal) => {
+                    asked |= stops(signal);
+                    // It may have ended in this moment; then the loop hears of that next.
+                    let _ = kill(pid, signal);
+                }
+                Event::Ended(..) | Event::Timeout => {}
+            }
+        }
+    }
+}
+
+fn reason(exit: Exit, asked: bool) -> Reason {
+    match (exit, asked) {
+        (_, true) => Reason::Stopped,
+        (Exit::Code(0), false) => Reason::Completed,
+        (_, false) => Reason::Crashed,
+    }
+}
+
+fn not_executed(errno: i32, word: &str) -> NotExecuted {
+    let code = if errno == libc::ENOENT { 127 } else { 126 };
+    NotExecuted { code, message: format!("execute {word}: {}", Errno::from_raw(errno)) }
+}

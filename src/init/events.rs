@@ -1,0 +1,238 @@
+//! The one place where pid 1 waits: signals, the end of children, the payload's output. signalfd(2), poll(2),
+//! wait(2).
+//!
+//! The rule that surprises people: several pending signals of one number are one signal. One SIGCHLD can
+//! mean many children, so each time *all* that have ended are reaped, our own and every orphan.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use rustix::fs::{OFlags, fcntl_setfl};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::log::Log;
+use crate::postgres::report::Exit;
+
+/// Something has happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A signal for us.
+    Signal(Signal),
+    /// A child has ended, ours or an orphan.
+    Ended(Pid, Exit),
+    /// The time that was given is over.
+    Timeout,
+}
+
+/// A stop was asked for before the payload was up. Travels as an error: everything in between gives up.
+#[derive(Clone, Copy, Debug)]
+pub struct Stopped {
+    /// The signal that asked.
+    pub signal: i32,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "stopped by signal {} before the server was up", self.signal)
+    }
+}
+
+impl std::error::Error for Stopped {}
+
+/// The event loop's descriptors.
+pub struct Events {
+    signals: SignalFd,
+    /// Both ends of the pipe that children write their output to. Ours of the writing end stays open, so
+    /// that the reading end never reports its end.
+    pipe: Option<(File, OwnedFd)>,
+    log: Log,
+    ended: VecDeque<(Pid, Exit)>,
+    watched: Option<(Pid, Option<Exit>)>,
+}
+
+impl Events {
+    /// To be called with all signals blocked.
+    pub fn new(log: Log) -> Result<Events> {
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&SigSet::all(), flags).context("signalfd")?;
+        let pipe = match log.is_file() {
+            true => Some(output_pipe()?),
+            false => None,
+        };
+        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None })
+    }
+
+    /// Where a child's stdout and stderr go; `None`: to our own.
+    pub fn output(&self) -> Option<BorrowedFd<'_>> {
+        self.pipe.as_ref().map(|(_, writer)| writer.as_fd())
+    }
+
+    /// The log, for the tail of it.
+    pub fn log(&mut self) -> &mut Log {
+        &mut self.log
+    }
+
+    /// Writes a line of our own to the log, after what children have written by now.
+    pub fn log_line(&mut self, text: &str) {
+        self.drain();
+        self.log.line(text);
+    }
+
+    /// Waits for the next event, at most until `deadline`.
+    pub fn next(&mut self, deadline: Option<Instant>) -> Result<Event> {
+        loop {
+            if let Some((pid, exit)) = self.ended.pop_front() {
+                if let Some((watched, kept)) = &mut self.watched
+                    && *watched == pid
+                {
+                    *kept = Some(exit);
+                }
+                return Ok(Event::Ended(pid, exit));
+            }
+            self.wait(deadline)?;
+            match self.signals.read_signal().context("read signalfd")? {
+                Some(info) if info.ssi_signo == libc::SIGCHLD as u32 => self.reap()?,
+                // Real-time signals have no meaning here.
+                Some(info) => {
+                    if let Ok(signal) = Signal::try_from(info.ssi_signo as i32) {
+                        return Ok(Event::Signal(signal));
+                    }
+                }
+                None if deadline.is_some_and(|at| Instant::now() >= at) => return Ok(Event::Timeout),
+                None => {}
+            }
+        }
+    }
+
+    /// Sleeps until a signal is there or the time is over, copying output meanwhile.
+    fn wait(&mut self, deadline: Option<Instant>) -> Result<()> {
+        let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            None => PollTimeout::NONE,
+            // Rounded up: waking too early would turn the last millisecond into a busy loop.
+            Some(left) => {
+                PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+            }
+        };
+        let mut fds = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        if let Some((reader, _)) = &self.pipe {
+            fds.push(PollFd::new(reader.as_fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("poll"),
+        }
+        if fds.get(1).is_some_and(|fd| fd.any() == Some(true)) {
+            self.drain();
+        }
+        Ok(())
+    }
+
+    /// Copies what is in the pipe to the log, at most a pipe's worth: a payload that floods its output must
+    /// not keep signals waiting.
+    pub fn drain(&mut self) {
+        let Some((reader, _)) = &mut self.pipe else { return };
+        let mut buffer = [0; 8192];
+        for _ in 0..8 {
+            match reader.read(&mut buffer) {
+                Ok(0) => return,
+                Ok(len) => self.log.write(&buffer[..len]),
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    }
+
+    fn reap(&mut self) -> Result<()> {
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.ended.push_back((pid, Exit::Code(code))),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    self.ended.push_back((pid, Exit::Signal(signal as i32)));
+                }
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(errno) => return Err(errno).context("waitpid"),
+            }
+        }
+    }
+
+    /// Keeps the exit of this child, whoever waits for what when it ends.
+    pub fn watch(&mut self, child: Pid) {
+        self.watched = Some((child, None));
+    }
+
+    /// How the watched child has ended, once it has.
+    pub fn watched_exit(&self) -> Option<Exit> {
+        self.watched.and_then(|(_, exit)| exit)
+    }
+
+    /// As [`Events::wait_for_all`] for one child.
+    pub fn wait_for(&mut self, child: Pid, patience: Duration) -> Result<Exit> {
+        Ok(self.wait_for_all(&[child], patience)?[0])
+    }
+
+    /// Waits for the end of children that are only a means to an end (initdb, psql, a script). A stop that is
+    /// asked for meanwhile ends them, by SIGTERM to their process groups and after `patience` by SIGKILL
+    /// (nothing that they were making is kept), and comes back as [`Stopped`].
+    pub fn wait_for_all(&mut self, children: &[Pid], patience: Duration) -> Result<Vec<Exit>> {
+        let mut exits: Vec<Option<Exit>> = vec![None; children.len()];
+        let mut stopped: Option<Stopped> = None;
+        let mut deadline = None;
+        while exits.contains(&None) {
+            match self.next(deadline)? {
+                Event::Ended(pid, exit) => {
+                    if let Some(at) = children.iter().position(|child| *child == pid) {
+                        exits[at] = Some(exit);
+                    }
+                }
+                Event::Signal(signal) if stops(signal) => {
+                    stopped = Some(Stopped { signal: signal as i32 });
+                    deadline = Some(Instant::now() + patience);
+                    signal_groups(children, &exits, Signal::SIGTERM);
+                }
+                Event::Timeout => {
+                    signal_groups(children, &exits, Signal::SIGKILL);
+                    deadline = None;
+                }
+                Event::Signal(_) => {}
+            }
+        }
+        self.drain();
+        match stopped {
+            Some(stopped) => Err(stopped.into()),
+            None => Ok(exits.into_iter().flatten().collect()),
+        }
+    }
+}
+
+/// Signals the process groups of those children that have not ended; each leads its own.
+fn signal_groups(children: &[Pid], exits: &[Option<Exit>], signal: Signal) {
+    for (child, _) in children.iter().zip(exits).filter(|(_, exit)| exit.is_none()) {
+        // One that ends in this moment is no error.
+        let _ = kill(Pid::from_raw(-child.as_raw()), signal);
+    }
+}
+
+fn output_pipe() -> Result<(File, OwnedFd)> {
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("pipe2")?;
+    // Only our end: children expect to write without EAGAIN.
+    fcntl_setfl(&reader, OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;
+    Ok((reader.into(), writer))
+}
+
+/// True for a signal that asks pid 1 to end the container.
+pub fn stops(signal: Signal) -> bool {
+    use Signal::{SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
+    matches!(signal, SIGINT | SIGTERM | SIGQUIT | SIGUSR2)
+}

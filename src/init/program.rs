@@ -1,0 +1,137 @@
+//! Starting one program in the container as the payload's user. execve(2), setsid(2), environ(7).
+//!
+//! The rule that surprises people: fork copies pid 1's protection from the OOM killer. Only the postmaster
+//! keeps it (and takes it from its backends by `PG_OOM_ADJUST_*`); every other program gets 0 back.
+
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use nix::unistd::Pid;
+
+use super::Init;
+use crate::postgres::launch::User;
+use crate::sys::child;
+
+/// A program to start.
+pub struct Program<'a> {
+    /// argv; the first word is the file that is executed.
+    pub argv: Vec<String>,
+    /// The whole environment.
+    pub env: Vec<(String, String)>,
+    /// Standard input; `None`: /dev/null.
+    pub stdin: Option<BorrowedFd<'a>>,
+    /// Standard output; `None`: the log.
+    pub stdout: Option<BorrowedFd<'a>>,
+    /// Descriptors 3, 4, …; the first is the lock on the data directory.
+    pub extra: Vec<BorrowedFd<'a>>,
+    /// Keeps the protection from the OOM killer.
+    pub protected: bool,
+}
+
+impl<'a> Program<'a> {
+    /// A program with everything else at its default.
+    pub fn new(argv: Vec<String>, env: Vec<(String, String)>) -> Program<'a> {
+        Program { argv, env, stdin: None, stdout: None, extra: Vec::new(), protected: false }
+    }
+}
+
+impl Init<'_> {
+    /// Starts a program as leader of a session of its own. Returns when it runs; an error is a
+    /// [`child::SpawnError`] if it failed between the fork and the execve.
+    pub fn spawn(&mut self, program: &Program<'_>) -> Result<Pid> {
+        let (config, assume) = (self.config, self.assume);
+        let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+        let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+        let output = self.events.output();
+        let mut fds = vec![
+            program.stdin.unwrap_or(null.as_fd()),
+            program.stdout.or(output).unwrap_or(stdout.as_fd()),
+            output.unwrap_or(stderr.as_fd()),
+        ];
+        fds.extend(&program.extra);
+        child::spawn(|| {
+            nix::unistd::setsid().context("setsid")?;
+            become_payload(&config.cwd, &config.user, assume, program.protected)?;
+            child::place_fds(&fds)?;
+            child::reset_signals()?;
+            execute(&program.argv, &program.env)
+        })
+    }
+
+    /// Forks a child that runs `body` as the payload's user with `stdout` as its standard output.
+    pub fn fork_as_user(&mut self, stdout: BorrowedFd<'_>, body: impl FnOnce() -> Result<()>) -> Result<Pid> {
+        let (config, assume) = (self.config, self.assume);
+        let (stdin, stderr) = (std::io::stdin(), std::io::stderr());
+        let fds = [stdin.as_fd(), stdout, self.events.output().unwrap_or(stderr.as_fd())];
+        child::fork(|| {
+            let result = nix::unistd::setsid()
+                .context("setsid")
+                .and_then(|_| become_payload(&config.cwd, &config.user, assume, false))
+                .and_then(|()| child::place_fds(&fds))
+                .and_then(|()| child::reset_signals())
+                .and_then(|()| body());
+            match result {
+                Ok(()) => 0,
+                Err(error) => {
+                    // Standard error is the log by now.
+                    let text = format!("pgbox: error: {error:#}\n");
+                    let _ = std::io::Write::write_all(&mut std::io::stderr(), text.as_bytes());
+                    1
+                }
+            }
+        })
+    }
+}
+
+/// The child's last acts as root.
+fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, protected: bool) -> Result<()> {
+    if !protected {
+        // Raising it is always allowed; if it was not lowered before, it is 0 already.
+        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+    }
+    nix::unistd::chdir(cwd).with_context(|| format!("chdir {}", cwd.display()))?;
+    assume(user)
+}
+
+fn execute(argv: &[String], env: &[(String, String)]) -> Result<Infallible> {
+    let text = |text: &str| CString::new(text).with_context(|| format!("{text:?} contains a NUL byte"));
+    let words = argv.iter().map(|word| text(word)).collect::<Result<Vec<_>>>()?;
+    let vars = env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect::<Result<Vec<_>>>()?;
+    let path = words.first().context("an empty command")?;
+    nix::unistd::execve(path, &words, &vars).with_context(|| format!("execute {}", argv[0]))
+}
+
+/// The value of a variable; of several the last.
+pub fn variable<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
+    env.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+}
+
+/// Sets a variable in place of all of that name.
+pub fn set_variable(env: &mut Vec<(String, String)>, name: &str, value: impl Into<String>) {
+    env.retain(|(key, _)| key != name);
+    env.push((name.to_owned(), value.into()));
+}
+
+/// The file that a word stands for: itself with a slash in it, else the first executable of that name in
+/// `path`. Errors are execve's: ENOENT, or EACCES where there is one that may not be executed.
+pub fn find_in_path(word: &str, path: &str) -> Result<PathBuf, nix::errno::Errno> {
+    use nix::errno::Errno;
+    if word.contains('/') {
+        return Ok(word.into());
+    }
+    let mut error = Errno::ENOENT;
+    for directory in path.split(':') {
+        let file = Path::new(if directory.is_empty() { "." } else { directory }).join(word);
+        match file.metadata() {
+            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(file),
+            Ok(_) => error = Errno::EACCES,
+            Err(_) => {}
+        }
+    }
+    Err(error)
+}

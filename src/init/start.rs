@@ -1,0 +1,193 @@
+//! The way from an empty or a used volume to a running server, in order: lock, recover, look, refuse or make,
+//! own, configure, serve.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use super::aside::Leftover;
+use super::command::DEFAULT_PATH;
+use super::datadir::{Content, DataDir, make_owned_dir};
+use super::events::Event;
+use super::program::{Program, set_variable, variable};
+use super::{Ended, Init, at, ownership};
+use crate::postgres::contract::{file_value, is_secret};
+use crate::postgres::launch::{PostgresPayload, Source};
+use crate::postgres::report::{Exit, Phase};
+use crate::postgres::{settings, version};
+
+/// Where most builds of Postgres have their socket; only made if missing.
+const SOCKET_DIR: &str = "/var/run/postgresql";
+
+/// The contract's values, read.
+pub struct Names {
+    /// `POSTGRES_USER`.
+    pub superuser: String,
+    /// `POSTGRES_DB`.
+    pub database: String,
+    /// `POSTGRES_INITDB_ARGS`.
+    pub initdb_args: String,
+}
+
+impl Init<'_> {
+    /// Runs a Postgres server to its end.
+    pub(super) fn postgres(&mut self, postgres: &PostgresPayload) -> Result<Ended> {
+        self.events.log().set_cap(self.config.log_cap);
+        self.phase(Phase::Preparing);
+        if self.config.user.uid == 0 {
+            bail!("PostgreSQL refuses to run as root: the image has no user for it");
+        }
+        let names = names(postgres)?;
+        self.talk.status.superuser = Some(names.superuser.clone());
+        self.talk.status.database = Some(names.database.clone());
+        let data = DataDir::lock(&postgres.pgdata, &self.config.user)?;
+        let major = self.major(postgres)?;
+        make_owned_dir(Path::new(SOCKET_DIR), &self.config.user)?;
+        self.say_leftover(data.recover(postgres.initdb_waldir.as_deref())?);
+        match data.content()? {
+            Content::Empty => {
+                version::check(major, None, "")?;
+                self.first_start(postgres, &data, &names, major)?;
+            }
+            Content::Cluster(cluster) => {
+                version::check(major, Some(cluster), &postgres.pgdata.display().to_string())?;
+                self.talk.drop_secret();
+            }
+        }
+        for note in ownership::ensure(&postgres.pgdata, &self.config.user)? {
+            self.note(&note);
+        }
+        if data.remove_stale_lock_file()? {
+            self.note("removed the postmaster.pid of a server that did not shut down; it will recover now");
+        }
+        self.serve(postgres, &data)
+    }
+
+    fn say_leftover(&mut self, leftover: Leftover) {
+        match leftover {
+            Leftover::None => {}
+            Leftover::Completed => {
+                self.note("an interrupted first start was complete; the data directory is whole")
+            }
+            Leftover::SetAside(path) => self.note(&format!(
+                "an earlier first start did not finish; what it made is kept in {path} (remove it when you \
+                 have looked), and initialisation begins anew"
+            )),
+        }
+    }
+
+    /// The major version of the binaries.
+    fn major(&mut self, postgres: &PostgresPayload) -> Result<u32> {
+        if let Some(major) = postgres.major {
+            return Ok(major);
+        }
+        let (reader, writer) = std::io::pipe().context("pipe")?;
+        let server = postgres.bindir.join("postgres").display().to_string();
+        let mut program = Program::new(vec![server, "--version".to_owned()], self.server_env(postgres));
+        program.stdout = Some(std::os::fd::AsFd::as_fd(&writer));
+        let pid = self.spawn(&program)?;
+        drop(program);
+        drop(writer);
+        let exit = self.events.wait_for(pid, self.patience())?;
+        let text = std::io::read_to_string(reader).context("read the output of postgres --version")?;
+        match exit {
+            Exit::Code(0) => version::parse_version_output(&text),
+            exit => bail!("postgres --version ended with {exit}: {}", self.events.log().last_words()),
+        }
+    }
+
+    /// The environment of the server: the container's, without passwords.
+    pub(super) fn server_env(&self, postgres: &PostgresPayload) -> Vec<(String, String)> {
+        let mut env: Vec<_> = self.config.env.iter().filter(|(name, _)| !is_secret(name)).cloned().collect();
+        if variable(&env, "HOME").is_none_or(str::is_empty) {
+            set_variable(&mut env, "HOME", self.config.user.home.display().to_string());
+        }
+        let bindir = postgres.bindir.display().to_string();
+        let path = variable(&env, "PATH").unwrap_or(DEFAULT_PATH).to_owned();
+        if !path.split(':').any(|directory| directory == bindir) {
+            set_variable(&mut env, "PATH", format!("{bindir}:{path}"));
+        }
+        set_variable(&mut env, "PGDATA", postgres.pgdata.display().to_string());
+        // The postmaster may be protected from the OOM killer; its backends must not be.
+        set_variable(&mut env, "PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj");
+        set_variable(&mut env, "PG_OOM_ADJUST_VALUE", "0");
+        env
+    }
+
+    /// The time that something may take to end after it was asked to.
+    pub(super) fn patience(&self) -> std::time::Duration {
+        std::time::Duration::from_secs(self.config.stop_timeout)
+    }
+
+    /// Writes the generated settings and makes postgresql.conf include them.
+    pub(super) fn write_settings(&mut self, postgres: &PostgresPayload) -> Result<()> {
+        let user = &self.config.user;
+        let text = settings::render(&postgres.settings)?;
+        replace(&postgres.pgdata.join(settings::FILE), &text, user.uid, user.gid)?;
+        let conf = postgres.pgdata.join("postgresql.conf");
+        // Not through a link: root would follow it to wherever the server's user made it point.
+        if !fs::symlink_metadata(&conf).is_ok_and(|meta| meta.is_file()) {
+            self.note(&format!(
+                "{} is not a file, so the settings of this container are not included; add the line: {}",
+                conf.display(),
+                settings::INCLUDE
+            ));
+            return Ok(());
+        }
+        let old = at(fs::read(&conf), "read", &conf)?;
+        match settings::with_include(&String::from_utf8_lossy(&old)) {
+            Some(_) if std::str::from_utf8(&old).is_err() => {
+                bail!("{} is not UTF-8 text, so no line can be added to it", conf.display())
+            }
+            Some(new) => replace(&conf, &new, user.uid, user.gid),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits a while; true if nothing but orphans came.
+    pub(super) fn next_event(&mut self, after: std::time::Duration) -> Result<Event> {
+        self.events.next(Some(std::time::Instant::now() + after))
+    }
+}
+
+/// Reads what may be in files.
+fn names(postgres: &PostgresPayload) -> Result<Names> {
+    let superuser = read(&postgres.superuser, "POSTGRES_USER")?;
+    let database = match &postgres.database {
+        Some(source) => read(source, "POSTGRES_DB")?,
+        None => superuser.clone(),
+    };
+    let initdb_args = match &postgres.initdb_args {
+        Some(source) => read(source, "POSTGRES_INITDB_ARGS")?,
+        None => String::new(),
+    };
+    Ok(Names { superuser, database, initdb_args })
+}
+
+/// A value of the contract, from its file where it is in one.
+pub fn read(source: &Source, name: &str) -> Result<String> {
+    match source {
+        Source::Value(value) => Ok(value.clone()),
+        Source::File(path) => {
+            let content = fs::read(path).with_context(|| format!("read {name}_FILE {}", path.display()))?;
+            file_value(&content, name)
+        }
+    }
+}
+
+/// Replaces a file's content at once, as the server's user's and readable for nobody else.
+fn replace(path: &Path, text: &str, uid: u32, gid: u32) -> Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let mut new = path.as_os_str().to_owned();
+    new.push(".new");
+    let new = Path::new(&new);
+    let _ = fs::remove_file(new);
+    let mut file =
+        at(fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(new), "create", new)?;
+    at(std::os::unix::fs::fchown(&file, Some(uid), Some(gid)), "chown", new)?;
+    at(file.write_all(text.as_bytes()), "write", new)?;
+    at(file.sync_all(), "fsync", new)?;
+    at(fs::rename(new, path), "rename to", path)
+}

@@ -1,0 +1,126 @@
+//! How pid 1 tells the outside what it does: [`Report`] lines in a pipe to the caller, and the status file.
+//!
+//! The rule that surprises people: the reader of the pipe may be gone (Ctrl-C on `pgbox run`). SIGPIPE is
+//! blocked here, so a write then only fails with EPIPE, and a container does not end because nobody listens.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use super::InitFds;
+use super::log::Log;
+use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
+
+/// The ways out.
+pub struct Talk {
+    report: Option<File>,
+    status_file: Option<File>,
+    secret: Option<OwnedFd>,
+    log: Option<Log>,
+    /// What the status file says.
+    pub status: Status,
+}
+
+impl Talk {
+    /// Takes the descriptors over.
+    pub fn new(fds: InitFds) -> Result<Talk> {
+        let log = Log::new(fds.log, fds.mirror).context("fstat of the log")?;
+        if let Some(report) = &fds.report {
+            // A caller that was stopped (Ctrl-Z) must not stop the container.
+            fcntl_setfl(report.as_fd(), OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;
+        }
+        let mut talk = Talk {
+            report: fds.report.map(File::from),
+            status_file: fds.status.map(File::from),
+            secret: fds.secret,
+            log: Some(log),
+            status: Status::default(),
+        };
+        talk.record();
+        Ok(talk)
+    }
+
+    /// Hands the log over to the event loop.
+    pub fn take_log(&mut self) -> Result<Log> {
+        self.log.take().context("the log is in use already")
+    }
+
+    /// Reads the password and closes its descriptor.
+    pub fn read_secret(&mut self) -> Result<Option<String>> {
+        let Some(secret) = self.secret.take() else { return Ok(None) };
+        let mut bytes = Vec::new();
+        File::from(secret).read_to_end(&mut bytes).context("read the password's descriptor")?;
+        crate::postgres::contract::file_value(&bytes, "the password").map(Some)
+    }
+
+    /// Closes the password's descriptor unread.
+    pub fn drop_secret(&mut self) {
+        self.secret = None;
+    }
+
+    /// A new phase, in both places.
+    pub fn phase(&mut self, phase: Phase) {
+        self.status.phase = phase;
+        self.record();
+        self.send(&Report::Phase(phase));
+    }
+
+    /// Something the user should know.
+    pub fn note(&mut self, text: &str) {
+        self.send(&Report::Note(text.to_owned()));
+    }
+
+    /// The caller has learned all it wants to know at a start.
+    pub fn close_report(&mut self) {
+        self.report = None;
+    }
+
+    /// The payload has ended for good.
+    pub fn ended(&mut self, exit: Exit, reason: Reason) {
+        self.status.last_exit = Some(exit);
+        self.finish(reason, exit.code());
+    }
+
+    /// The payload never came up.
+    pub fn failed(&mut self, error: &str, code: i32, in_use: bool) {
+        self.status.error = Some(error.to_owned());
+        self.finish(Reason::Failed, code);
+        self.send(&Report::Failed { error: error.to_owned(), code, in_use });
+    }
+
+    fn finish(&mut self, reason: Reason, code: i32) {
+        self.status.reason = Some(reason);
+        self.status.code = Some(code);
+        self.status.phase = Phase::Ended;
+        self.status.pid = 0;
+        self.record();
+    }
+
+    /// Rewrites the status file: first the whole new line, then the end of file. A reader in between finds
+    /// the rest of the old line behind the new one, and reads only the first.
+    pub fn record(&mut self) {
+        let (Some(file), Some(line)) = (&self.status_file, line(&self.status)) else { return };
+        // A full host disk must not end the server; the reader then has the status from before.
+        if file.write_all_at(&line, 0).is_ok() {
+            let _ = file.set_len(line.len() as u64);
+        }
+    }
+
+    fn send(&mut self, report: &Report) {
+        if let (Some(pipe), Some(line)) = (&mut self.report, line(report))
+            && pipe.write_all(&line).is_err()
+        {
+            self.report = None;
+        }
+    }
+}
+
+fn line(value: &impl serde::Serialize) -> Option<Vec<u8>> {
+    let mut line = serde_json::to_vec(value).ok()?;
+    line.push(b'\n');
+    Some(line)
+}

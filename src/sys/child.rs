@@ -1,0 +1,240 @@
+//! Starting a program in a child, with every failure before the execve reported to the parent exactly.
+//! fork(2), execve(2), close_range(2), signal(7).
+//!
+//! The rule that surprises people: signal dispositions "ignored" and the blocked mask survive execve. A parent
+//! that blocks everything for signalfd(2), or Rust's ignored SIGPIPE, would pass both on.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+use nix::sys::signal::SigSet;
+use nix::unistd::{ForkResult, Pid};
+use rustix::io::fcntl_dupfd_cloexec;
+use rustix::pipe::{PipeFlags, pipe_with};
+
+/// Descriptor numbers from here on are out of the way of those that [`place_fds`] gives out.
+const OUT_OF_THE_WAY: RawFd = 64;
+
+/// What went wrong in a child before its execve.
+#[derive(Debug)]
+pub struct SpawnError {
+    /// The innermost errno, 0 where there was none.
+    pub errno: i32,
+    /// The chain of contexts, as `a: b: c`.
+    pub message: String,
+}
+
+impl fmt::Display for SpawnError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for SpawnError {}
+
+/// Forks a child that runs `body` and exits with what it returns, without running the parent's exit handlers.
+/// The caller has a single thread, or `body` does nothing that depends on another one.
+pub fn fork(body: impl FnOnce() -> i32) -> Result<Pid> {
+    // SAFETY: the child has its own copy of all memory and goes on in this frame; no other thread held a lock
+    // (single-threaded by contract; glibc repairs malloc's own).
+    match unsafe { nix::unistd::fork() }.context("fork")? {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            // Unwinding would run the caller's code a second time, in the child.
+            let code = catch_unwind(AssertUnwindSafe(body)).unwrap_or(101);
+            exit_now(code)
+        }
+    }
+}
+
+/// Ends the process at once: no destructor, no exit handler, no flush of what a parent has buffered.
+pub fn exit_now(code: i32) -> ! {
+    // SAFETY: _exit(2) takes any number and returns never.
+    unsafe { libc::_exit(code) }
+}
+
+/// Forks a child whose `body` ends in an execve. Returns once the new program runs, or with what `body`
+/// failed at as a [`SpawnError`] (the child is reaped then).
+pub fn spawn(body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
+    let (reader, low) = pipe_with(PipeFlags::CLOEXEC).context("pipe2")?;
+    // place_fds() in the child would otherwise overwrite a low number.
+    let writer = fcntl_dupfd_cloexec(&low, OUT_OF_THE_WAY).context("fcntl(F_DUPFD_CLOEXEC)")?;
+    // The end of file below comes when nobody has a writing end any more, the parent included: `writer`
+    // goes with the closure.
+    drop(low);
+    let pid = fork(|| {
+        let Err(error) = catch_unwind(AssertUnwindSafe(body))
+            .unwrap_or_else(|_| Err(anyhow::anyhow!("panic before the execve")));
+        // Nobody is left to be told if this fails; the exit code still is.
+        let _ = io::Write::write_all(&mut std::fs::File::from(writer), &encode(&error));
+        127
+    })?;
+    let mut report = Vec::new();
+    std::fs::File::from(reader).read_to_end(&mut report).context("read what the child reports")?;
+    match report.is_empty() {
+        true => Ok(pid),
+        false => {
+            nix::sys::wait::waitpid(pid, None).context("waitpid")?;
+            Err(decode(&report).into())
+        }
+    }
+}
+
+fn encode(error: &anyhow::Error) -> Vec<u8> {
+    let errno = error.chain().find_map(errno_of).unwrap_or(0);
+    let mut bytes = errno.to_ne_bytes().to_vec();
+    // Writing to a Vec never fails.
+    let _ = write!(bytes, "{error:#}");
+    bytes
+}
+
+fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let nix = error.downcast_ref::<Errno>().map(|errno| *errno as i32);
+    let rustix = || error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error());
+    let std = || error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    nix.or_else(rustix).or_else(std)
+}
+
+fn decode(report: &[u8]) -> SpawnError {
+    let (errno, message) = report.split_at(report.len().min(4));
+    let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
+    SpawnError { errno, message: String::from_utf8_lossy(message).into_owned() }
+}
+
+/// Makes `fds` the descriptors 0, 1, 2, … of this process, open across execve, and all others
+/// close-on-exec. Only for a child before its execve: whoever owned those low numbers here is left with
+/// somebody else's.
+pub fn place_fds(fds: &[BorrowedFd<'_>]) -> Result<()> {
+    let first = OUT_OF_THE_WAY.max(fds.len() as RawFd);
+    // First all away, then all down: a source may be the target of an earlier one.
+    let away: Vec<OwnedFd> = fds
+        .iter()
+        .map(|fd| fcntl_dupfd_cloexec(fd, first).context("fcntl(F_DUPFD_CLOEXEC)"))
+        .collect::<Result<_>>()?;
+    for (number, fd) in away.iter().enumerate() {
+        // SAFETY: plain numbers; by contract nothing that owns a low one is used again.
+        let rc = unsafe { libc::dup2(fd.as_raw_fd(), number as RawFd) };
+        Errno::result(rc).with_context(|| format!("dup2 to {number}"))?;
+    }
+    close_range(fds.len() as u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC)
+}
+
+/// Closes every descriptor of this process but `kept`. For a process that goes on after a clone and must
+/// not hold on to what its parent had open: a host directory's descriptor is a way out of any root
+/// directory (CVE-2024-21626). Whatever owned the others is left with stale numbers.
+pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> Result<()> {
+    let mut numbers: Vec<u32> = kept.iter().map(|fd| fd.as_raw_fd() as u32).collect();
+    numbers.sort_unstable();
+    let mut from = 0;
+    for number in numbers {
+        if number > from {
+            close_range(from, number - 1, 0)?;
+        }
+        from = number + 1;
+    }
+    close_range(from, u32::MAX, 0)
+}
+
+fn close_range(first: u32, last: u32, flags: u32) -> Result<()> {
+    // SAFETY: plain numbers; by contract of the callers nothing that owns one of them is used again.
+    let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };
+    Errno::result(rc).map(drop).with_context(|| format!("close_range({first}, {last})"))
+}
+
+/// Gives every signal its default action and blocks none.
+pub fn reset_signals() -> Result<()> {
+    default_actions();
+    SigSet::empty().thread_set_mask().context("sigprocmask")
+}
+
+/// Gives every signal its default action and blocks all of them; they stay pending for a signalfd(2).
+pub fn block_signals() -> Result<()> {
+    SigSet::all().thread_set_mask().context("sigprocmask")?;
+    default_actions();
+    Ok(())
+}
+
+fn default_actions() {
+    for number in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs no code of ours. SIGKILL, SIGSTOP and the two numbers that the C library keeps
+        // for itself answer EINVAL, which changes nothing.
+        unsafe { libc::signal(number, libc::SIG_DFL) };
+    }
+}
+
+/// Gives unused heap back to the kernel. malloc_trim(3)
+pub fn trim_heap() {
+    // SAFETY: takes a number of bytes to keep and has no other precondition.
+    unsafe { libc::malloc_trim(0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+    use std::sync::Mutex;
+
+    /// One at a time: a sibling's child would hold the pipes of this one open for a while.
+    static ONE: Mutex<()> = Mutex::new(());
+
+    fn sh(script: &str) -> Result<Infallible> {
+        let words = [c"sh".to_owned(), c"-c".to_owned(), std::ffi::CString::new(script)?];
+        Ok(nix::unistd::execve(c"/bin/sh", &words, &[] as &[std::ffi::CString])?)
+    }
+
+    #[test]
+    fn an_exec_failure_comes_back_with_errno_and_context() {
+        let _one = ONE.lock();
+        let error = spawn(|| {
+            let words: [std::ffi::CString; 0] = [];
+            nix::unistd::execve(c"/nonexistent", &words, &words).context("execute /nonexistent")
+        })
+        .unwrap_err();
+        let error = error.downcast_ref::<SpawnError>().unwrap();
+        assert_eq!(error.errno, libc::ENOENT);
+        assert!(error.message.starts_with("execute /nonexistent: ENOENT"), "{error}");
+    }
+
+    #[test]
+    fn the_program_has_the_descriptors_given_and_no_other() {
+        let _one = ONE.lock();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let null = std::fs::File::open("/dev/null").unwrap();
+        let leak = rustix::io::dup(&null).unwrap(); // not close-on-exec
+        let pid = spawn(|| {
+            place_fds(&[null.as_fd(), writer.as_fd(), null.as_fd(), writer.as_fd()])?;
+            sh("cd /proc/self/fd; echo * >&3")
+        })
+        .unwrap();
+        drop((writer, leak));
+        let mut text = String::new();
+        std::fs::File::from(reader).read_to_string(&mut text).unwrap();
+        nix::sys::wait::waitpid(pid, None).unwrap();
+        // sh itself opens the directory that it lists.
+        assert!(text.starts_with("0 1 2 3"), "{text}");
+        assert!(text.split_whitespace().count() <= 5, "{text}");
+    }
+
+    #[test]
+    fn the_program_has_default_signals() {
+        let _one = ONE.lock();
+        let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
+        let pid = spawn(|| {
+            block_signals()?;
+            reset_signals()?;
+            place_fds(&[writer.as_fd(), writer.as_fd(), writer.as_fd()])?;
+            sh("grep -E 'Sig(Blk|Ign)' /proc/self/status")
+        })
+        .unwrap();
+        drop(writer);
+        let mut text = String::new();
+        std::fs::File::from(reader).read_to_string(&mut text).unwrap();
+        nix::sys::wait::waitpid(pid, None).unwrap();
+        assert_eq!(text.matches("0000000000000000").count(), 2, "{text}");
+    }
+}

@@ -1,0 +1,65 @@
+//! Commands that are killed. What they began, a later command can take back; what runs, they can't harm.
+
+use std::{
+    process::Stdio,
+    time::Duration,
+};
+
+use crate::harness::{Host, run, until};
+
+/// `pgbox run`, killed at moments spread over its whole course; after each, `rm` leaves nothing.
+#[test]
+fn run_killed_at_any_moment_can_be_taken_back() {
+    let Some(host) = Host::new() else { return };
+    let mut interrupted = 0;
+    for i in 0..24 {
+        let mut child = host.command(&["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "256m"])
+            .stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(Duration::from_millis(i * i / 2));
+        child.kill().unwrap();
+        interrupted += i32::from(!child.wait().unwrap().success());
+        if !host.pgbox(&["ps", "-q"]).is_empty() {
+            host.pgbox(&["rm", "--force", "-v", "n"]);
+        }
+        let left = host.objects();
+        assert!(left.is_empty(), "killed after {} ms: {left:?}", i * i / 2);
+    }
+    assert!(interrupted > 12, "only {interrupted} of 24 runs were killed");
+    // And the name is free for a node that lives.
+    host.pgbox(&["run", "n", "postgres:15"]);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn killing_every_command_harms_no_node() {
+    let Some(host) = Host::new() else { return };
+    let mut runner = host.command(&["run", "n", "postgres:15", "--foreground"]).stdout(Stdio::null()).spawn().unwrap();
+    until("it answers", 60, || host.try_pgbox(&["wait", "n", "--timeout", "1s"]).status.success());
+    let mut follower = host.command(&["logs", "-f", "n"]).stdout(Stdio::null()).spawn().unwrap();
+    for command in [&mut runner, &mut follower] {
+        command.kill().unwrap();
+        command.wait().unwrap();
+    }
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+    host.pgbox(&["stop", "n"]);
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn a_backend_that_crashes_takes_nothing_along_and_on_crash_restarts_the_server() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--restart", "on-crash:3"]);
+    let postmaster = || host.pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
+    let before = postmaster();
+    let pid = host.init_pid("n");
+    let on_host = run("pgrep", &["-P", &pid.to_string(), "-x", "postgres"]);
+    run("kill", &["-9", &on_host]);
+    until("another postmaster", 20, || {
+        let now = host.try_pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
+        now.status.success() && crate::harness::text(&now.stdout) != before
+    });
+    host.pgbox(&["wait", "n", "--timeout", "20s"]);
+    assert_eq!(host.init_pid("n"), pid);
+    assert_eq!(host.json(&["ps", "--json"])[0]["restarts"], 1);
+}
