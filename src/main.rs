@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use nix::sys::signal::{SigHandler, Signal, signal};
-use pgbox::{cli, cmd, enter::NotStarted, show};
+use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show};
 
 fn main() -> ExitCode {
     // Rust ignores SIGPIPE, so `pgbox ps | head` would panic on a closed pipe.
@@ -13,7 +13,9 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code as u8),
         Err(error) => {
             show::error::print(&error);
-            ExitCode::from(error.downcast_ref::<NotStarted>().map_or(1, |not_started| not_started.code as u8))
+            let not_started = error.downcast_ref::<NotStarted>().map(|e| e.code);
+            let step_failed = error.downcast_ref::<StepFailed>().map(|e| e.code);
+            ExitCode::from(not_started.or(step_failed).unwrap_or(1) as u8)
         }
     }
 }

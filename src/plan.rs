@@ -192,6 +192,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
             mac: names.mac,
+            serves: spec.command().is_none(),
         },
         HostStep::AssignAddress {
             netns: names.netns.clone(),

@@ -17,7 +17,7 @@ use super::{
     taken_back, total,
 };
 use crate::{
-    hint,
+    hint, plan,
     postgres::report::{Phase, Report},
     spawn::{self, Spawned, Stdio},
     state::{NodeDir, NodeState, Root},
@@ -46,7 +46,7 @@ pub fn bring_up(root: &Root, state: &mut NodeState, reach: Reach, stdio: Stdio, 
     let group = cgroup_of(state)?;
     match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned)) {
         Ok(spawned) => Ok(spawned),
-        Err(error) => Err(inner_failure(root, state, reach, 0, &error)),
+        Err(error) => Err(inner_failure(root, state, reach, 0, &error, 125)),
     }
 }
 
@@ -95,20 +95,20 @@ pub fn wait_until_up(
                 phase = new;
                 talk.phase(new);
             }
-            spawn::Heard::Report(Report::Note(text)) => talk.note(&text),
+            spawn::Heard::Report(Report::Note(text)) => talk.note(&on_host(state, &text)),
             spawn::Heard::Report(Report::StepFailed { index, error }) => {
-                return Err(inner_failure(root, state, reach, index, &Error::msg(error)));
+                return Err(inner_failure(root, state, reach, index, &Error::msg(error), 125));
             }
-            spawn::Heard::Report(Report::Failed { error, in_use, .. }) => {
-                let error = if in_use { in_use_by(root, state, &error) } else { error };
+            spawn::Heard::Report(Report::Failed { error, in_use, code }) => {
+                let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
                 let last = state.plan.inner.len() - 1;
-                return Err(inner_failure(root, state, reach, last, &Error::msg(error)));
+                return Err(inner_failure(root, state, reach, last, &Error::msg(error), code));
             }
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(()),
             spawn::Heard::End if process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1))? => {
                 let last = state.plan.inner.len() - 1;
                 let how = crate::facts::node::status(&node)?.error.unwrap_or_else(|| "pid 1 ended".to_owned());
-                return Err(inner_failure(root, state, reach, last, &Error::msg(how)));
+                return Err(inner_failure(root, state, reach, last, &Error::msg(how), 1));
             }
             spawn::Heard::End | spawn::Heard::Nothing => {}
         }
@@ -146,6 +146,14 @@ fn refused(state: &NodeState, why: &str) -> String {
     )
 }
 
+/// What pid 1 says of the data directory, in the host's words: inside it has another path.
+fn on_host(state: &NodeState, text: &str) -> String {
+    match (plan::data_dir(&state.plan.init), &state.data) {
+        (Some(inside), Some(data)) => text.replace(&inside.display().to_string(), &data.display().to_string()),
+        _ => text.to_owned(),
+    }
+}
+
 fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
     let holder = state.data.as_deref().and_then(|data| holder(root, data, &state.spec.node.to_string()));
     match holder {
@@ -174,12 +182,12 @@ pub fn holder(root: &Root, data: &Path, except: &str) -> Option<String> {
 fn too_late(root: &Root, state: &NodeState, reach: Reach, timeout: Duration) -> Error {
     let index = state.plan.inner.len();
     let cause = Error::msg(format!("no answer after {}", humantime::format_duration(timeout)));
-    inner_failure(root, state, reach, index, &cause)
+    inner_failure(root, state, reach, index, &cause, 1)
 }
 
 /// Ends what runs, takes back the host steps, and tells it as one error. `index` counts inner steps, and
 /// after steps behind them.
-fn inner_failure(root: &Root, state: &NodeState, reach: Reach, index: usize, error: &Error) -> Error {
+fn inner_failure(root: &Root, state: &NodeState, reach: Reach, index: usize, error: &Error, code: i32) -> Error {
     let node = root.node(&state.spec.lab, &state.spec.node);
     let number = state.plan.host.len() + index + 1;
     let title = super::lessons(&state.plan).nth(number - 1).map(|l| l.title).unwrap_or_default();
@@ -190,7 +198,9 @@ fn inner_failure(root: &Root, state: &NodeState, reach: Reach, index: usize, err
     let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
     let cause = super::cause_text(error);
     let hint = hint::for_inner_step(&cause);
-    Error::new(StepFailed { number, total: total(&state.plan), title, cause, hint, host, log })
+    // 125 to 127 are what `docker run` has for a command that could not be started.
+    let code = if state.plan.after.is_empty() { code } else { 1 };
+    Error::new(StepFailed { number, total: total(&state.plan), title, cause, hint, host, log, code })
 }
 
 fn end_all(state: &NodeState) {

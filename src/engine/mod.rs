@@ -31,6 +31,8 @@ pub struct StepFailed {
     pub host: String,
     /// The end of the node's log, if it has one.
     pub log: Vec<String>,
+    /// Exit code for the command line.
+    pub code: i32,
 }
 
 impl fmt::Display for StepFailed {
@@ -108,6 +110,7 @@ pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted
         hint: hint::for_host_step(step, &failure.error),
         host,
         log: Vec::new(),
+        code: 1,
     })
 }
 

@@ -23,11 +23,11 @@ use crate::postgres::launch::User;
 const MAKING: &str = ".pgbox-init";
 const DONE: &str = ".pgbox-done";
 const FAILED: &str = ".pgbox-failed";
-const SAMPLE: &str = "/dev/shm/.pgbox-sample";
+const SAMPLE: &str = ".pgbox-sample";
 
 /// True for the names that this file uses.
 pub fn is_ours(name: &str) -> bool {
-    [MAKING, DONE].contains(&name) || name.starts_with(FAILED)
+    [MAKING, DONE, SAMPLE].contains(&name) || name.starts_with(FAILED)
 }
 
 /// What a start finds that an earlier one left behind.
@@ -46,6 +46,9 @@ impl DataDir {
     pub fn recover(&self, waldir: Option<&Path>) -> Result<Leftover> {
         let names = self.entries()?;
         let has = |name: &str| names.iter().any(|other| other == name);
+        if has(SAMPLE) {
+            at(unlinkat(self.fd(), SAMPLE, AtFlags::empty()), "remove", &self.path.join(SAMPLE))?;
+        }
         if has(DONE) {
             self.move_up()?;
             return Ok(Leftover::Completed);
@@ -127,24 +130,25 @@ impl DataDir {
     }
 
     /// Mounts `text` over the file `sample` until the returned value is dropped: the one way to give a
-    /// server setting to an old initdb. The copy is not in the data directory, which initdb wants empty.
-    pub fn replace_file(&self, sample: &Path, text: &str) -> Result<Replaced> {
-        let copy = Path::new(SAMPLE);
-        at(fs::write(copy, text), "write", copy)?;
-        at(mount_bind(copy, sample), "mount over", sample)?;
-        Ok(Replaced { sample: sample.to_owned() })
+    /// server setting to an old initdb.
+    pub fn replace_file(&self, sample: &Path, text: &str) -> Result<Replaced<'_>> {
+        let copy = self.path.join(SAMPLE);
+        at(fs::write(&copy, text), "write", &copy)?;
+        at(mount_bind(&copy, sample), "mount over", sample)?;
+        Ok(Replaced { dir: self, sample: sample.to_owned() })
     }
 }
 
 /// A file that another one is mounted over.
-pub struct Replaced {
+pub struct Replaced<'a> {
+    dir: &'a DataDir,
     sample: std::path::PathBuf,
 }
 
-impl Drop for Replaced {
+impl Drop for Replaced<'_> {
     fn drop(&mut self) {
         // If it stays, it is in this container's mount namespace only, and the next start removes the copy.
         let _ = unmount(&self.sample, UnmountFlags::DETACH);
-        let _ = fs::remove_file(SAMPLE);
+        let _ = unlinkat(self.dir.fd(), SAMPLE, AtFlags::empty());
     }
 }

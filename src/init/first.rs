@@ -182,7 +182,7 @@ impl Init<'_> {
         postgres: &PostgresPayload,
         data: &'d DataDir,
         major: u32,
-    ) -> Result<Option<Replaced>> {
+    ) -> Result<Option<Replaced<'d>>> {
         if major >= 16 {
             return Ok(None);
         }

@@ -68,6 +68,7 @@ mod tests {
             hint: None,
             host: "steps 6-1 undone".into(),
             log: vec!["last words".into()],
+            code: 1,
         });
         let want = "error: step 7/16 failed: create cgroup x\n  cause: mkdir: EROFS\n  host:  steps 6-1 undone\n  \
                     the end of its log:\n    last words\n";

@@ -30,7 +30,8 @@ pub enum HostStep {
     /// Packets may pass from the bridge to other interfaces, and from 127.0.0.1 to the bridge.
     EnableForwarding { bridge: String },
     CreateNetns { name: String },
-    CreateVeth { name: String, alias: String, bridge: String, netns: String, mac: [u8; 6] },
+    /// `serves`: clients connect to the node, and their connections may outlive it.
+    CreateVeth { name: String, alias: String, bridge: String, netns: String, mac: [u8; 6], serves: bool },
     AssignAddress { netns: String, address: Ipv4Net, gateway: Ipv4Addr },
     /// Masquerading for the node's own traffic, and its published ports.
     CreateNat { table: String, comment: String, bridge: String, address: Ipv4Net, publish: Vec<Publish> },
@@ -72,7 +73,7 @@ impl HostStep {
             .map(drop),
             Self::EnableForwarding { bridge } => enable_forwarding(bridge),
             Self::CreateNetns { name } => netns::create(name),
-            Self::CreateVeth { name, alias, bridge, netns, mac } => {
+            Self::CreateVeth { name, alias, bridge, netns, mac, .. } => {
                 let ns = netns::open(netns)?;
                 link::create_veth(&link::Veth {
                     name: name.clone(),
@@ -105,9 +106,11 @@ impl HostStep {
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),
-            // These live inside the network namespace and die with it, off the critical path: deleting a
-            // veth by hand costs 15-30 ms.
-            Self::CreateVeth { .. } | Self::AssignAddress { .. } => Ok(()),
+            // A connection whose client has not closed it stays half-open for up to a minute after the server
+            // has gone, and keeps the namespace alive, its end of the cable included.
+            Self::CreateVeth { name, serves: true, .. } => link::delete(name).map(drop),
+            // Otherwise it dies with the namespace, off the path: deleting a veth costs 15-30 ms.
+            Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
             Self::CreateNat { table, .. } => nft::delete(table),
             Self::AddHostName { file, name, .. } => edit_hosts(file, name, None),
             Self::CreateCgroup { path, .. } => remove_cgroup(path),
@@ -186,7 +189,7 @@ impl HostStep {
                 shell: format!("ip netns add {name}"),
                 look: format!("ip netns exec {name} ip addr"),
             },
-            Self::CreateVeth { name, bridge, netns, mac, alias } => Lesson {
+            Self::CreateVeth { name, bridge, netns, mac, alias, .. } => Lesson {
                 title: format!("plug {netns} into {bridge} with the veth pair {name}"),
                 why: "A veth pair is a cable: what enters one end leaves the other. The far end is born inside the \
                       namespace, because moving it there later makes the kernel wait 16-20 ms.",

@@ -9,7 +9,7 @@ fn a_command_runs_alone_and_its_exit_code_comes_back() {
     host.fails(3, &["run", "--rm", "t", "tiny", "--", "sh", "-c", "exit 3"]);
     host.fails(143, &["run", "--rm", "t", "tiny", "--", "sh", "-c", "kill -TERM $$"]);
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
-    assert_eq!(host.objects(), Vec::<String>::new());
+    host.is_clean();
 }
 
 #[test]

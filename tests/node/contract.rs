@@ -74,7 +74,7 @@ fn an_orphan_that_exits_with_2_restarts_nobody() {
     std::thread::sleep(std::time::Duration::from_millis(600));
     let log = host.pgbox(&["logs", "n"]);
     assert!(!log.contains("terminating any other active server processes"), "{log}");
-    assert_eq!(host.pgbox(&["exec", "n", "--", "cat", "/proc/1/comm"]).trim(), "pgbox");
+    assert_eq!(host.pgbox(&["exec", "n", "--", "cat", "/proc/1/comm"]).trim(), "pgbox-init");
 }
 
 #[test]

@@ -21,8 +21,7 @@ fn run_killed_at_any_moment_can_be_taken_back() {
         if !host.pgbox(&["ps", "-q"]).is_empty() {
             host.pgbox(&["rm", "--force", "-v", "n"]);
         }
-        let left = host.objects();
-        assert!(left.is_empty(), "killed after {} ms: {left:?}", i * i / 2);
+        host.is_clean();
     }
     assert!(interrupted > 12, "only {interrupted} of 24 runs were killed");
     // And the name is free for a node that lives.

@@ -114,6 +114,17 @@ impl Host {
         found
     }
 
+    /// Nothing of pgbox is left. The kernel takes a network namespace apart some milliseconds after its last
+    /// reference has gone, and the veth pair with it.
+    #[track_caller]
+    pub fn is_clean(&self) {
+        let deadline = Instant::now() + Duration::from_secs(3);
+        while !self.objects().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(self.objects(), Vec::<String>::new(), "left on the host");
+    }
+
     /// The cgroups of this root, in all hierarchies.
     fn cgroups(&self) -> Vec<PathBuf> {
         let lab = "default".parse().expect("name");
@@ -139,7 +150,7 @@ impl Drop for Host {
         }
         // A test that has failed already must not abort here.
         if !std::thread::panicking() {
-            assert_eq!(self.objects(), Vec::<String>::new(), "left on the host");
+            self.is_clean();
         }
     }
 }

@@ -18,7 +18,7 @@ fn run_answers_and_rm_leaves_only_the_volume() {
     assert_eq!((ps[0]["node"].as_str(), ps[0]["state"].as_str()), (Some("primary"), Some("running")));
     assert!(host.fails(1, &["rm", "primary"]).contains("pgbox rm --force primary"));
     host.pgbox(&["rm", "--force", "primary"]);
-    assert_eq!(host.objects(), Vec::<String>::new());
+    host.is_clean();
     assert!(host.root.join("volumes/default/primary/data/PG_VERSION").exists());
 }
 
@@ -61,7 +61,7 @@ fn stop_is_fast_with_idle_clients_and_start_keeps_address_and_data() {
     idle.wait().ok();
     let log = host.pgbox(&["logs", "n"]);
     assert!(log.contains("received fast shutdown request"), "{log}");
-    assert!(host.objects().is_empty(), "{:?}", host.objects());
+    host.is_clean();
     assert_eq!(host.json(&["ps", "--json"])[0]["state"], "stopped");
     assert!(host.fails(1, &["exec", "n", "--", "true"]).contains("pgbox start n"));
     host.pgbox(&["start", "n"]);

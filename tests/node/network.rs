@@ -16,7 +16,7 @@ fn nodes_know_each_other_by_name() {
 #[test]
 fn a_port_is_published_on_one_address_or_on_all() {
     let Some(host) = Host::new() else { return };
-    run("ip", &["link", "add", "up0", "type", "dummy"]);
+    run("ip", &["link", "add", "up0", "type", "bridge"]);
     run("ip", &["addr", "add", "10.99.0.1/24", "dev", "up0"]);
     run("ip", &["link", "set", "up0", "up"]);
     let trust = "POSTGRES_HOST_AUTH_METHOD=trust";
