@@ -65,7 +65,9 @@ pub enum Command {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm t postgres:15 -- postgres --version")]
+#[command(
+    after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm t postgres:15 -- postgres --version"
+)]
 pub struct Run {
     /// Name of the node, and its host name
     pub node: Name,
@@ -374,7 +376,6 @@ pub fn completions(shell: clap_complete::Shell) {
     use clap::CommandFactory;
     clap_complete::generate(shell, &mut Cli::command(), "pgbox", &mut std::io::stdout());
 }
-
 
 #[cfg(test)]
 mod tests {

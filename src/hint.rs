@@ -40,7 +40,9 @@ pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
 /// What to try when a host step failed.
 pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
     let text = match (step, errno_of(error)?) {
-        (_, Errno::EPERM | Errno::EACCES) => "pgbox needs root with all its capabilities; inside another container some are missing",
+        (_, Errno::EPERM | Errno::EACCES) => {
+            "pgbox needs root with all its capabilities; inside another container some are missing"
+        }
         (_, Errno::ENOSPC) => "the disk is full; `df -h` and `pgbox image ls` show where the space is",
         (HostStep::CreateCgroup { .. } | HostStep::SetLimits { .. }, Errno::EROFS) => {
             "/sys/fs/cgroup is mounted read-only; are you inside a container?"
@@ -66,9 +68,15 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
 /// What to try when an inner step failed, from its text: the error comes from another process.
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
-        ("overlay", "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root"),
+        (
+            "overlay",
+            "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root",
+        ),
         ("No space left", "the disk is full; `df -h` and `pgbox image ls` show where the space is"),
-        ("Operation not permitted", "pgbox needs root with all its capabilities; inside another container some are missing"),
+        (
+            "Operation not permitted",
+            "pgbox needs root with all its capabilities; inside another container some are missing",
+        ),
     ];
     table.iter().find(|(mark, _)| error.contains(mark)).map(|(_, hint)| (*hint).to_owned())
 }

@@ -32,8 +32,8 @@
 
 pub mod cli;
 pub mod cmd;
-pub mod enter;
 pub mod engine;
+pub mod enter;
 pub mod facts;
 pub mod hint;
 pub mod image;

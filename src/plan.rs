@@ -93,7 +93,9 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
 pub fn data_on_host(plan: &Plan) -> Option<PathBuf> {
     let pgdata = data_dir(&plan.init)?;
     let binds = plan.inner.iter().filter_map(|step| match step {
-        InnerStep::Bind { source, target, .. } => pgdata.strip_prefix(target).ok().map(|rest| (source, target, rest)),
+        InnerStep::Bind { source, target, .. } => {
+            pgdata.strip_prefix(target).ok().map(|rest| (source, target, rest))
+        }
         _ => None,
     });
     let (source, _, rest) = binds.max_by_key(|(_, target, _)| target.components().count())?;
@@ -251,15 +253,8 @@ const MASKED: [&str; 9] = [
 const PROTECTED: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// What root in a node may still do: own files, change identity, signal its processes.
-pub const CAPABILITIES: [&str; 7] = [
-    "cap_chown",
-    "cap_dac_override",
-    "cap_fowner",
-    "cap_fsetid",
-    "cap_kill",
-    "cap_setgid",
-    "cap_setuid",
-];
+pub const CAPABILITIES: [&str; 7] =
+    ["cap_chown", "cap_dac_override", "cap_fowner", "cap_fsetid", "cap_kill", "cap_setgid", "cap_setuid"];
 
 fn inner_steps(
     spec: &NodeSpec,
@@ -361,7 +356,10 @@ fn command_user(facts: &Facts) -> User {
 
 fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {
     let Some(postgres) = &facts.image.postgres else {
-        bail!("image {} has no Postgres in it: no `postgres` and `initdb` in its PATH, below /usr/lib/postgresql, /usr/pgsql-* or /usr/local", spec.image);
+        bail!(
+            "image {} has no Postgres in it: no `postgres` and `initdb` in its PATH, below /usr/lib/postgresql, /usr/pgsql-* or /usr/local",
+            spec.image
+        );
     };
     if let Some(memory) = spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY) {
         let (given, least) = (human_bytes(memory), human_bytes(tune::LEAST_MEMORY));

@@ -26,9 +26,9 @@ use crate::{
     state::{NodeDir, Plan},
     step::InnerStep,
     sys::{
+        capability::{self, CapabilitySet},
         cgroup::Cgroup,
         clone::{self, Child},
-        capability::{self, CapabilitySet},
         credentials::Credentials,
         process::{self, ProcessId},
         seccomp,
@@ -70,10 +70,14 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         InnerStep::EnterNamespaces { netns } => Some(netns),
         _ => None,
     });
-    let netns = File::open(netns.context("the plan has no network namespace")?).context("open the network namespace")?;
+    let netns = File::open(netns.context("the plan has no network namespace")?)
+        .context("open the network namespace")?;
     let birth = Birth { plan, stdio, netns, report, go, files: Files::open(node)? };
     let directory = group.dir_fd()?;
-    let flags = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC;
+    let flags = CloneFlags::CLONE_NEWNS
+        | CloneFlags::CLONE_NEWPID
+        | CloneFlags::CLONE_NEWUTS
+        | CloneFlags::CLONE_NEWIPC;
     let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live())?;
     // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
     // for the word before anything of the image runs.
@@ -118,7 +122,12 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("open {}", node.secret_file().display())),
         };
-        Ok(Self { log: open(node.log(), true)?, previous_log: open(node.previous_log(), false)?, status, secret })
+        Ok(Self {
+            log: open(node.log(), true)?,
+            previous_log: open(node.previous_log(), false)?,
+            status,
+            secret,
+        })
     }
 }
 
@@ -166,7 +175,8 @@ impl Birth<'_> {
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         if self.stdio == Stdio::Log {
             nix::unistd::setsid().context("setsid")?;
-            let null = OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+            let null =
+                OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
             clone::replace_stdio(null.as_fd())?;
         }
         Ok(())

@@ -208,7 +208,8 @@ impl NodeDir {
 
     /// Gives a finished draft its name, in one step: a node is there as a whole or not at all.
     pub fn adopt(&self, draft: NodeDir) -> Result<()> {
-        fs::rename(&draft.0, &self.0).with_context(|| format!("rename {} to {}", draft.0.display(), self.0.display()))
+        fs::rename(&draft.0, &self.0)
+            .with_context(|| format!("rename {} to {}", draft.0.display(), self.0.display()))
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {
@@ -279,11 +280,13 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     }
     let text = match fs::read_to_string(path) {
         Ok(text) => text,
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => return Ok(None),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(None);
+        }
         Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
     };
-    let found: Versioned =
-        serde_json::from_str(&text).with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
+    let found: Versioned = serde_json::from_str(&text)
+        .with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
     if found.version != VERSION {
         bail!("{} has version {}, this pgbox knows {VERSION}", path.display(), found.version);
     }
@@ -318,7 +321,9 @@ fn names_in(dir: &Path) -> Result<Vec<Name>> {
 
 fn remove_tree(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).with_context(|| format!("remove {}", dir.display())),
+        Err(e) if e.kind() != io::ErrorKind::NotFound => {
+            Err(e).with_context(|| format!("remove {}", dir.display()))
+        }
         _ => Ok(()),
     }
 }

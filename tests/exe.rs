@@ -103,7 +103,11 @@ fn a_child_that_executes_its_own_link_is_protected_too() {
     let link = format!("/proc/{pid}/exe");
     let started = fs::metadata(&link).unwrap();
     let own = fs::metadata(copy.path()).unwrap();
-    assert_eq!((started.dev(), started.ino()), (own.dev(), own.ino()), "the script did not execute the program");
+    assert_eq!(
+        (started.dev(), started.ino()),
+        (own.dev(), own.ino()),
+        "the script did not execute the program"
+    );
     let handle = File::options().read(true).custom_flags(libc::O_PATH).open(&link).unwrap();
     assert_eq!(writable(&link), Err(Errno::EROFS));
     drop(parent.child.stdin.take());

@@ -52,9 +52,14 @@ impl Canary {
     fn import_within(&self, src: &Path, limits: Limits) -> Result<String, String> {
         let result = self.scratch.merged_within(src, limits);
         assert_eq!(tree::show(&self.scratch.path("outside")), self.before, "the canary was touched");
-        let names = std::fs::read_dir(self.scratch.dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+        let names = std::fs::read_dir(self.scratch.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap());
         for name in names {
-            assert!(["outside", "layout", "root", "merged", "image.tar"].contains(&&name[..]), "{name} was made outside of the store");
+            assert!(
+                ["outside", "layout", "root", "merged", "image.tar"].contains(&&name[..]),
+                "{name} was made outside of the store"
+            );
         }
         let layers = std::fs::read_dir(self.scratch.path("root/layers")).unwrap();
         for name in layers.map(|e| e.unwrap().file_name().into_string().unwrap()) {
@@ -393,6 +398,11 @@ hostile! {
         canary.refused(&[Tar::of([root(), Head { data: inner, ..Head::symlink("l", "x") }])], &["\"l\"", "data"]);
     }
 
+    fn a_directory_with_data(canary) {
+        let inner = Tar::new().add(file("smuggled", "evil")).0;
+        canary.refused(&[Tar::of([root(), Head { data: inner, ..file("d/", "") }])], &["\"d/\"", "directory", "data"]);
+    }
+
     fn negative_size(canary) {
         canary.refused(&[Tar::of([root(), file("a", "").size(-512)])], &["-512"]);
     }
@@ -531,7 +541,12 @@ fn one() -> Layout {
 }
 
 /// The layout on disk with one of its blobs changed.
-fn with_blob(canary: &Canary, layout: &Layout, which: usize, change: impl Fn(&mut Vec<u8>)) -> Result<String, String> {
+fn with_blob(
+    canary: &Canary,
+    layout: &Layout,
+    which: usize,
+    change: impl Fn(&mut Vec<u8>),
+) -> Result<String, String> {
     let src = canary.scratch.path("layout");
     layout.write(&src);
     let (name, mut bytes) = layout.files()[which].clone();

@@ -29,7 +29,10 @@ const ROOT: &str = "d 755 0:0 @1000 .";
 #[test]
 fn c01_whiteout_of_a_file() {
     check(
-        &[Tar::of([root(), dir("d"), file("d/a", "a"), file("d/b", "b")]), Tar::of([root(), dir("d"), wh("d/.wh.a")])],
+        &[
+            Tar::of([root(), dir("d"), file("d/a", "a"), file("d/b", "b")]),
+            Tar::of([root(), dir("d"), wh("d/.wh.a")]),
+        ],
         &[ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/b \"b\""],
     );
 }
@@ -74,7 +77,17 @@ fn c01_whiteout_then_added_again_above() {
 
 fn opaque_case(upper: Vec<Head>) {
     check(
-        &[Tar::of([root(), dir("d"), file("d/low", "1"), dir("d/sub"), file("d/sub/x", "x"), file("e", "e")]), Tar::of(upper)],
+        &[
+            Tar::of([
+                root(),
+                dir("d"),
+                file("d/low", "1"),
+                dir("d/sub"),
+                file("d/sub/x", "x"),
+                file("e", "e"),
+            ]),
+            Tar::of(upper),
+        ],
         &[ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/up \"2\"", "f 644 0:0 @1000 e \"e\""],
     );
 }
@@ -106,6 +119,37 @@ fn c02_opaque_root() {
 }
 
 #[test]
+fn c02_opaque_root_and_all_that_can_be_said_below_it() {
+    check(
+        &[
+            Tar::of([
+                root(),
+                dir("d").mode(0o700),
+                file("d/low", "1"),
+                dir("e"),
+                file("e/f", "f"),
+                Head::symlink("l", "d"),
+            ]),
+            Tar::of([
+                root(),
+                wh(".wh..wh..opq"),
+                file("d/up", "2"),
+                wh("e/.wh.f"),
+                wh("e/.wh..wh..opq"),
+                file("l/x", "x"),
+            ]),
+        ],
+        &[
+            ROOT,
+            "d 755 0:0 @0 d",
+            "f 644 0:0 @1000 d/up \"2\"",
+            "d 755 0:0 @0 l",
+            "f 644 0:0 @1000 l/x \"x\"",
+        ],
+    );
+}
+
+#[test]
 fn c02_opaque_keeps_subdirectories_of_its_own_layer() {
     check(
         &[
@@ -122,7 +166,11 @@ fn c02_opaque_keeps_subdirectories_of_its_own_layer() {
 fn c03_opaque_without_an_entry_keeps_mode_and_owner() {
     check(
         &[
-            Tar::of([root(), dir("d").mode(0o1770).owner(7, 8).mtime(77).xattr("user.k", "v"), file("d/low", "1")]),
+            Tar::of([
+                root(),
+                dir("d").mode(0o1770).owner(7, 8).mtime(77).xattr("user.k", "v"),
+                file("d/low", "1"),
+            ]),
             Tar::of([root(), wh("d/.wh..wh..opq")]),
         ],
         &[ROOT, "d 1770 7:8 @77 d {user.k=v}"],
@@ -156,7 +204,10 @@ fn c04_whiteout_then_directory_again() {
 #[test]
 fn c04_directory_again_then_whiteout() {
     check(
-        &[Tar::of([root(), dir("d"), file("d/low", "1")]), Tar::of([root(), dir("d"), file("d/up", "2"), wh(".wh.d")])],
+        &[
+            Tar::of([root(), dir("d"), file("d/low", "1")]),
+            Tar::of([root(), dir("d"), file("d/up", "2"), wh(".wh.d")]),
+        ],
         &[ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/up \"2\""],
     );
 }
@@ -183,8 +234,28 @@ fn c05_whiteout_then_its_file() {
 
 #[test]
 fn c06_kinds_replace_each_other() {
-    let lower = [root(), file("fd", "f"), dir("df"), file("df/x", "x"), Head::symlink("ld", "df"), dir("dl"), file("dl/y", "y"), file("fl", "f"), Head::symlink("lf", "fd")];
-    let upper = [root(), dir("fd"), file("fd/in", "i"), file("df", "now"), dir("ld"), file("ld/in", "i"), Head::symlink("dl", "fd"), Head::symlink("fl", "df"), file("lf", "file")];
+    let lower = [
+        root(),
+        file("fd", "f"),
+        dir("df"),
+        file("df/x", "x"),
+        Head::symlink("ld", "df"),
+        dir("dl"),
+        file("dl/y", "y"),
+        file("fl", "f"),
+        Head::symlink("lf", "fd"),
+    ];
+    let upper = [
+        root(),
+        dir("fd"),
+        file("fd/in", "i"),
+        file("df", "now"),
+        dir("ld"),
+        file("ld/in", "i"),
+        Head::symlink("dl", "fd"),
+        Head::symlink("fl", "df"),
+        file("lf", "file"),
+    ];
     check(
         &[Tar::of(lower), Tar::of(upper)],
         &[
@@ -204,7 +275,11 @@ fn c06_kinds_replace_each_other() {
 #[test]
 fn c06_a_file_between_two_directories() {
     check(
-        &[Tar::of([root(), dir("d"), file("d/low", "1")]), Tar::of([root(), file("d", "f")]), Tar::of([root(), dir("d"), file("d/up", "2")])],
+        &[
+            Tar::of([root(), dir("d"), file("d/low", "1")]),
+            Tar::of([root(), file("d", "f")]),
+            Tar::of([root(), dir("d"), file("d/up", "2")]),
+        ],
         &[ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/up \"2\""],
     );
 }
@@ -214,8 +289,22 @@ fn c06_a_file_between_two_directories() {
 #[test]
 fn c07_hard_links_by_any_spelling() {
     check(
-        &[Tar::of([root(), dir("d"), file("d/a", "a"), Head::link("b", "./d/a"), Head::link("c", "/d/a"), Head::link("./e", "d//a")])],
-        &[ROOT, "f 644 0:0 @1000 b \"a\"", "f 644 0:0 @1000 c \"a\" = b", "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/a \"a\" = b", "f 644 0:0 @1000 e \"a\" = b"],
+        &[Tar::of([
+            root(),
+            dir("d"),
+            file("d/a", "a"),
+            Head::link("b", "./d/a"),
+            Head::link("c", "/d/a"),
+            Head::link("./e", "d//a"),
+        ])],
+        &[
+            ROOT,
+            "f 644 0:0 @1000 b \"a\"",
+            "f 644 0:0 @1000 c \"a\" = b",
+            "d 755 0:0 @1000 d",
+            "f 644 0:0 @1000 d/a \"a\" = b",
+            "f 644 0:0 @1000 e \"a\" = b",
+        ],
     );
 }
 
@@ -230,7 +319,15 @@ fn c07_hard_link_to_a_symlink() {
 #[test]
 fn c07_hard_link_replaces_and_is_replaced() {
     check(
-        &[Tar::of([root(), file("a", "a"), file("b", "old"), Head::link("b", "a"), Head::link("c", "a"), file("c", "own"), Head::link("a", "a")])],
+        &[Tar::of([
+            root(),
+            file("a", "a"),
+            file("b", "old"),
+            Head::link("b", "a"),
+            Head::link("c", "a"),
+            file("c", "own"),
+            Head::link("a", "a"),
+        ])],
         &[ROOT, "f 644 0:0 @1000 a \"a\"", "f 644 0:0 @1000 b \"a\" = a", "f 644 0:0 @1000 c \"own\""],
     );
 }
@@ -238,7 +335,10 @@ fn c07_hard_link_replaces_and_is_replaced() {
 #[test]
 fn c07_hard_link_over_a_lower_file_and_directory() {
     check(
-        &[Tar::of([root(), file("b", "low"), dir("d"), file("d/x", "x")]), Tar::of([root(), file("a", "a"), Head::link("b", "a"), Head::link("d", "a")])],
+        &[
+            Tar::of([root(), file("b", "low"), dir("d"), file("d/x", "x")]),
+            Tar::of([root(), file("a", "a"), Head::link("b", "a"), Head::link("d", "a")]),
+        ],
         &[ROOT, "f 644 0:0 @1000 a \"a\"", "f 644 0:0 @1000 b \"a\" = a", "f 644 0:0 @1000 d \"a\" = a"],
     );
 }
@@ -246,8 +346,20 @@ fn c07_hard_link_over_a_lower_file_and_directory() {
 #[test]
 fn c07_hard_link_through_a_symlink_of_its_layer() {
     check(
-        &[Tar::of([root(), dir("real"), file("real/a", "a"), Head::symlink("way", "/real"), Head::link("b", "way/a")])],
-        &[ROOT, "f 644 0:0 @1000 b \"a\"", "d 755 0:0 @1000 real", "f 644 0:0 @1000 real/a \"a\" = b", "l 777 0:0 @1000 way -> /real"],
+        &[Tar::of([
+            root(),
+            dir("real"),
+            file("real/a", "a"),
+            Head::symlink("way", "/real"),
+            Head::link("b", "way/a"),
+        ])],
+        &[
+            ROOT,
+            "f 644 0:0 @1000 b \"a\"",
+            "d 755 0:0 @1000 real",
+            "f 644 0:0 @1000 real/a \"a\" = b",
+            "l 777 0:0 @1000 way -> /real",
+        ],
     );
 }
 
@@ -256,8 +368,17 @@ fn c07_hard_link_through_a_symlink_of_its_layer() {
 #[test]
 fn c08_hard_link_to_a_lower_file() {
     check(
-        &[Tar::of([root(), dir("d"), file("d/a", "a").mode(0o4755).owner(5, 6)]), Tar::of([root(), Head::link("b", "d/a"), Head::link("c", "b")])],
-        &[ROOT, "f 4755 5:6 @1000 b \"a\"", "f 4755 5:6 @1000 c \"a\" = b", "d 755 0:0 @1000 d", "f 4755 5:6 @1000 d/a \"a\" = b"],
+        &[
+            Tar::of([root(), dir("d"), file("d/a", "a").mode(0o4755).owner(5, 6)]),
+            Tar::of([root(), Head::link("b", "d/a"), Head::link("c", "b")]),
+        ],
+        &[
+            ROOT,
+            "f 4755 5:6 @1000 b \"a\"",
+            "f 4755 5:6 @1000 c \"a\" = b",
+            "d 755 0:0 @1000 d",
+            "f 4755 5:6 @1000 d/a \"a\" = b",
+        ],
     );
 }
 
@@ -282,13 +403,24 @@ fn c08_hard_link_to_a_lower_file_that_is_then_replaced() {
 fn c08_hard_link_two_layers_down_through_a_lower_symlink() {
     check(
         &[
-            Tar::of([root(), dir("usr"), dir("usr/lib"), file("usr/lib/a", "a"), Head::symlink("lib", "usr/lib")]),
+            Tar::of([
+                root(),
+                dir("usr"),
+                dir("usr/lib"),
+                file("usr/lib/a", "a"),
+                Head::symlink("lib", "usr/lib"),
+            ]),
             Tar::of([root(), file("x", "x")]),
             Tar::of([root(), Head::link("b", "lib/a")]),
         ],
         &[
-            ROOT, "f 644 0:0 @1000 b \"a\"", "l 777 0:0 @1000 lib -> usr/lib", "d 755 0:0 @1000 usr", "d 755 0:0 @1000 usr/lib",
-            "f 644 0:0 @1000 usr/lib/a \"a\" = b", "f 644 0:0 @1000 x \"x\"",
+            ROOT,
+            "f 644 0:0 @1000 b \"a\"",
+            "l 777 0:0 @1000 lib -> usr/lib",
+            "d 755 0:0 @1000 usr",
+            "d 755 0:0 @1000 usr/lib",
+            "f 644 0:0 @1000 usr/lib/a \"a\" = b",
+            "f 644 0:0 @1000 x \"x\"",
         ],
     );
 }
@@ -298,7 +430,10 @@ fn c08_hard_link_two_layers_down_through_a_lower_symlink() {
 #[test]
 fn c09_whiteout_as_a_hard_link() {
     check(
-        &[Tar::of([root(), file("a", "a"), file("b", "b"), file("c", "c")]), Tar::of([root(), wh(".wh.a"), Head::link(".wh.b", ".wh.a")])],
+        &[
+            Tar::of([root(), file("a", "a"), file("b", "b"), file("c", "c")]),
+            Tar::of([root(), wh(".wh.a"), Head::link(".wh.b", ".wh.a")]),
+        ],
         &[ROOT, "f 644 0:0 @1000 c \"c\""],
     );
 }
@@ -317,14 +452,27 @@ fn c10_gnu_long_name_and_link() {
     let tar = Tar::new()
         .add(root())
         .add(dir(&name[..90]))
-        .add(Head { data: [name.as_bytes(), b"\0"].concat(), format: Format::Gnu, ..Head::new(b'L', "././@LongLink", 0o644) })
+        .add(Head {
+            data: [name.as_bytes(), b"\0"].concat(),
+            format: Format::Gnu,
+            ..Head::new(b'L', "././@LongLink", 0o644)
+        })
         .add(file(&name, "data").format(Format::Gnu))
-        .add(Head { data: [target.as_bytes(), b"\0"].concat(), format: Format::Gnu, ..Head::new(b'K', "././@LongLink", 0o644) })
+        .add(Head {
+            data: [target.as_bytes(), b"\0"].concat(),
+            format: Format::Gnu,
+            ..Head::new(b'K', "././@LongLink", 0o644)
+        })
         .add(Head::symlink("l", &target).format(Format::Gnu))
         .end();
     check(
         &[tar],
-        &[ROOT, &format!("d 755 0:0 @1000 {}", &name[..90]), &format!("f 644 0:0 @1000 {name} \"data\""), &format!("l 777 0:0 @1000 l -> {target}")],
+        &[
+            ROOT,
+            &format!("d 755 0:0 @1000 {}", &name[..90]),
+            &format!("f 644 0:0 @1000 {name} \"data\""),
+            &format!("l 777 0:0 @1000 l -> {target}"),
+        ],
     );
 }
 
@@ -367,7 +515,8 @@ fn c10_ustar_prefix() {
 
 #[test]
 fn c10_gnu_headers_have_no_prefix() {
-    let times = Head { prefix: b"15072412345\x0015072412345\0".to_vec(), ..file("name", "x").format(Format::Gnu) };
+    let times =
+        Head { prefix: b"15072412345\x0015072412345\0".to_vec(), ..file("name", "x").format(Format::Gnu) };
     check(&[Tar::of([root(), times])], &[ROOT, "f 644 0:0 @1000 name \"x\""]);
 }
 
@@ -381,14 +530,26 @@ fn c10_v7_headers() {
             Head::link("b", "d/a").format(Format::V7),
             Head::symlink("l", "d").format(Format::V7),
         ])],
-        &[ROOT, "f 644 0:0 @1000 b \"old\"", "d 750 0:0 @1000 d", "f 644 0:0 @1000 d/a \"old\" = b", "l 777 0:0 @1000 l -> d"],
+        &[
+            ROOT,
+            "f 644 0:0 @1000 b \"old\"",
+            "d 750 0:0 @1000 d",
+            "f 644 0:0 @1000 d/a \"old\" = b",
+            "l 777 0:0 @1000 l -> d",
+        ],
     );
 }
 
 #[test]
 fn c10_names_that_are_not_utf8() {
     check(
-        &[Tar::of([root(), dir("d"), Head::file(b"d/caf\xe9", "x"), Head::symlink("l", b"caf\xe9"), Head::file("s", "y").pax("path", b"d/\xff\n=")])],
+        &[Tar::of([
+            root(),
+            dir("d"),
+            Head::file(b"d/caf\xe9", "x"),
+            Head::symlink("l", b"caf\xe9"),
+            Head::file("s", "y").pax("path", b"d/\xff\n="),
+        ])],
         &[ROOT, "d 755 0:0 @1000 d", "? d/caf\\xe9", "? d/\\xff\\n=", "l 777 0:0 @1000 l -> caf\\xe9"],
     );
 }
@@ -399,11 +560,22 @@ fn c10_names_that_are_not_utf8() {
 fn c11_capabilities_survive_chown() {
     let cap = b"\x01\x00\x00\x02\x00\x04\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00";
     check(
-        &[Tar::of([root(), file("ping", "x").mode(0o755).owner(3, 4).xattr("security.capability", cap).xattr("user.note", b"a=b\nc"), dir("d").xattr("user.on", "dir")])],
+        &[Tar::of([
+            root(),
+            file("ping", "x")
+                .mode(0o755)
+                .owner(3, 4)
+                .xattr("security.capability", cap)
+                .xattr("user.note", b"a=b\nc"),
+            dir("d").xattr("user.on", "dir"),
+        ])],
         &[
             ROOT,
             "d 755 0:0 @1000 d {user.on=dir}",
-            &format!("f 755 3:4 @1000 ping \"x\" {{security.capability={}}} {{user.note=a=b\\nc}}", cap.escape_ascii()),
+            &format!(
+                "f 755 3:4 @1000 ping \"x\" {{security.capability={}}} {{user.note=a=b\\nc}}",
+                cap.escape_ascii()
+            ),
         ],
     );
 }
@@ -421,8 +593,13 @@ fn c11_setuid_setgid_and_sticky_survive_chown() {
             file("world", "x").mode(0o666),
         ])],
         &[
-            ROOT, "f 2755 3:4 @1000 sg \"x\"", "d 2775 3:4 @1000 sgd", "f 644 0:0 @1000 sgd/in \"x\"", "f 4755 3:4 @1000 su \"x\"",
-            "d 1777 0:0 @1000 t", "f 666 0:0 @1000 world \"x\"",
+            ROOT,
+            "f 2755 3:4 @1000 sg \"x\"",
+            "d 2775 3:4 @1000 sgd",
+            "f 644 0:0 @1000 sgd/in \"x\"",
+            "f 4755 3:4 @1000 su \"x\"",
+            "d 1777 0:0 @1000 t",
+            "f 666 0:0 @1000 world \"x\"",
         ],
     );
 }
@@ -432,8 +609,20 @@ fn c11_setuid_setgid_and_sticky_survive_chown() {
 #[test]
 fn c12_nanoseconds_and_times_before_1970() {
     check(
-        &[Tar::of([root(), file("a", "").pax("mtime", "1700000000.123456789"), file("b", "").pax("mtime", "-1.25"), file("c", "").mtime(-5), file("d", "").pax("mtime", "7.5")])],
-        &[ROOT, "f 644 0:0 @1700000000+123456789ns a", "f 644 0:0 @-2+750000000ns b", "f 644 0:0 @-5 c", "f 644 0:0 @7+500000000ns d"],
+        &[Tar::of([
+            root(),
+            file("a", "").pax("mtime", "1700000000.123456789"),
+            file("b", "").pax("mtime", "-1.25"),
+            file("c", "").mtime(-5),
+            file("d", "").pax("mtime", "7.5"),
+        ])],
+        &[
+            ROOT,
+            "f 644 0:0 @1700000000+123456789ns a",
+            "f 644 0:0 @-2+750000000ns b",
+            "f 644 0:0 @-5 c",
+            "f 644 0:0 @7+500000000ns d",
+        ],
     );
 }
 
@@ -441,14 +630,24 @@ fn c12_nanoseconds_and_times_before_1970() {
 fn c12_directory_times_are_set_last() {
     check(
         &[Tar::of([root(), dir("d").mtime(5), dir("d/e").mtime(6), file("d/e/f", "x"), file("d/g", "y")])],
-        &[ROOT, "d 755 0:0 @5 d", "d 755 0:0 @6 d/e", "f 644 0:0 @1000 d/e/f \"x\"", "f 644 0:0 @1000 d/g \"y\""],
+        &[
+            ROOT,
+            "d 755 0:0 @5 d",
+            "d 755 0:0 @6 d/e",
+            "f 644 0:0 @1000 d/e/f \"x\"",
+            "f 644 0:0 @1000 d/g \"y\"",
+        ],
     );
 }
 
 #[test]
 fn c12_symlinks_have_times_of_their_own() {
     check(
-        &[Tar::of([root(), file("a", "x").mtime(1), Head::symlink("l", "a").pax("mtime", "2.5").owner(9, 9)])],
+        &[Tar::of([
+            root(),
+            file("a", "x").mtime(1),
+            Head::symlink("l", "a").pax("mtime", "2.5").owner(9, 9),
+        ])],
         &[ROOT, "f 644 0:0 @1 a \"x\"", "l 777 9:9 @2+500000000ns l -> a"],
     );
 }
@@ -456,7 +655,10 @@ fn c12_symlinks_have_times_of_their_own() {
 #[test]
 fn c12_whiteouts_leave_the_directory_s_time() {
     check(
-        &[Tar::of([root(), dir("d").mtime(5), file("d/a", "a")]), Tar::of([root(), dir("d").mtime(6), wh("d/.wh.a")])],
+        &[
+            Tar::of([root(), dir("d").mtime(5), file("d/a", "a")]),
+            Tar::of([root(), dir("d").mtime(6), wh("d/.wh.a")]),
+        ],
         &[ROOT, "d 755 0:0 @6 d"],
     );
 }
@@ -466,7 +668,11 @@ fn c12_whiteouts_leave_the_directory_s_time() {
 #[test]
 fn c13_owners_in_base_256_and_pax() {
     check(
-        &[Tar::of([root(), file("a", "").owner(3_000_000, 4_000_000_000), file("b", "").pax("uid", "3000001").pax("gid", "4000000001")])],
+        &[Tar::of([
+            root(),
+            file("a", "").owner(3_000_000, 4_000_000_000),
+            file("b", "").pax("uid", "3000001").pax("gid", "4000000001"),
+        ])],
         &[ROOT, "f 644 3000000:4000000000 @1000 a", "f 644 3000001:4000000001 @1000 b"],
     );
 }
@@ -506,7 +712,10 @@ fn c15_sparse_pax_1_0() {
         .pax("GNU.sparse.minor", "0")
         .pax("GNU.sparse.name", "s")
         .pax("GNU.sparse.realsize", "2097152");
-    check(&[Tar::of([root(), head, file("z", "z")])], &[ROOT, &sparse_line("s", 2097152, &[(0, b"head"), (1048576, b"tail")]), "f 644 0:0 @1000 z \"z\""]);
+    check(
+        &[Tar::of([root(), head, file("z", "z")])],
+        &[ROOT, &sparse_line("s", 2097152, &[(0, b"head"), (1048576, b"tail")]), "f 644 0:0 @1000 z \"z\""],
+    );
 }
 
 #[test]
@@ -515,13 +724,17 @@ fn c15_sparse_pax_0_1() {
         .pax("GNU.sparse.size", "2097152")
         .pax("GNU.sparse.name", "s")
         .pax("GNU.sparse.map", "0,4,1048576,4,2097152,0");
-    check(&[Tar::of([root(), head, file("z", "z")])], &[ROOT, &sparse_line("s", 2097152, &[(0, b"head"), (1048576, b"tail")]), "f 644 0:0 @1000 z \"z\""]);
+    check(
+        &[Tar::of([root(), head, file("z", "z")])],
+        &[ROOT, &sparse_line("s", 2097152, &[(0, b"head"), (1048576, b"tail")]), "f 644 0:0 @1000 z \"z\""],
+    );
 }
 
 fn old_sparse(parts: usize) -> (Head, Vec<(usize, &'static [u8])>) {
     let segment = |i: usize| format!("{:011o}\0{:011o}\0", i * 65536, 4);
     let data = "data".repeat(parts);
-    let mut head = Head { flag: b'S', ..file("s", &data).format(Format::Gnu) }.patch(483, format!("{:011o}\0", 4 << 20));
+    let mut head =
+        Head { flag: b'S', ..file("s", &data).format(Format::Gnu) }.patch(483, format!("{:011o}\0", 4 << 20));
     for i in 0..parts.min(4) {
         head = head.patch(386 + 24 * i, segment(i));
     }
@@ -534,7 +747,10 @@ fn old_sparse(parts: usize) -> (Head, Vec<(usize, &'static [u8])>) {
 #[test]
 fn c15_sparse_old_gnu() {
     let (head, parts) = old_sparse(3);
-    check(&[Tar::of([root(), head, file("z", "z")])], &[ROOT, &sparse_line("s", 4 << 20, &parts), "f 644 0:0 @1000 z \"z\""]);
+    check(
+        &[Tar::of([root(), head, file("z", "z")])],
+        &[ROOT, &sparse_line("s", 4 << 20, &parts), "f 644 0:0 @1000 z \"z\""],
+    );
 }
 
 #[test]
@@ -543,7 +759,8 @@ fn c15_sparse_old_gnu_with_more_headers() {
     let data = head.data.clone();
     let mut tar = Tar::new().add(root()).add(Head { data: Vec::new(), size: Some(120), ..head });
     for (from, to) in [(4, 25), (25, 30)] {
-        let mut block: Vec<u8> = (from..to).flat_map(|i| format!("{:011o}\0{:011o}\0", i * 65536, 4).into_bytes()).collect();
+        let mut block: Vec<u8> =
+            (from..to).flat_map(|i| format!("{:011o}\0{:011o}\0", i * 65536, 4).into_bytes()).collect();
         block.resize(512, 0);
         block[504] = u8::from(to < 30);
         tar = tar.raw(block);
@@ -558,7 +775,10 @@ fn c15_sparse_old_gnu_with_more_headers() {
 
 #[test]
 fn c16_the_last_of_duplicate_files_wins() {
-    check(&[Tar::of([root(), file("a", "first"), file("a", "2").mode(0o600)])], &[ROOT, "f 600 0:0 @1000 a \"2\""]);
+    check(
+        &[Tar::of([root(), file("a", "first"), file("a", "2").mode(0o600)])],
+        &[ROOT, "f 600 0:0 @1000 a \"2\""],
+    );
 }
 
 #[test]
@@ -576,13 +796,25 @@ fn c16_duplicates_of_another_kind() {
             Tar::of([root(), dir("x"), file("x/low", "1")]),
             Tar::of([
                 root(),
-                file("x", "f"), dir("x"),
-                dir("y"), file("y/in", "i"), file("y", "f"),
-                Head::symlink("z", "/etc"), file("z", "f"),
-                dir("w"), file("w/in", "i"), Head::symlink("w", "x"),
+                file("x", "f"),
+                dir("x"),
+                dir("y"),
+                file("y/in", "i"),
+                file("y", "f"),
+                Head::symlink("z", "/etc"),
+                file("z", "f"),
+                dir("w"),
+                file("w/in", "i"),
+                Head::symlink("w", "x"),
             ]),
         ],
-        &[ROOT, "l 777 0:0 @1000 w -> x", "d 755 0:0 @1000 x", "f 644 0:0 @1000 y \"f\"", "f 644 0:0 @1000 z \"f\""],
+        &[
+            ROOT,
+            "l 777 0:0 @1000 w -> x",
+            "d 755 0:0 @1000 x",
+            "f 644 0:0 @1000 y \"f\"",
+            "f 644 0:0 @1000 z \"f\"",
+        ],
     );
 }
 
@@ -592,7 +824,11 @@ fn c16_duplicates_of_another_kind() {
 fn c17_parents_keep_the_lower_attributes() {
     check(
         &[
-            Tar::of([root().mode(0o711).mtime(3).owner(1, 1), dir("d").mode(0o2750).owner(7, 8).mtime(77).xattr("user.k", "v"), dir("d/e").mode(0o700).mtime(78)]),
+            Tar::of([
+                root().mode(0o711).mtime(3).owner(1, 1),
+                dir("d").mode(0o2750).owner(7, 8).mtime(77).xattr("user.k", "v"),
+                dir("d/e").mode(0o700).mtime(78),
+            ]),
             Tar::of([file("d/e/new", "x"), file("n/o/p", "y")]),
         ],
         &[
@@ -610,7 +846,11 @@ fn c17_parents_keep_the_lower_attributes() {
 #[test]
 fn c17_parents_two_layers_down() {
     check(
-        &[Tar::of([root(), dir("d").mode(0o700).mtime(77)]), Tar::of([file("d/a", "a")]), Tar::of([file("d/b", "b")])],
+        &[
+            Tar::of([root(), dir("d").mode(0o700).mtime(77)]),
+            Tar::of([file("d/a", "a")]),
+            Tar::of([file("d/b", "b")]),
+        ],
         &[ROOT, "d 700 0:0 @77 d", "f 644 0:0 @1000 d/a \"a\"", "f 644 0:0 @1000 d/b \"b\""],
     );
 }
@@ -618,12 +858,24 @@ fn c17_parents_two_layers_down() {
 // 18. Entries through symbolic links.
 
 fn usrmerge() -> Vec<u8> {
-    Tar::of([root(), dir("usr"), dir("usr/lib").mode(0o750), file("usr/lib/old", "1"), Head::symlink("lib", "usr/lib"), Head::symlink("abs", "/usr/lib"), Head::symlink("two", "lib")])
+    Tar::of([
+        root(),
+        dir("usr"),
+        dir("usr/lib").mode(0o750),
+        file("usr/lib/old", "1"),
+        Head::symlink("lib", "usr/lib"),
+        Head::symlink("abs", "/usr/lib"),
+        Head::symlink("two", "lib"),
+    ])
 }
 
 fn usrmerge_tree<'a>(more: &[&'a str]) -> Vec<&'a str> {
     let mut tree = vec![
-        ROOT, "l 777 0:0 @1000 abs -> /usr/lib", "l 777 0:0 @1000 lib -> usr/lib", "l 777 0:0 @1000 two -> lib", "d 755 0:0 @1000 usr",
+        ROOT,
+        "l 777 0:0 @1000 abs -> /usr/lib",
+        "l 777 0:0 @1000 lib -> usr/lib",
+        "l 777 0:0 @1000 two -> lib",
+        "d 755 0:0 @1000 usr",
         "d 750 0:0 @1000 usr/lib",
     ];
     tree.extend(more);
@@ -644,14 +896,21 @@ fn c18_through_a_lower_symlink() {
 fn c18_replacing_a_file_through_a_lower_symlink() {
     check(
         &[usrmerge(), Tar::of([file("lib/old", "new"), dir("lib/sub"), file("lib/sub/x", "x")])],
-        &usrmerge_tree(&["f 644 0:0 @1000 usr/lib/old \"new\"", "d 755 0:0 @1000 usr/lib/sub", "f 644 0:0 @1000 usr/lib/sub/x \"x\""]),
+        &usrmerge_tree(&[
+            "f 644 0:0 @1000 usr/lib/old \"new\"",
+            "d 755 0:0 @1000 usr/lib/sub",
+            "f 644 0:0 @1000 usr/lib/sub/x \"x\"",
+        ]),
     );
 }
 
 #[test]
 fn c18_an_entry_for_the_directory_itself_replaces_the_symlink() {
     check(
-        &[Tar::of([root(), dir("real"), Head::symlink("d", "real")]), Tar::of([root(), dir("d"), file("d/x", "x")])],
+        &[
+            Tar::of([root(), dir("real"), Head::symlink("d", "real")]),
+            Tar::of([root(), dir("d"), file("d/x", "x")]),
+        ],
         &[ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/x \"x\"", "d 755 0:0 @1000 real"],
     );
 }
@@ -659,8 +918,22 @@ fn c18_an_entry_for_the_directory_itself_replaces_the_symlink() {
 #[test]
 fn c18_through_a_symlink_of_the_same_layer() {
     check(
-        &[Tar::of([root(), dir("real"), Head::symlink("d", "/real"), file("d/x", "x"), Head::symlink("up", "../../real"), file("up/y", "y")])],
-        &[ROOT, "l 777 0:0 @1000 d -> /real", "d 755 0:0 @1000 real", "f 644 0:0 @1000 real/x \"x\"", "f 644 0:0 @1000 real/y \"y\"", "l 777 0:0 @1000 up -> ../../real"],
+        &[Tar::of([
+            root(),
+            dir("real"),
+            Head::symlink("d", "/real"),
+            file("d/x", "x"),
+            Head::symlink("up", "../../real"),
+            file("up/y", "y"),
+        ])],
+        &[
+            ROOT,
+            "l 777 0:0 @1000 d -> /real",
+            "d 755 0:0 @1000 real",
+            "f 644 0:0 @1000 real/x \"x\"",
+            "f 644 0:0 @1000 real/y \"y\"",
+            "l 777 0:0 @1000 up -> ../../real",
+        ],
     );
 }
 
@@ -672,8 +945,14 @@ fn c18_dot_dot_behind_a_lower_symlink() {
             Tar::of([root(), Head::symlink("t", "s/../etc"), file("t/x", "x")]),
         ],
         &[
-            ROOT, "d 755 0:0 @1000 a", "d 755 0:0 @1000 a/b", "d 755 0:0 @1000 a/etc", "f 644 0:0 @1000 a/etc/x \"x\"", "d 755 0:0 @1000 etc",
-            "l 777 0:0 @1000 s -> a/b", "l 777 0:0 @1000 t -> s/../etc",
+            ROOT,
+            "d 755 0:0 @1000 a",
+            "d 755 0:0 @1000 a/b",
+            "d 755 0:0 @1000 a/etc",
+            "f 644 0:0 @1000 a/etc/x \"x\"",
+            "d 755 0:0 @1000 etc",
+            "l 777 0:0 @1000 s -> a/b",
+            "l 777 0:0 @1000 t -> s/../etc",
         ],
     );
 }
@@ -682,7 +961,13 @@ fn c18_dot_dot_behind_a_lower_symlink() {
 fn c18_through_a_lower_symlink_to_nowhere() {
     check(
         &[Tar::of([root(), Head::symlink("var", "/data/var")]), Tar::of([root(), file("var/x", "x")])],
-        &[ROOT, "d 755 0:0 @0 data", "d 755 0:0 @0 data/var", "f 644 0:0 @1000 data/var/x \"x\"", "l 777 0:0 @1000 var -> /data/var"],
+        &[
+            ROOT,
+            "d 755 0:0 @0 data",
+            "d 755 0:0 @0 data/var",
+            "f 644 0:0 @1000 data/var/x \"x\"",
+            "l 777 0:0 @1000 var -> /data/var",
+        ],
     );
 }
 
@@ -692,7 +977,13 @@ fn c18_through_a_lower_symlink_to_nowhere() {
 fn c19_spellings_of_names() {
     check(
         &[Tar::of([root(), file("./a", "1"), file("/b", "2"), dir("d//"), file("d//./c", "3")])],
-        &[ROOT, "f 644 0:0 @1000 a \"1\"", "f 644 0:0 @1000 b \"2\"", "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/c \"3\""],
+        &[
+            ROOT,
+            "f 644 0:0 @1000 a \"1\"",
+            "f 644 0:0 @1000 b \"2\"",
+            "d 755 0:0 @1000 d",
+            "f 644 0:0 @1000 d/c \"3\"",
+        ],
     );
 }
 
@@ -700,7 +991,10 @@ fn c19_spellings_of_names() {
 fn c19_the_root_s_own_mode_and_owner() {
     for name in ["./", ".", "/"] {
         check(
-            &[Tar::of([root(), file("a", "1")]), Tar::of([Head::dir(name).mode(0o1700).owner(5, 6).mtime(8)])],
+            &[
+                Tar::of([root(), file("a", "1")]),
+                Tar::of([Head::dir(name).mode(0o1700).owner(5, 6).mtime(8)]),
+            ],
             &["d 1700 5:6 @8 .", "f 644 0:0 @1000 a \"1\""],
         );
     }
@@ -733,7 +1027,10 @@ fn c20_without_end_blocks() {
 
 #[test]
 fn c20_global_pax_header() {
-    let global = Head { data: layers::tar::record(b"comment", b"0123456789abcdef"), ..Head::new(b'g', "pax_global_header", 0o666) };
+    let global = Head {
+        data: layers::tar::record(b"comment", b"0123456789abcdef"),
+        ..Head::new(b'g', "pax_global_header", 0o666)
+    };
     check(&[Tar::of([global, root(), file("a", "1")])], &[ROOT, "f 644 0:0 @1000 a \"1\""]);
 }
 
@@ -747,7 +1044,14 @@ fn c21_contiguous_files() {
 #[test]
 fn c21_aufs_books_are_dropped() {
     check(
-        &[Tar::of([root(), wh(".wh..wh.aufs"), dir(".wh..wh.plnk"), file(".wh..wh.plnk/123.4", "x"), dir(".wh..wh.orph"), file("a", "1")])],
+        &[Tar::of([
+            root(),
+            wh(".wh..wh.aufs"),
+            dir(".wh..wh.plnk"),
+            file(".wh..wh.plnk/123.4", "x"),
+            dir(".wh..wh.orph"),
+            file("a", "1"),
+        ])],
         &[ROOT, "f 644 0:0 @1000 a \"1\""],
     );
 }
@@ -764,11 +1068,19 @@ fn c22_overlay_marks_in_a_layer_do_not_act() {
                 dir("d").xattr("trusted.overlay.opaque", "y"),
                 dir("r").xattr("trusted.overlay.redirect", "/d"),
                 file("f", "").xattr("trusted.overlay.whiteout", "y"),
-                file("m", "").xattr("trusted.overlay.metacopy", "").xattr("trusted.overlay.redirect", "/secret").xattr("user.keep", "k"),
+                file("m", "")
+                    .xattr("trusted.overlay.metacopy", "")
+                    .xattr("trusted.overlay.redirect", "/secret")
+                    .xattr("user.keep", "k"),
             ]),
         ],
         &[
-            ROOT, "d 755 0:0 @1000 d", "f 644 0:0 @1000 d/low \"1\"", "f 644 0:0 @1000 f", "f 644 0:0 @1000 m {user.keep=k}", "d 755 0:0 @1000 r",
+            ROOT,
+            "d 755 0:0 @1000 d",
+            "f 644 0:0 @1000 d/low \"1\"",
+            "f 644 0:0 @1000 f",
+            "f 644 0:0 @1000 m {user.keep=k}",
+            "d 755 0:0 @1000 r",
             "f 644 0:0 @1000 secret \"s\"",
         ],
     );
@@ -784,7 +1096,10 @@ fn c23_whiteout_in_a_symlinked_directory() {
 #[test]
 fn c23_whiteout_in_a_directory_symlinked_by_its_own_layer() {
     check(
-        &[Tar::of([root(), dir("real"), file("real/a", "a"), file("real/b", "b")]), Tar::of([root(), Head::symlink("d", "real"), wh("d/.wh.a")])],
+        &[
+            Tar::of([root(), dir("real"), file("real/a", "a"), file("real/b", "b")]),
+            Tar::of([root(), Head::symlink("d", "real"), wh("d/.wh.a")]),
+        ],
         &[ROOT, "l 777 0:0 @1000 d -> real", "d 755 0:0 @1000 real", "f 644 0:0 @1000 real/b \"b\""],
     );
 }
@@ -792,8 +1107,17 @@ fn c23_whiteout_in_a_directory_symlinked_by_its_own_layer() {
 #[test]
 fn c23_whiteout_of_the_symlink_itself() {
     check(
-        &[Tar::of([root(), dir("real"), file("real/a", "a"), Head::symlink("d", "real")]), Tar::of([root(), wh(".wh.d"), file("d/x", "x")])],
-        &[ROOT, "d 755 0:0 @0 d", "f 644 0:0 @1000 d/x \"x\"", "d 755 0:0 @1000 real", "f 644 0:0 @1000 real/a \"a\""],
+        &[
+            Tar::of([root(), dir("real"), file("real/a", "a"), Head::symlink("d", "real")]),
+            Tar::of([root(), wh(".wh.d"), file("d/x", "x")]),
+        ],
+        &[
+            ROOT,
+            "d 755 0:0 @0 d",
+            "f 644 0:0 @1000 d/x \"x\"",
+            "d 755 0:0 @1000 real",
+            "f 644 0:0 @1000 real/a \"a\"",
+        ],
     );
 }
 
@@ -804,7 +1128,16 @@ fn c24_whiteout_and_new_parents() {
     for order in [[wh(".wh.d"), file("d/e/new", "2")], [file("d/e/new", "2"), wh(".wh.d")]] {
         let [a, b] = order;
         check(
-            &[Tar::of([root(), dir("d").mode(0o700), dir("d/e").mode(0o700), file("d/e/low", "1"), file("d/x", "x")]), Tar::of([root(), a, b])],
+            &[
+                Tar::of([
+                    root(),
+                    dir("d").mode(0o700),
+                    dir("d/e").mode(0o700),
+                    file("d/e/low", "1"),
+                    file("d/x", "x"),
+                ]),
+                Tar::of([root(), a, b]),
+            ],
             &[ROOT, "d 755 0:0 @0 d", "d 755 0:0 @0 d/e", "f 644 0:0 @1000 d/e/new \"2\""],
         );
     }
@@ -828,7 +1161,8 @@ const ZSTD: &str = "application/vnd.oci.image.layer.v1.tar+zstd";
 
 fn compressed(media_type: &str, pack: impl Fn(&[u8]) -> Vec<u8>) {
     let tar = Tar::of([root(), file("a", &"0123456789".repeat(10_000))]);
-    let line = format!("f 644 0:0 @1000 a 100000 bytes {}", &sha256("0123456789".repeat(10_000).as_bytes())[7..15]);
+    let line =
+        format!("f 644 0:0 @1000 a 100000 bytes {}", &sha256("0123456789".repeat(10_000).as_bytes())[7..15]);
     check_layout(&Layout::stored(pack(&tar), &tar, media_type), &[ROOT, &line]);
 }
 
@@ -885,7 +1219,9 @@ fn c26_docker_zstd_in_an_oci_manifest() {
 
 #[test]
 fn c27_130_layers() {
-    let layers: Vec<_> = (0..130).map(|i| Tar::of([root(), file(&format!("f{i:03}"), "x"), file("last", &i.to_string())])).collect();
+    let layers: Vec<_> = (0..130)
+        .map(|i| Tar::of([root(), file(&format!("f{i:03}"), "x"), file("last", &i.to_string())]))
+        .collect();
     let lines: Vec<_> = (0..130).map(|i| format!("f 644 0:0 @1000 f{i:03} \"x\"")).collect();
     let mut expected = vec![ROOT];
     expected.extend(lines.iter().map(String::as_str));
@@ -896,7 +1232,13 @@ fn c27_130_layers() {
 #[test]
 fn c27_130_layers_that_all_depend_on_those_below() {
     let layers: Vec<_> = (0..130)
-        .map(|i| if i == 0 { Tar::of([root(), dir("d").mode(0o700)]) } else { Tar::of([file(&format!("d/{i:03}"), "x"), wh(&format!("d/.wh.{:03}", i - 1))]) })
+        .map(|i| {
+            if i == 0 {
+                Tar::of([root(), dir("d").mode(0o700)])
+            } else {
+                Tar::of([file(&format!("d/{i:03}"), "x"), wh(&format!("d/.wh.{:03}", i - 1))])
+            }
+        })
         .collect();
     check(&layers, &[ROOT, "d 700 0:0 @1000 d", "f 644 0:0 @1000 d/129 \"x\""]);
 }
@@ -905,7 +1247,8 @@ fn c27_130_layers_that_all_depend_on_those_below() {
 #[test]
 fn the_same_layout_gives_the_same_tree() {
     let Some(scratch) = Scratch::new() else { return };
-    Layout::of(&[usrmerge(), Tar::of([file("lib/new", "2"), wh("usr/lib/.wh.old")])]).write(&scratch.path("layout"));
+    Layout::of(&[usrmerge(), Tar::of([file("lib/new", "2"), wh("usr/lib/.wh.old")])])
+        .write(&scratch.path("layout"));
     let first = scratch.merged(&scratch.path("layout")).unwrap();
     std::fs::remove_dir_all(scratch.path("root")).unwrap();
     assert_eq!(scratch.merged(&scratch.path("layout")).unwrap(), first);

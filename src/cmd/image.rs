@@ -1,9 +1,6 @@
 //! `pgbox image`: the store of images.
 
-use std::{
-    io::IsTerminal,
-    path::Path,
-};
+use std::{io::IsTerminal, path::Path};
 
 use anyhow::{Context as _, Result};
 use serde_json::json;
@@ -112,7 +109,10 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
         let digest: String = image.manifest.to_string().chars().take(19).collect();
         vec![image.names.join(", "), digest, image.layers.len().to_string(), human_bytes(image.size())]
     };
-    print!("{}", table::render(&["IMAGE", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>()));
+    print!(
+        "{}",
+        table::render(&["IMAGE", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>())
+    );
     Ok(())
 }
 
@@ -164,4 +164,3 @@ fn in_use(context: &Context) -> Result<Vec<Digest>> {
     }
     Ok(digests)
 }
-

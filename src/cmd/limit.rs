@@ -3,14 +3,7 @@
 use anyhow::Result;
 
 use super::{Context, need_root};
-use crate::{
-    cli,
-    facts::node,
-    hint::advise,
-    plan,
-    step::HostStep,
-    sys::cgroup,
-};
+use crate::{cli, facts::node, hint::advise, plan, step::HostStep, sys::cgroup};
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     need_root("pgbox limit")?;
@@ -18,7 +11,10 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     let mut node = node::find(&context.root, &context.lab, &args.node)?;
     let asked = &args.limits;
     if asked.memory.is_none() && asked.cpus.is_none() && asked.pids.is_none() {
-        return Err(advise("no limit was given", format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node)));
+        return Err(advise(
+            "no limit was given",
+            format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node),
+        ));
     }
     let limits = &mut node.state.spec.limits;
     limits.memory = asked.memory.or(limits.memory);

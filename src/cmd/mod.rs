@@ -63,7 +63,10 @@ fn need_root(what: &str) -> Result<()> {
     if nix::unistd::geteuid().is_root() {
         return Ok(());
     }
-    Err(advise(format!("{what} needs root: it makes namespaces, mounts and network devices"), "try again with sudo"))
+    Err(advise(
+        format!("{what} needs root: it makes namespaces, mounts and network devices"),
+        "try again with sudo",
+    ))
 }
 
 /// Does the same for several nodes; one failure does not keep the others from it.

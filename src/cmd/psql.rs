@@ -11,7 +11,10 @@ pub fn run(context: &Context, args: cli::Psql) -> Result<i32> {
     need_root("pgbox psql")?;
     let node = node::find(&context.root, &context.lab, &args.node)?;
     let Payload::Postgres(postgres) = &node.state.plan.init.payload else {
-        return Err(advise(format!("node `{}` runs no Postgres", args.node), "use pgbox exec for other commands"));
+        return Err(advise(
+            format!("node `{}` runs no Postgres", args.node),
+            "use pgbox exec for other commands",
+        ));
     };
     let user = node.status.superuser.clone().unwrap_or_else(|| "postgres".to_owned());
     let database = node.status.database.clone().unwrap_or_else(|| user.clone());

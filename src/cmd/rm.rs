@@ -27,7 +27,10 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     }
     if node.pidfd.is_some() {
         if !args.force {
-            return Err(advise(format!("node `{name}` runs"), format!("stop it first, or use: pgbox rm --force {name}")));
+            return Err(advise(
+                format!("node `{name}` runs"),
+                format!("stop it first, or use: pgbox rm --force {name}"),
+            ));
         }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }

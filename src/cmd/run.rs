@@ -105,7 +105,12 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
     let mut lines = Vec::new();
     for file in &args.env_file {
         let text = fs::read_to_string(file).with_context(|| format!("read --env-file {}", file.display()))?;
-        lines.extend(text.lines().map(str::trim_start).filter(|l| !l.is_empty() && !l.starts_with('#')).map(str::to_owned));
+        lines.extend(
+            text.lines()
+                .map(str::trim_start)
+                .filter(|l| !l.is_empty() && !l.starts_with('#'))
+                .map(str::to_owned),
+        );
     }
     lines.extend(args.env.iter().cloned());
     let mut env = Vec::new();
@@ -133,13 +138,18 @@ fn check_data(facts: &plan::Facts, data: Option<&Path>) -> Result<()> {
 
 fn warn(spec: &NodeSpec, facts: &plan::Facts) {
     if !facts.nat {
-        eprintln!("warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host", spec.node);
+        eprintln!(
+            "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
+            spec.node
+        );
     }
     for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
         eprintln!("warning: {unmet}");
     }
     if let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
-        eprintln!("warning: {chain} drops forwarded packets: published ports and the way out may be blocked there");
+        eprintln!(
+            "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
+        );
     }
     warn_of_libc(spec, facts);
     warn_of_memory(spec, facts);
@@ -152,7 +162,12 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
             eprintln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
         }
     }
-    let given = spec.settings.iter().rev().find(|(name, _)| name == "shared_buffers").map(|(_, value)| value.as_str());
+    let given = spec
+        .settings
+        .iter()
+        .rev()
+        .find(|(name, _)| name == "shared_buffers")
+        .map(|(_, value)| value.as_str());
     if let (false, Some(memory)) = (spec.tune, spec.limits.memory)
         && let Ok(Some(warning)) = tune::buffers_warning(given.unwrap_or("128MB"), memory)
     {
@@ -222,7 +237,9 @@ fn generated_secret() -> Result<String> {
 /// Keeps beside a named volume what the next node on it should know.
 fn remember_volume(state: &NodeState, facts: &plan::Facts) -> Result<()> {
     let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
-    let Some(volume) = data.parent().filter(|v| v.starts_with(facts.root.path().join("volumes"))) else { return Ok(()) };
+    let Some(volume) = data.parent().filter(|v| v.starts_with(facts.root.path().join("volumes"))) else {
+        return Ok(());
+    };
     let node = facts.root.node(&state.spec.lab, &state.spec.node);
     if let Ok(secret) = fs::read_to_string(node.secret_file()) {
         state::write_secret(&volume.join("password"), &secret)?;

@@ -51,7 +51,9 @@ fn start(context: &Context, args: &cli::Start, name: &Name) -> Result<()> {
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {
-    let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else { return Ok(()) };
+    let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else {
+        return Ok(());
+    };
     let (Some(data), Some(major)) = (&state.data, postgres.major) else { return Ok(()) };
     if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
         return Err(advise(
@@ -72,8 +74,12 @@ pub fn attend(context: &Context, state: &NodeState, spawned: Spawned, remove: bo
     let mut signals = SigSet::empty();
     [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP].iter().for_each(|s| signals.add(*s));
     signals.thread_block().context("block signals")?;
-    let received = SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
-    while !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(if log.is_some() { 50 } else { 1 }))? {
+    let received =
+        SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
+    while !process::has_ended(
+        spawned.child.pidfd.as_fd(),
+        Duration::from_millis(if log.is_some() { 50 } else { 1 }),
+    )? {
         if let Some(log) = &mut log {
             log.copy()?;
         }

@@ -26,7 +26,9 @@ struct Row {
 pub fn run(context: &Context, args: &cli::Listing) -> Result<i32> {
     let nodes = match args.nodes.is_empty() {
         true => node::all(&context.root, &context.lab)?,
-        false => args.nodes.iter().map(|n| node::find(&context.root, &context.lab, n)).collect::<Result<_>>()?,
+        false => {
+            args.nodes.iter().map(|n| node::find(&context.root, &context.lab, n)).collect::<Result<_>>()?
+        }
     };
     let rows = nodes.iter().map(|node| row(context, node)).collect::<Result<Vec<Row>>>()?;
     if args.json {
@@ -57,7 +59,8 @@ fn render(rows: &[Row]) -> String {
     let number = |n: Option<u64>| n.map_or_else(|| "-".to_owned(), |n| n.to_string());
     let cells = |row: &Row| {
         let usage = &row.usage;
-        let limit = usage.memory_max.filter(|m| *m < u64::MAX >> 1).map_or_else(|| "max".to_owned(), human_bytes);
+        let limit =
+            usage.memory_max.filter(|m| *m < u64::MAX >> 1).map_or_else(|| "max".to_owned(), human_bytes);
         vec![
             row.node.clone(),
             row.state.clone(),

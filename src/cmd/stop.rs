@@ -1,6 +1,9 @@
 //! `pgbox stop` and `pgbox restart`.
 
-use std::{os::fd::AsFd, time::{Duration, Instant}};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
@@ -36,7 +39,10 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     }
     let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
     if halt::end(&node, shutdown(args.mode), patience)? {
-        eprintln!("warning: `{name}` did not stop in {} s and was stopped at once; the next start recovers", patience.as_secs());
+        eprintln!(
+            "warning: `{name}` did not stop in {} s and was stopped at once; the next start recovers",
+            patience.as_secs()
+        );
     }
     halt::take_down(&node)
 }
@@ -63,7 +69,8 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     };
     let before = node.status.pid;
     process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
-    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
+    let patience =
+        Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {
@@ -73,7 +80,10 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
             return Ok(());
         }
     }
-    Err(advise(format!("node `{name}` did not answer within {} s", patience.as_secs()), format!("see `pgbox logs {name}`")))
+    Err(advise(
+        format!("node `{name}` did not answer within {} s", patience.as_secs()),
+        format!("see `pgbox logs {name}`"),
+    ))
 }
 
 fn is_new(node: &Node, before: i32) -> Result<bool> {

@@ -30,7 +30,10 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
         (false, _) => SocketAddrV4::new(node.state.address.addr(), POSTGRES_PORT),
         (true, Some(port)) => SocketAddrV4::new(port.reachable_at(), port.host_port),
         (true, None) => {
-            return Err(advise(format!("node `{}` publishes no port {POSTGRES_PORT}", args.node), "leave --published out"));
+            return Err(advise(
+                format!("node `{}` publishes no port {POSTGRES_PORT}", args.node),
+                "leave --published out",
+            ));
         }
     };
     let user = node.status.superuser.clone().unwrap_or_else(|| "postgres".to_owned());

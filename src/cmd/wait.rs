@@ -1,6 +1,9 @@
 //! `pgbox wait`: until a node is ready, or has ended.
 
-use std::{os::fd::AsFd, time::{Duration, Instant}};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 
@@ -18,7 +21,12 @@ pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
     let too_late = |why: &str| {
         Err(advise(
-            format!("`{}` is not {} after {}: {why}", args.node, word(args.goal), humantime::format_duration(args.timeout)),
+            format!(
+                "`{}` is not {} after {}: {why}",
+                args.node,
+                word(args.goal),
+                humantime::format_duration(args.timeout)
+            ),
             format!("see `pgbox logs {}`", args.node),
         ))
     };

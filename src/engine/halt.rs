@@ -6,11 +6,7 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{
-    facts::node::Node,
-    state::Root,
-    sys::process,
-};
+use crate::{facts::node::Node, state::Root, sys::process};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

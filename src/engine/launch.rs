@@ -36,7 +36,13 @@ pub trait Talk {
 ///
 /// # Errors
 /// [`StepFailed`], after everything within `reach` was taken back.
-pub fn bring_up(root: &Root, state: &mut NodeState, reach: Reach, stdio: Stdio, talk: &mut dyn Talk) -> Result<Spawned> {
+pub fn bring_up(
+    root: &Root,
+    state: &mut NodeState,
+    reach: Reach,
+    stdio: Stdio,
+    talk: &mut dyn Talk,
+) -> Result<Spawned> {
     let node = root.node(&state.spec.lab, &state.spec.node);
     let journal = node.progress()?;
     let count = total(&state.plan);
@@ -44,7 +50,8 @@ pub fn bring_up(root: &Root, state: &mut NodeState, reach: Reach, stdio: Stdio, 
     super::apply(&state.plan, reach, &journal, &mut tell)
         .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
     let group = cgroup_of(state)?;
-    match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned)) {
+    match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned))
+    {
         Ok(spawned) => Ok(spawned),
         Err(error) => Err(inner_failure(root, state, reach, 0, &error, 125)),
     }
@@ -105,9 +112,12 @@ pub fn wait_until_up(
                 return Err(inner_failure(root, state, reach, last, &Error::msg(error), code));
             }
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(()),
-            spawn::Heard::End if process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1))? => {
+            spawn::Heard::End
+                if process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1))? =>
+            {
                 let last = state.plan.inner.len() - 1;
-                let how = crate::facts::node::status(&node)?.error.unwrap_or_else(|| "pid 1 ended".to_owned());
+                let how =
+                    crate::facts::node::status(&node)?.error.unwrap_or_else(|| "pid 1 ended".to_owned());
                 return Err(inner_failure(root, state, reach, last, &Error::msg(how), 1));
             }
             spawn::Heard::End | spawn::Heard::Nothing => {}
@@ -130,7 +140,9 @@ fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
     match state.plan.after.first() {
         None if phase == Phase::Running => Ok(Answer::Ready),
         // Before, only the server that runs the init scripts could answer, and it listens on no address.
-        Some(AfterStep::WaitUntilReady { address, .. }) if matches!(phase, Phase::Starting | Phase::Running) => {
+        Some(AfterStep::WaitUntilReady { address, .. })
+            if matches!(phase, Phase::Starting | Phase::Running) =>
+        {
             ready::probe(node, *address)
         }
         _ => Ok(Answer::NotYet(phase.word().to_owned())),
@@ -149,7 +161,9 @@ fn refused(state: &NodeState, why: &str) -> String {
 /// What pid 1 says of the data directory, in the host's words: inside it has another path.
 fn on_host(state: &NodeState, text: &str) -> String {
     match (plan::data_dir(&state.plan.init), &state.data) {
-        (Some(inside), Some(data)) => text.replace(&inside.display().to_string(), &data.display().to_string()),
+        (Some(inside), Some(data)) => {
+            text.replace(&inside.display().to_string(), &data.display().to_string())
+        }
         _ => text.to_owned(),
     }
 }
@@ -187,7 +201,14 @@ fn too_late(root: &Root, state: &NodeState, reach: Reach, timeout: Duration) -> 
 
 /// Ends what runs, takes back the host steps, and tells it as one error. `index` counts inner steps, and
 /// after steps behind them.
-fn inner_failure(root: &Root, state: &NodeState, reach: Reach, index: usize, error: &Error, code: i32) -> Error {
+fn inner_failure(
+    root: &Root,
+    state: &NodeState,
+    reach: Reach,
+    index: usize,
+    error: &Error,
+    code: i32,
+) -> Error {
     let node = root.node(&state.spec.lab, &state.spec.node);
     let number = state.plan.host.len() + index + 1;
     let title = super::lessons(&state.plan).nth(number - 1).map(|l| l.title).unwrap_or_default();

@@ -78,7 +78,12 @@ impl Reach {
 }
 
 /// Applies the host steps in order, telling each title before it.
-pub fn apply(plan: &Plan, reach: Reach, journal: &Progress, talk: &mut dyn FnMut(usize, &HostStep)) -> Result<(), Interrupted> {
+pub fn apply(
+    plan: &Plan,
+    reach: Reach,
+    journal: &Progress,
+    talk: &mut dyn FnMut(usize, &HostStep),
+) -> Result<(), Interrupted> {
     for (index, step) in plan.host.iter().enumerate().filter(|(_, s)| reach.includes(s)) {
         let failed = |error| Interrupted { index, error };
         journal.set(index + 1).map_err(failed)?;
@@ -123,8 +128,12 @@ pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> St
     }
     match (errors.is_empty(), reach, begun) {
         (true, Reach::All, 0) => "nothing was done".to_owned(),
-        (true, Reach::All, _) => format!("steps {begun}-1 undone, nothing of `{name}` is left but its volumes"),
-        (true, Reach::Running, _) => format!("steps {begun}-1 undone, `{name}` is stopped; its data and address are kept"),
+        (true, Reach::All, _) => {
+            format!("steps {begun}-1 undone, nothing of `{name}` is left but its volumes")
+        }
+        (true, Reach::Running, _) => {
+            format!("steps {begun}-1 undone, `{name}` is stopped; its data and address are kept")
+        }
         (false, ..) => format!(
             "{} of {begun} steps could not be undone ({}); `pgbox rm --force {name}` tries again",
             errors.len(),

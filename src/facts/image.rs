@@ -44,7 +44,8 @@ pub fn facts(root: &Root, image: &Image) -> Result<ImageFacts> {
             let lowers = image.lowers();
             let found = look_inside(&lowers, root.path(), |jail| find(jail, &env, &image.config.user))
                 .with_context(|| format!("look into image {}", image.name()))?;
-            std::fs::write(&memory, serde_json::to_vec(&found)?).with_context(|| format!("write {}", memory.display()))?;
+            std::fs::write(&memory, serde_json::to_vec(&found)?)
+                .with_context(|| format!("write {}", memory.display()))?;
             found
         }
     };
@@ -66,7 +67,11 @@ fn environment(image: &Image) -> Vec<(String, String)> {
 
 /// Runs `f` on the union of the layers, mounted where nobody else sees it: in a mount namespace that ends
 /// with a short-lived thread.
-fn look_inside<T: Send>(lowers: &[PathBuf], place: &Path, f: impl FnOnce(&Jail) -> Result<T> + Send) -> Result<T> {
+fn look_inside<T: Send>(
+    lowers: &[PathBuf],
+    place: &Path,
+    f: impl FnOnce(&Jail) -> Result<T> + Send,
+) -> Result<T> {
     let look = || -> Result<T> {
         // A thread may have a mount namespace of its own once it shares no working directory (unshare(2)).
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS).context("unshare the mount namespace")?;
@@ -89,14 +94,11 @@ fn find(jail: &Jail, env: &[(String, String)], image_user: &str) -> Result<Findi
     // An image that names an unprivileged user runs Postgres as that one.
     let server_user = match user.clone().filter(|u| u.uid != 0) {
         Some(user) => user,
-        None => lookup(&root, "postgres").context("Postgres refuses to run as root, and the image has no user `postgres`")?,
+        None => lookup(&root, "postgres")
+            .context("Postgres refuses to run as root, and the image has no user `postgres`")?,
     };
-    let postgres = PostgresFacts {
-        major: major(jail, &bindir)?,
-        bindir,
-        user: server_user,
-        libc: libc_version(jail),
-    };
+    let postgres =
+        PostgresFacts { major: major(jail, &bindir)?, bindir, user: server_user, libc: libc_version(jail) };
     Ok(Findings { postgres: Some(postgres), user })
 }
 
@@ -111,7 +113,10 @@ fn candidates(jail: &Jail, env: &[(String, String)]) -> Vec<PathBuf> {
     let mut dirs: Vec<PathBuf> = path.split(':').filter(|d| d.starts_with('/')).map(PathBuf::from).collect();
     dirs.extend(versions(jail, "/usr/lib/postgresql", "", "bin"));
     dirs.extend(versions(jail, "/usr", "pgsql-", "bin"));
-    dirs.extend(["/usr/local/bin", "/usr/local/pgsql/bin", "/usr/bin", "/opt/bitnami/postgresql/bin"].map(PathBuf::from));
+    dirs.extend(
+        ["/usr/local/bin", "/usr/local/pgsql/bin", "/usr/bin", "/opt/bitnami/postgresql/bin"]
+            .map(PathBuf::from),
+    );
     dirs
 }
 
@@ -139,7 +144,8 @@ fn major(jail: &Jail, bindir: &Path) -> Result<u32> {
     let Some(at) = find_bytes(&bytes, MARK) else {
         bail!("{}/postgres holds no version", bindir.display());
     };
-    let text: Vec<u8> = bytes[at..].iter().copied().take_while(|b| b.is_ascii_graphic() || *b == b' ').collect();
+    let text: Vec<u8> =
+        bytes[at..].iter().copied().take_while(|b| b.is_ascii_graphic() || *b == b' ').collect();
     version::parse_version_output(&String::from_utf8_lossy(&text))
 }
 
@@ -147,10 +153,12 @@ fn major(jail: &Jail, bindir: &Path) -> Result<u32> {
 fn libc_version(jail: &Jail) -> Option<String> {
     const MARK: &[u8] = b"stable release version ";
     let machine = std::env::consts::ARCH;
-    let places = [format!("/lib/{machine}-linux-gnu/libc.so.6"), "/lib64/libc.so.6".into(), "/lib/libc.so.6".into()];
+    let places =
+        [format!("/lib/{machine}-linux-gnu/libc.so.6"), "/lib64/libc.so.6".into(), "/lib/libc.so.6".into()];
     if let Some(bytes) = places.iter().find_map(|p| read(jail, Path::new(p)).ok()) {
         let at = find_bytes(&bytes, MARK)? + MARK.len();
-        let version: String = bytes[at..].iter().map(|b| *b as char).take_while(|c| c.is_ascii_digit() || *c == '.').collect();
+        let version: String =
+            bytes[at..].iter().map(|b| *b as char).take_while(|c| c.is_ascii_digit() || *c == '.').collect();
         return Some(format!("glibc {}", version.trim_end_matches('.')));
     }
     jail.resolve(Path::new(&format!("/lib/ld-musl-{machine}.so.1"))).is_ok().then(|| "musl".to_owned())
@@ -163,7 +171,9 @@ fn read(jail: &Jail, path: &Path) -> Result<Vec<u8>> {
     let fd = jail.open_at(path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC);
     let file = File::from(fd.with_context(|| format!("open {} in the image", path.display()))?);
     let mut bytes = Vec::new();
-    file.take(MOST).read_to_end(&mut bytes).with_context(|| format!("read {} in the image", path.display()))?;
+    file.take(MOST)
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("read {} in the image", path.display()))?;
     Ok(bytes)
 }
 

@@ -43,14 +43,19 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
     check_name(root, spec)?;
     let lab = lab(root, spec)?;
     let cgroups = cgroup::detect().map_err(|e| {
-        advise(format!("this host has no usable cgroups: {e:#}"), "mount cgroup2 at /sys/fs/cgroup, or boot with it")
+        advise(
+            format!("this host has no usable cgroups: {e:#}"),
+            "mount cgroup2 at /sys/fs/cgroup, or boot with it",
+        )
     })?;
     let nat = nft::supported().unwrap_or(false);
     check_ports(root, spec, nat)?;
-    let sources = || spec.volumes.iter().filter_map(|v| match &v.source {
-        VolumeSource::Path(path) => Some(path.clone()),
-        VolumeSource::Named(_) => None,
-    });
+    let sources = || {
+        spec.volumes.iter().filter_map(|v| match &v.source {
+            VolumeSource::Path(path) => Some(path.clone()),
+            VolumeSource::Named(_) => None,
+        })
+    };
     let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
     let address = free_address(&lab, &taken)
         .with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
@@ -73,7 +78,10 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
     if root.node(&spec.lab, &spec.node).path().exists() {
         return Err(advise(
             format!("the name `{}` is taken in lab `{}`", spec.node, spec.lab),
-            format!("start it with `pgbox start {0}`, or remove it first: `pgbox rm {0}` keeps its data", spec.node),
+            format!(
+                "start it with `pgbox start {0}`, or remove it first: `pgbox rm {0}` keeps its data",
+                spec.node
+            ),
         ));
     }
     let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
@@ -148,7 +156,8 @@ fn free_range(root: &Root, spec: &NodeSpec) -> Result<Ipv4Net> {
     let claimed = claimed(root, spec)?;
     let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
     let start = names.bridge_mac[5];
-    let candidates = (0..=255u8).map(|i| Ipv4Net::new_assert(Ipv4Addr::new(10, 213, start.wrapping_add(i), 0), 24));
+    let candidates =
+        (0..=255u8).map(|i| Ipv4Net::new_assert(Ipv4Addr::new(10, 213, start.wrapping_add(i), 0), 24));
     candidates.into_iter().find(|range| conflict(&claimed, *range).is_none()).ok_or_else(|| {
         advise("no address range in 10.213.0.0/16 is free on this host", "name one with --subnet")
     })
@@ -188,7 +197,11 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
     let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
     advise(
         format!("can't publish on {ip}:{}: {why}", port.host_port),
-        format!("publish on another port, for example -p {}:{}", port.host_port.wrapping_add(1).max(1024), port.port),
+        format!(
+            "publish on another port, for example -p {}:{}",
+            port.host_port.wrapping_add(1).max(1024),
+            port.port
+        ),
     )
 }
 
@@ -196,7 +209,8 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
 fn resolv_conf() -> String {
     let usable = |text: &str| {
         text.lines().any(|line| {
-            line.strip_prefix("nameserver").is_some_and(|rest| !rest.trim().starts_with("127.") && rest.trim() != "::1")
+            line.strip_prefix("nameserver")
+                .is_some_and(|rest| !rest.trim().starts_with("127.") && rest.trim() != "::1")
         })
     };
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
@@ -207,14 +221,19 @@ fn resolv_conf() -> String {
 fn whole_memory() -> Result<u64> {
     let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
     let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    kilobytes.and_then(|n| n.trim().parse::<u64>().ok()).map(|n| n << 10).context("/proc/meminfo has no MemTotal")
+    kilobytes
+        .and_then(|n| n.trim().parse::<u64>().ok())
+        .map(|n| n << 10)
+        .context("/proc/meminfo has no MemTotal")
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.
 pub fn data_version(path: &Path) -> Result<Option<u32>> {
     match fs::read_to_string(path.join("PG_VERSION")) {
         Ok(text) => crate::postgres::version::parse_pg_version(&text).map(Some),
-        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => Ok(None),
+        Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
+            Ok(None)
+        }
         Err(e) => Err(e).with_context(|| format!("read {}/PG_VERSION", path.display())),
     }
 }

@@ -61,7 +61,10 @@ impl Node {
     /// When the node does not run, with the command that starts it.
     pub fn running(&self) -> Result<&OwnedFd> {
         self.pidfd.as_ref().ok_or_else(|| {
-            advise(format!("node `{}` does not run", self.name), format!("start it: pgbox start {}", self.name))
+            advise(
+                format!("node `{}` does not run", self.name),
+                format!("start it: pgbox start {}", self.name),
+            )
         })
     }
 
@@ -72,7 +75,9 @@ impl Node {
             (Life::Running, phase, _) => phase.word().to_owned(),
             (Life::Stopped, Phase::Ended, Some(reason)) => format!("{reason:?}").to_lowercase(),
             // Its pid 1 is gone and wrote no last word: SIGKILL, the OOM killer, or a power cut.
-            (Life::Stopped, phase, _) if phase != Phase::Ended && self.state.init.is_some() => "killed".to_owned(),
+            (Life::Stopped, phase, _) if phase != Phase::Ended && self.state.init.is_some() => {
+                "killed".to_owned()
+            }
             (life, ..) => life.word().to_owned(),
         }
     }

@@ -23,7 +23,10 @@ pub struct Archive {
 }
 
 enum Member {
-    File { offset: u64, len: u64 },
+    File {
+        offset: u64,
+        len: u64,
+    },
     /// To the path of another member, without `.` and `..`.
     Link(Vec<u8>),
 }
@@ -46,11 +49,13 @@ impl Archive {
         let len = file.metadata()?.len();
         let mut members = BTreeMap::new();
         let mut reader = Reader::new(FileTape::new(Arc::clone(&file), len), limits);
-        while let Some(entry) = reader.next()? {
+        while let Some(entry) = reader.next_entry()? {
             let path = name::normal(&entry.name, limits.depth)
                 .with_context(|| format!("entry {:?}", name::show(&entry.name)))?;
             let member = match &entry.node {
-                Node::File if entry.sparse.is_some() => bail!("{} is sparse: not the archive of an image", name::show(&path)),
+                Node::File if entry.sparse.is_some() => {
+                    bail!("{} is sparse: not the archive of an image", name::show(&path))
+                }
                 Node::File => Member::File { offset: reader.tape().position(), len: entry.size },
                 Node::Symlink(target) => match beside(&path, target) {
                     Some(target) => Member::Link(target),
@@ -61,7 +66,10 @@ impl Archive {
             };
             let document = path.ends_with(b".json") || path == b"oci-layout";
             if members.insert(path.clone(), member).is_some() && document {
-                bail!("{} is in the archive twice, so that tools disagree about which one counts", name::show(&path));
+                bail!(
+                    "{} is in the archive twice, so that tools disagree about which one counts",
+                    name::show(&path)
+                );
             }
         }
         Ok(Archive { file, members })

@@ -90,7 +90,8 @@ impl ImageConfig {
         if document.rootfs.kind != "layers" {
             bail!("its root file system is of the type {:?}, not \"layers\"", document.rootfs.kind);
         }
-        let diffs = document.rootfs.diff_ids.iter().map(|d| Ok(DiffId(d.parse()?))).collect::<Result<Vec<_>>>();
+        let diffs =
+            document.rootfs.diff_ids.iter().map(|d| Ok(DiffId(d.parse()?))).collect::<Result<Vec<_>>>();
         let process = document.config.unwrap_or_default();
         let config = ImageConfig {
             env: process.env,

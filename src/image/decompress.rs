@@ -18,7 +18,7 @@ const ZSTD_SKIPPABLE: u32 = 0x184D_2A50;
 /// Inflates `R`, whatever it is compressed with.
 pub enum Decoder<R: Read> {
     Plain(BufReader<R>),
-    Gzip(Box<Members<BufReader<R>>>),
+    Gzip(Members<BufReader<R>>),
     Zstd(Box<zstd::stream::read::Decoder<'static, BufReader<R>>>),
 }
 
@@ -28,7 +28,7 @@ impl<R: Read> Decoder<R> {
         let mut source = BufReader::with_capacity(BUFFER, source);
         let head = source.fill_buf()?;
         if head.starts_with(GZIP) {
-            return Ok(Decoder::Gzip(Box::new(Members { state: State::Between(source) })));
+            return Ok(Decoder::Gzip(Members { state: State::Between(source) }));
         }
         let magic = head.first_chunk::<4>().map(|m| u32::from_le_bytes(*m));
         match magic {
@@ -75,7 +75,7 @@ pub struct Members<R: BufRead> {
 
 enum State<R: BufRead> {
     Between(R),
-    Member(GzDecoder<R>),
+    Member(Box<GzDecoder<R>>),
     /// Only while one state is replaced by another.
     Moving,
 }
@@ -118,7 +118,7 @@ impl<R: BufRead> Read for Members<R> {
             };
             let more = next_member(&mut source);
             match more {
-                Ok(true) => self.state = State::Member(GzDecoder::new(source)),
+                Ok(true) => self.state = State::Member(Box::new(GzDecoder::new(source))),
                 other => {
                     self.state = State::Between(source);
                     return other.map(|_| 0);
@@ -141,7 +141,12 @@ fn next_member(source: &mut impl BufRead) -> io::Result<bool> {
                 padded = true;
             }
             Some(0x1f) if !padded => return Ok(true),
-            Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "garbage after the end of the gzip data")),
+            Some(_) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    "garbage after the end of the gzip data",
+                ));
+            }
         }
     }
 }
@@ -177,7 +182,10 @@ mod tests {
     fn several_zstd_frames_and_a_skippable_one() {
         let frame = |d: &[u8]| zstd::stream::encode_all(d, 3).unwrap();
         let skip = [&(ZSTD_SKIPPABLE + 7).to_le_bytes()[..], &4u32.to_le_bytes(), b"skip"].concat();
-        assert_eq!(inflate(&[skip.clone(), frame(b"one "), skip.clone(), frame(b"two")].concat()).unwrap(), b"one two");
+        assert_eq!(
+            inflate(&[skip.clone(), frame(b"one "), skip.clone(), frame(b"two")].concat()).unwrap(),
+            b"one two"
+        );
     }
 
     #[test]

@@ -83,7 +83,7 @@ impl<'l, T: Tape> Reader<'l, T> {
     }
 
     /// The next entry; `None` at the end-of-archive blocks, or where the archive ends without them.
-    pub fn next(&mut self) -> Result<Option<Entry>> {
+    pub fn next_entry(&mut self) -> Result<Option<Entry>> {
         let mut pax = self.global.clone();
         let (mut long_name, mut long_link, mut extended) = (None, None, false);
         loop {
@@ -114,9 +114,13 @@ impl<'l, T: Tape> Reader<'l, T> {
                 b'V' => self.stored(size)?,
                 _ => {
                     let name = pax.path.take().or(long_name).unwrap_or_else(|| header_name(&block));
-                    let link = pax.link.take().or(long_link).unwrap_or_else(|| cstr(&block[157..257]).to_vec());
+                    let link =
+                        pax.link.take().or(long_link).unwrap_or_else(|| cstr(&block[157..257]).to_vec());
                     let shown = name.escape_ascii().to_string();
-                    return self.entry(&block, name, link, size, pax).map(Some).with_context(|| format!("entry {shown:?}"));
+                    return self
+                        .entry(&block, name, link, size, pax)
+                        .map(Some)
+                        .with_context(|| format!("entry {shown:?}"));
                 }
             }
         }
@@ -172,6 +176,9 @@ impl<'l, T: Tape> Reader<'l, T> {
         let node = node(block, &name, link)?;
         match node {
             Node::File => self.stored(size)?,
+            Node::Dir if size != 0 && matches!(flag, 0 | b'0' | b'7') => {
+                bail!("it is a directory by its name and a file by its {size} bytes of data")
+            }
             // POSIX: no data follows, whatever the size says.
             Node::Dir | Node::Special(..) if flag != b'D' => self.stored(0)?,
             Node::Dir | Node::Special(..) => self.stored(size)?,
@@ -272,7 +279,9 @@ impl<'l, T: Tape> Reader<'l, T> {
             if !self.tape.fill_buf()?.is_empty() {
                 self.fill(&mut block)?;
                 if block != [0; BLOCK] {
-                    bail!("the archive has an entry after an end block: it is damaged, or two archives in one");
+                    bail!(
+                        "the archive has an entry after an end block: it is damaged, or two archives in one"
+                    );
                 }
             }
             return Ok(None);
@@ -282,7 +291,7 @@ impl<'l, T: Tape> Reader<'l, T> {
             block.iter().enumerate().map(|(i, b)| if (148..156).contains(&i) { 32 } else { byte(*b) }).sum()
         };
         // Old Sun tars added the bytes up as signed.
-        if stored != sum(|b| i64::from(b)) && stored != sum(|b| i64::from(b as i8)) {
+        if stored != sum(i64::from) && stored != sum(|b| i64::from(b as i8)) {
             bail!("the header of {:?} has a wrong checksum: the layer is damaged or no tar", show(&block));
         }
         Ok(Some(block))
@@ -345,7 +354,9 @@ fn node(block: &Block, name: &[u8], link: Vec<u8>) -> Result<Node> {
         b'4' => device(Kind::BlockDevice)?,
         b'5' | b'D' => Node::Dir,
         b'6' => Node::Special(Kind::Fifo, 0, 0),
-        other => bail!("it has the type {:?}, which is no file, directory, link or device", char::from(other)),
+        other => {
+            bail!("it has the type {:?}, which is no file, directory, link or device", char::from(other))
+        }
     })
 }
 
@@ -399,7 +410,8 @@ fn number(field: &[u8]) -> Result<i64> {
         let mut value: i128 = if negative { -1 } else { 0 };
         for (i, byte) in field.iter().enumerate() {
             let byte = if i == 0 && !negative { byte & 0x7f } else { *byte };
-            value = (value << 8 | i128::from(byte)).clamp(i128::from(i64::MIN) << 8, i128::from(i64::MAX) << 8);
+            value =
+                (value << 8 | i128::from(byte)).clamp(i128::from(i64::MIN) << 8, i128::from(i64::MAX) << 8);
         }
         return i64::try_from(value).context("a number in base 256 is too large");
     }
@@ -408,7 +420,9 @@ fn number(field: &[u8]) -> Result<i64> {
     let rest_blank = text[digits.len()..].iter().all(|b| *b == b' ');
     match std::str::from_utf8(digits).ok().filter(|d| rest_blank && d.bytes().all(|b| b.is_ascii_digit())) {
         Some("") => Ok(0),
-        Some(digits) => i64::from_str_radix(digits, 8).with_context(|| format!("{digits:?} is no octal number")),
+        Some(digits) => {
+            i64::from_str_radix(digits, 8).with_context(|| format!("{digits:?} is no octal number"))
+        }
         None => bail!("{} is no octal number", field.escape_ascii()),
     }
 }
@@ -442,7 +456,7 @@ mod tests {
             let limits = Limits::default();
             let tape = [&block[..], &data].concat();
             let mut reader = Reader::new(&tape[..], &limits);
-            while let Ok(Some(entry)) = reader.next() {
+            while let Ok(Some(entry)) = reader.next_entry() {
                 let _ = reader.data(&entry, |_, _| Ok(()));
             }
         }

@@ -39,11 +39,11 @@ pub fn settle(root: &OwnedFd, journal: Journal, below: &Stack, again: bool) -> R
         return Ok(Outcome::Again);
     }
     layer.describe_parents()?;
-    layer.make_opaque()?;
     // Links first: a layer may rename a file by linking to the old name and whiting it out.
     layer.make_links()?;
-    layer.make_whiteouts()?;
     layer.clear_root()?;
+    layer.make_opaque()?;
+    layer.make_whiteouts()?;
     layer.drop_needless_marks()?;
     layer.seal()?;
     Ok(Outcome::Done)
@@ -88,7 +88,8 @@ impl Layer<'_> {
 
     /// Gives the directories without an entry the attributes that they have below.
     fn describe_parents(&mut self) -> Result<()> {
-        let paths: Vec<_> = self.journal.dirs.iter().filter(|(_, d)| d.meta.is_none()).map(|(p, _)| p.clone()).collect();
+        let paths: Vec<_> =
+            self.journal.dirs.iter().filter(|(_, d)| d.meta.is_none()).map(|(p, _)| p.clone()).collect();
         for path in paths {
             let meta = self.inherited(&path)?;
             self.journal.dirs.entry(path).or_default().meta = Some(meta);
@@ -100,7 +101,10 @@ impl Layer<'_> {
     fn inherited(&self, path: &[u8]) -> Result<Meta> {
         let merged = match path {
             b"" => self.below.root(),
-            _ => match resolve::visible(self.below, &self.journal, name::parent(path))?.child(name::last(path))? {
+            _ if self.journal.opaques.contains(&b""[..]) => return Ok(Meta::default()),
+            _ => match resolve::visible(self.below, &self.journal, name::parent(path))?
+                .child(name::last(path))?
+            {
                 Child::Dir(dir) if !self.journal.whiteouts.contains(path) => dir,
                 _ => return Ok(Meta::default()),
             },
@@ -173,7 +177,9 @@ impl Layer<'_> {
         for name in merged.names()? {
             match fs::lookup(self.root, &name)? {
                 None => self.whiteout(b"", &merged, &name)?,
-                Some(stat) if stat.kind == Kind::Dir => self.journal.dirs.entry(name).or_default().opaque = true,
+                Some(stat) if stat.kind == Kind::Dir => {
+                    self.journal.dirs.entry(name).or_default().opaque = true
+                }
                 Some(_) => {}
             }
         }
@@ -183,7 +189,8 @@ impl Layer<'_> {
     /// An opaque mark is made only where it hides something: the image's bottom layer alone is mounted without
     /// overlayfs, which would show the mark.
     fn drop_needless_marks(&mut self) -> Result<()> {
-        let marked: Vec<_> = self.journal.dirs.iter().filter(|(_, d)| d.opaque).map(|(p, _)| p.clone()).collect();
+        let marked: Vec<_> =
+            self.journal.dirs.iter().filter(|(_, d)| d.opaque).map(|(p, _)| p.clone()).collect();
         for path in marked {
             let parent = resolve::visible(self.below, &self.journal, name::parent(&path))?;
             let hides = !path.is_empty() && matches!(parent.child(name::last(&path))?, Child::Dir(_));
@@ -199,7 +206,8 @@ impl Layer<'_> {
             name::push(&mut real, part);
             if !self.journal.dirs.contains_key(&real) {
                 let meta = Some(self.inherited(&real)?);
-                fs::mkdirat(self.root, &real, 0o755).with_context(|| format!("mkdir {}", name::show(&real)))?;
+                fs::mkdirat(self.root, &real, 0o755)
+                    .with_context(|| format!("mkdir {}", name::show(&real)))?;
                 self.journal.dirs.insert(real.clone(), Dir { meta, opaque: false });
             }
         }

@@ -54,8 +54,16 @@ impl Store {
         }
         let lock = self.lock()?;
         self.sweep(&lock)?;
-        Import { store: self, source: &source, picked: &picked, diffs: &diffs, chains: &ChainId::chain(&diffs), progress, _lock: &lock }
-            .layers()?;
+        Import {
+            store: self,
+            source: &source,
+            picked: &picked,
+            diffs: &diffs,
+            chains: &ChainId::chain(&diffs),
+            progress,
+            _lock: &lock,
+        }
+        .layers()?;
         self.keep(&[&picked.manifest[..], &picked.config[..]])?;
         self.keep(&picked.indexes.iter().map(|i| &i[..]).collect::<Vec<_>>())?;
         self.set_name(&name, &picked.manifest, &picked.indexes)?;
@@ -125,19 +133,25 @@ impl Import<'_> {
         let stop = AtomicBool::new(false);
         let next = AtomicUsize::new(0);
         let (done, results) = channel();
-        let workers = thread::available_parallelism().map_or(2, usize::from).clamp(2, AT_A_TIME).min(missing.len());
+        let workers =
+            thread::available_parallelism().map_or(2, usize::from).clamp(2, AT_A_TIME).min(missing.len());
         thread::scope(|scope| {
             for _ in 0..workers {
                 let done = done.clone();
                 let (stop, next, missing) = (&stop, &next, &missing);
                 let work = move || {
                     while let Some(layer) = missing.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if stop.load(Ordering::Relaxed) || done.send((*layer, self.unpack(*layer, stop))).is_err() {
+                        if stop.load(Ordering::Relaxed)
+                            || done.send((*layer, self.unpack(*layer, stop))).is_err()
+                        {
                             return;
                         }
                     }
                 };
-                thread::Builder::new().name("pgbox-layer".into()).spawn_scoped(scope, work).context("start a thread")?;
+                thread::Builder::new()
+                    .name("pgbox-layer".into())
+                    .spawn_scoped(scope, work)
+                    .context("start a thread")?;
             }
             drop(done);
             let next = || match results.recv() {
@@ -151,14 +165,19 @@ impl Import<'_> {
     }
 
     /// Settles the layers, bottom first, as `next` hands them over in any order.
-    fn settle_in_order(&self, present: &[Option<Layer>], mut next: impl FnMut() -> Result<(usize, Unpacked)>) -> Result<()> {
+    fn settle_in_order(
+        &self,
+        present: &[Option<Layer>],
+        mut next: impl FnMut() -> Result<(usize, Unpacked)>,
+    ) -> Result<()> {
         let mut below = Stack::default();
         let mut ready = BTreeMap::new();
         let mut settled = Vec::new();
         let mut result = Ok(());
         for (i, present) in present.iter().enumerate() {
             if let Some(layer) = present {
-                below.push(fs::open_dir(&layer.dir).with_context(|| format!("open {}", layer.dir.display()))?);
+                below
+                    .push(fs::open_dir(&layer.dir).with_context(|| format!("open {}", layer.dir.display()))?);
                 continue;
             }
             let mut wait = || -> Result<Unpacked> {
@@ -170,7 +189,8 @@ impl Import<'_> {
                     ready.insert(layer, unpacked);
                 }
             };
-            let one = wait().and_then(|unpacked| self.settle(i, unpacked, &below).with_context(|| self.shown(i)));
+            let one =
+                wait().and_then(|unpacked| self.settle(i, unpacked, &below).with_context(|| self.shown(i)));
             match one {
                 Ok((root, layer)) => {
                     below.push(root);
@@ -206,7 +226,12 @@ impl Import<'_> {
         let dir = Temporary(path);
         let root = fs::open_dir(&dir.0)?;
         let limits = &self.store.limits;
-        let advance = |bytes| self.progress.advance(i, bytes);
+        let advance = |bytes| {
+            // The second time has been told already.
+            if below.is_none() {
+                self.progress.advance(i, bytes);
+            }
+        };
         let digest = layer.stored.map(|(digest, _)| digest);
         let job = Job { blob: &blob, digest, diff_id: self.diffs[i], limits, stop, advance: &advance };
         let journal = pipeline::run(&job, |tape| unpack(tape, &root, below, limits))?;
@@ -248,7 +273,8 @@ impl Import<'_> {
             let path = self.store.layers.join(&layer.key);
             // An image may have one layer twice; the second is dropped.
             if !path.exists() {
-                std::fs::rename(&layer.dir.0, &path).with_context(|| format!("rename to {}", path.display()))?;
+                std::fs::rename(&layer.dir.0, &path)
+                    .with_context(|| format!("rename to {}", path.display()))?;
             }
         }
         std::fs::File::from(layers).sync_all().context("fsync layers")

@@ -28,7 +28,8 @@ impl Layout {
         match fs::file_beneath(&self.dir, name.as_bytes()) {
             Ok(file) => Ok(Some(Blob::whole(file)?)),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(e) => Err(e).with_context(|| format!("open {} (links are not followed)", self.path.join(name).display())),
+            Err(e) => Err(e)
+                .with_context(|| format!("open {} (links are not followed)", self.path.join(name).display())),
         }
     }
 }

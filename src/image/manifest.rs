@@ -108,7 +108,9 @@ pub fn document(bytes: &[u8], descriptor: &Descriptor) -> Result<Document> {
     let value: serde_json::Value = serde_json::from_slice(bytes).context("it is not JSON")?;
     let has = |key: &str| value.get(key).is_some();
     if has("manifests") && (has("layers") || has("config")) {
-        bail!("it is an index and a manifest in one, so that tools disagree about what it is (CVE-2021-41190)");
+        bail!(
+            "it is an index and a manifest in one, so that tools disagree about what it is (CVE-2021-41190)"
+        );
     }
     let said = value.get("mediaType").and_then(|m| m.as_str());
     if let Some(said) = said.filter(|s| *s != descriptor.media_type) {
@@ -129,14 +131,19 @@ impl Index {
     /// The manifest for Linux on this machine's processor.
     pub fn for_platform(&self) -> Result<&Descriptor> {
         let arch = architecture();
-        let fits = |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == arch);
+        let fits =
+            |d: &&Descriptor| d.platform.as_ref().is_some_and(|p| p.os == "linux" && p.architecture == arch);
         if let Some(found) = self.manifests.iter().find(fits) {
             return Ok(found);
         }
         match &self.manifests[..] {
             [only] if only.platform.is_none() => Ok(only),
             all => {
-                let have: Vec<_> = all.iter().filter_map(|d| d.platform.as_ref()).map(|p| format!("{}/{}", p.os, p.architecture)).collect();
+                let have: Vec<_> = all
+                    .iter()
+                    .filter_map(|d| d.platform.as_ref())
+                    .map(|p| format!("{}/{}", p.os, p.architecture))
+                    .collect();
                 bail!("it has nothing for linux/{arch}, only [{}]", have.join(", "))
             }
         }
@@ -156,7 +163,10 @@ impl Manifest {
             layer.digest().with_context(|| format!("layer {}", i + 1))?;
             let kind = layer.media_type.as_str();
             if kind.contains("nondistributable") || kind.contains(".foreign.") {
-                bail!("layer {} is not in the image but elsewhere on the web ({kind}); pgbox doesn't fetch it", i + 1);
+                bail!(
+                    "layer {} is not in the image but elsewhere on the web ({kind}); pgbox doesn't fetch it",
+                    i + 1
+                );
             }
             if !LAYERS.contains(&kind) {
                 bail!("layer {} has the media type {kind:?}, which pgbox doesn't know", i + 1);

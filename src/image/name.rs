@@ -41,7 +41,9 @@ pub fn understand(raw: &[u8], depth: usize) -> Result<Name> {
     }
     match last.strip_prefix(PREFIX) {
         None => Ok(Name::Path(path)),
-        Some(b"" | b"." | b"..") => bail!("a whiteout of nothing: after `.wh.` there must be the name of a file"),
+        Some(b"" | b"." | b"..") => {
+            bail!("a whiteout of nothing: after `.wh.` there must be the name of a file")
+        }
         Some(name) => Ok(Name::Whiteout(join(&parent, name))),
     }
 }
@@ -154,7 +156,8 @@ mod tests {
     fn attacks_are_refused() {
         let deep = "d/".repeat(11);
         let long = "x".repeat(256);
-        for raw in ["", "../x", "a/../b", "a/..", ".wh.", ".wh..", ".wh...", ".wh.x/y", "a\0b", &deep, &long] {
+        for raw in ["", "../x", "a/../b", "a/..", ".wh.", ".wh..", ".wh...", ".wh.x/y", "a\0b", &deep, &long]
+        {
             assert!(u(raw.as_bytes()).is_err(), "{raw:?}");
         }
     }

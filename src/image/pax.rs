@@ -49,7 +49,10 @@ impl Pax {
             let (key, value, rest) = record(data)?;
             data = rest;
             if global && (matches!(key, b"path" | b"linkpath" | b"size") || key.starts_with(b"GNU.sparse.")) {
-                bail!("a global pax header sets {}, which only makes sense for one entry", key.escape_ascii());
+                bail!(
+                    "a global pax header sets {}, which only makes sense for one entry",
+                    key.escape_ascii()
+                );
             }
             self.set(key, value).with_context(|| format!("pax record {}", key.escape_ascii()))?;
         }
@@ -110,7 +113,9 @@ fn record(data: &[u8]) -> Result<(&[u8], &[u8], &[u8])> {
         _ => bail!("a pax record says that it is {} bytes long", data[..space].escape_ascii()),
     };
     let (record, rest) = data.split_at(len);
-    let Some(record) = record.strip_suffix(b"\n") else { bail!("a pax record doesn't end where its length says") };
+    let Some(record) = record.strip_suffix(b"\n") else {
+        bail!("a pax record doesn't end where its length says")
+    };
     let record = &record[space + 1..];
     match record.iter().position(|b| *b == b'=') {
         Some(at) if at > 0 => Ok((&record[..at], &record[at + 1..], rest)),
@@ -184,8 +189,16 @@ mod tests {
     #[test]
     fn ambiguous_records_are_refused() {
         for bad in [
-            &b"11 size=-1\n"[..], b"12 size=0x1\n", b"8 path=a\n", b"99 path=a\n", b"path=a\n", b"12 path=a\0b\n",
-            b"6 =ab\n", b"30 size=99999999999999999999\n", b"0 path=a\n", b"+10 path=a\n",
+            &b"11 size=-1\n"[..],
+            b"12 size=0x1\n",
+            b"8 path=a\n",
+            b"99 path=a\n",
+            b"path=a\n",
+            b"12 path=a\0b\n",
+            b"6 =ab\n",
+            b"30 size=99999999999999999999\n",
+            b"0 path=a\n",
+            b"+10 path=a\n",
         ] {
             assert!(parse(bad).is_err(), "{}", bad.escape_ascii());
         }

@@ -41,7 +41,8 @@ pub fn run<T: Send>(job: &Job<'_>, sink: impl FnOnce(ChunkTape) -> Result<T> + S
     let (to_sink, sink_from) = sync_channel(WAITING);
     thread::scope(|scope| {
         let hasher = spawn(scope, "pgbox-diffid", move || hash(hash_from))?;
-        let writer = spawn(scope, "pgbox-unpack", move || sink(ChunkTape { from: sink_from, chunk: None, at: 0 }))?;
+        let writer =
+            spawn(scope, "pgbox-unpack", move || sink(ChunkTape { from: sink_from, chunk: None, at: 0 }))?;
         let read = inflate(job, to_hash, to_sink);
         let diff = hasher.join().map_err(|_| anyhow!("the diffID thread panicked"))?;
         let written = writer.join().map_err(|_| anyhow!("the unpacking thread panicked"))?;
@@ -52,7 +53,10 @@ pub fn run<T: Send>(job: &Job<'_>, sink: impl FnOnce(ChunkTape) -> Result<T> + S
             bail!("unpacking was stopped");
         }
         if diff != job.diff_id.0 {
-            bail!("its content has the diffID {diff}, the configuration says {}: it is another layer", job.diff_id);
+            bail!(
+                "its content has the diffID {diff}, the configuration says {}: it is another layer",
+                job.diff_id
+            );
         }
         Ok(made)
     })
@@ -84,7 +88,12 @@ fn inflate(job: &Job<'_>, to_hash: SyncSender<Shared>, to_sink: SyncSender<Share
     pumped
 }
 
-fn pump(job: &Job<'_>, decoder: &mut Decoder<BlobReader>, to_hash: &SyncSender<Shared>, to_sink: &SyncSender<Shared>) -> Result<bool> {
+fn pump(
+    job: &Job<'_>,
+    decoder: &mut Decoder<BlobReader>,
+    to_hash: &SyncSender<Shared>,
+    to_sink: &SyncSender<Shared>,
+) -> Result<bool> {
     let pool = Arc::new(Pool::default());
     let (mut made, mut told) = (0, 0);
     loop {

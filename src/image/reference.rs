@@ -32,8 +32,13 @@ impl Reference {
         };
         let repository = repository.strip_prefix("docker.io/").unwrap_or(repository);
         let repository = repository.strip_prefix("library/").unwrap_or(repository);
-        if repository.is_empty() || repository.len() > 255 || !repository.split('/').enumerate().all(valid_part) {
-            bail!("{text:?} is not the name of an image: it should be like `postgres:15` or `example.org/db:1.2`");
+        if repository.is_empty()
+            || repository.len() > 255
+            || !repository.split('/').enumerate().all(valid_part)
+        {
+            bail!(
+                "{text:?} is not the name of an image: it should be like `postgres:15` or `example.org/db:1.2`"
+            );
         }
         if !valid_tag(tag) {
             bail!("{text:?} has the tag {tag:?}: a tag has letters, digits, `_`, `.` and `-`, at most 128");

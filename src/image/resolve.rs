@@ -30,7 +30,7 @@ impl Route {
     }
 
     /// The next part; only links bring `..`.
-    pub fn next(&mut self) -> Option<Vec<u8>> {
+    pub fn step(&mut self) -> Option<Vec<u8>> {
         self.todo.pop_front()
     }
 
@@ -53,7 +53,8 @@ impl Route {
 /// Whether openat2 without links failed in a way that walking could get round.
 pub fn needs_walk(error: &io::Error) -> bool {
     const ELOOP: i32 = 40;
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) || error.raw_os_error() == Some(ELOOP)
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+        || error.raw_os_error() == Some(ELOOP)
 }
 
 /// What the layers below have in the directory `real` (a path without links), as far as this layer lets it show.
@@ -70,8 +71,12 @@ pub fn visible(below: &Stack, journal: &Journal, real: &[u8]) -> Result<Merged> 
     Ok(merged)
 }
 
-/// The target of `path` (without links in its parents), if the layers below have a symbolic link there.
+/// The target of `path` (without links in its parents), if the layers below have a symbolic link there and this
+/// layer doesn't clear the whole root.
 pub fn link_below(below: &Stack, journal: &Journal, path: &[u8]) -> Result<Option<Vec<u8>>> {
+    if journal.opaques.contains(&b""[..]) {
+        return Ok(None);
+    }
     let name = name::last(path);
     match visible(below, journal, name::parent(path))?.child(name)? {
         Child::Other(dir, stat) if stat.kind == Kind::Symlink => Ok(Some(fs::readlinkat(dir, name)?)),
@@ -81,10 +86,15 @@ pub fn link_below(below: &Stack, journal: &Journal, path: &[u8]) -> Result<Optio
 
 /// Finds the directory `path` in this layer on top of `below`: its path without links, and its part below. `None`
 /// if there is no such directory.
-pub fn directory(root: &OwnedFd, journal: &Journal, below: &Stack, path: &[u8]) -> Result<Option<(Vec<u8>, Merged)>> {
+pub fn directory(
+    root: &OwnedFd,
+    journal: &Journal,
+    below: &Stack,
+    path: &[u8],
+) -> Result<Option<(Vec<u8>, Merged)>> {
     let mut route = Route::new(path);
     let mut merged = below.root();
-    while let Some(part) = route.next() {
+    while let Some(part) = route.step() {
         if part == b".." {
             name::pop(&mut route.real);
             merged = visible(below, journal, &route.real)?;

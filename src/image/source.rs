@@ -58,9 +58,13 @@ impl Source {
             Form::Layout(Layout::open(path)?)
         } else if meta.is_file() {
             let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-            let plain = inflated(file, scratch, limits).with_context(|| format!("read {}", path.display()))?;
+            let plain =
+                inflated(file, scratch, limits).with_context(|| format!("read {}", path.display()))?;
             Form::Archive(Archive::open(plain, limits).with_context(|| {
-                format!("{} is not an archive that pgbox can read (an OCI archive or a saved image)", path.display())
+                format!(
+                    "{} is not an archive that pgbox can read (an OCI archive or a saved image)",
+                    path.display()
+                )
             })?)
         } else {
             bail!("{} is neither a directory nor a file; an image can't be read from a pipe", path.display());
@@ -81,7 +85,9 @@ impl Source {
 
     /// Opens the blob of a layer and compares its size.
     pub fn layer(&self, layer: &LayerBlob) -> Result<Blob> {
-        let blob = self.member(&layer.member)?.with_context(|| format!("{} is missing in {}", layer.member, self.path.display()))?;
+        let blob = self
+            .member(&layer.member)?
+            .with_context(|| format!("{} is missing in {}", layer.member, self.path.display()))?;
         if let Some((_, size)) = layer.stored.filter(|(_, size)| *size != blob.len) {
             bail!("it has {} bytes, the manifest says {size}: it was cut off or changed", blob.len);
         }
@@ -95,7 +101,13 @@ impl Source {
         }
     }
 
-    fn pick_indexed(&self, index: Blob, select: Option<&str>, known: Known<'_>, limits: &Limits) -> Result<Picked> {
+    fn pick_indexed(
+        &self,
+        index: Blob,
+        select: Option<&str>,
+        known: Known<'_>,
+        limits: &Limits,
+    ) -> Result<Picked> {
         if self.member("oci-layout")?.is_none() {
             bail!("{} has an index.json but no oci-layout: not an OCI image layout", self.path.display());
         }
@@ -106,14 +118,18 @@ impl Source {
         let mut indexes = Vec::new();
         for _ in 0..4 {
             let bytes = self.document(&found, known, limits)?;
-            let shown = || format!("{} {}", found.media_type.rsplit('.').nth(1).unwrap_or("document"), found.digest);
+            let shown =
+                || format!("{} {}", found.media_type.rsplit('.').nth(1).unwrap_or("document"), found.digest);
             match manifest::document(&bytes, &found).with_context(|| format!("blob {}", found.digest))? {
                 Document::Index(index) => {
                     found = index.for_platform().with_context(shown)?.clone();
                     indexes.push(bytes);
                 }
                 Document::Manifest(manifest) => {
-                    return self.layers(&manifest, bytes, known, limits).map(|p| Picked { name, indexes, ..p }).with_context(shown);
+                    return self
+                        .layers(&manifest, bytes, known, limits)
+                        .map(|p| Picked { name, indexes, ..p })
+                        .with_context(shown);
                 }
             }
         }
@@ -128,10 +144,17 @@ impl Source {
         }
         let blob = self.member(&blob_name(&digest))?;
         let blob = blob.with_context(|| format!("blob {digest} is missing in {}", self.path.display()))?;
-        blob.verified(&digest, Some(descriptor.size), limits.document).with_context(|| format!("blob {digest}"))
+        blob.verified(&digest, Some(descriptor.size), limits.document)
+            .with_context(|| format!("blob {digest}"))
     }
 
-    fn layers(&self, manifest: &Manifest, bytes: Vec<u8>, known: Known<'_>, limits: &Limits) -> Result<Picked> {
+    fn layers(
+        &self,
+        manifest: &Manifest,
+        bytes: Vec<u8>,
+        known: Known<'_>,
+        limits: &Limits,
+    ) -> Result<Picked> {
         manifest.check_config_type()?;
         let config = self.document(&manifest.config, known, limits)?;
         let layers = manifest.layers.iter().map(|l| {
@@ -145,13 +168,22 @@ impl Source {
     fn choose<'i>(&self, index: &'i Index, select: Option<&str>) -> Result<&'i Descriptor> {
         let all = &index.manifests;
         if let Some(select) = select {
-            let fits = |d: &&Descriptor| [manifest::REF_NAME, manifest::CONTAINERD_NAME].iter().any(|k| d.annotations.get(*k).is_some_and(|n| same_name(n, select)));
-            return all.iter().find(fits).with_context(|| self.unknown(select, all.iter().filter_map(Descriptor::name)));
+            let fits = |d: &&Descriptor| {
+                [manifest::REF_NAME, manifest::CONTAINERD_NAME]
+                    .iter()
+                    .any(|k| d.annotations.get(*k).is_some_and(|n| same_name(n, select)))
+            };
+            return all
+                .iter()
+                .find(fits)
+                .with_context(|| self.unknown(select, all.iter().filter_map(Descriptor::name)));
         }
         match &all[..] {
             [] => bail!("the index.json of {} lists no image", self.path.display()),
             [only] => Ok(only),
-            several if several.iter().all(|d| d.platform.is_some() && d.name() == several[0].name()) => index.for_platform(),
+            several if several.iter().all(|d| d.platform.is_some() && d.name() == several[0].name()) => {
+                index.for_platform()
+            }
             several => bail!(self.ambiguous(several.iter().filter_map(Descriptor::name))),
         }
     }
@@ -164,7 +196,9 @@ impl Source {
             (_, []) => bail!("the manifest.json of {} lists no image", self.path.display()),
             (None, [only]) => only,
             (None, _) => bail!(self.ambiguous(names())),
-            (Some(name), all) => all.iter().find(|i| tagged(i, name)).with_context(|| self.unknown(name, names()))?,
+            (Some(name), all) => {
+                all.iter().find(|i| tagged(i, name)).with_context(|| self.unknown(name, names()))?
+            }
         };
         let missing = |name: &str| format!("manifest.json names {name:?}, which is not in the archive");
         let config = self.member(&image.config)?.with_context(|| missing(&image.config))?;
@@ -178,7 +212,12 @@ impl Source {
             layers.push(LayerBlob { member: member.clone(), stored: None });
         }
         if layers.len() != diffs.len() {
-            bail!("manifest.json lists {} layers, {} has {} diff_ids", layers.len(), image.config, diffs.len());
+            bail!(
+                "manifest.json lists {} layers, {} has {} diff_ids",
+                layers.len(),
+                image.config,
+                diffs.len()
+            );
         }
         let name = image.repo_tags.iter().flatten().next().cloned();
         let manifest = made_up_manifest(&config, &diffs, &sizes)?;
@@ -202,7 +241,11 @@ impl Source {
     }
 
     fn unknown<'n>(&self, select: &str, names: impl Iterator<Item = &'n str>) -> String {
-        format!("{} has no image {select:?}, only [{}]", self.path.display(), names.collect::<Vec<_>>().join(", "))
+        format!(
+            "{} has no image {select:?}, only [{}]",
+            self.path.display(),
+            names.collect::<Vec<_>>().join(", ")
+        )
     }
 
     fn ambiguous<'n>(&self, names: impl Iterator<Item = &'n str>) -> String {
@@ -215,7 +258,8 @@ impl Source {
 fn same_name(name: &str, select: &str) -> bool {
     let parsed = |text| Reference::parse(text).ok();
     name == select
-        || parsed(name).is_some_and(|n| Some(&n) == parsed(select).as_ref() || (name.contains(':') && n.tag() == select))
+        || parsed(name)
+            .is_some_and(|n| Some(&n) == parsed(select).as_ref() || (name.contains(':') && n.tag() == select))
 }
 
 /// A configuration that is named by its digest must have it.

@@ -18,7 +18,11 @@ pub fn check(map: &[Segment], size: u64, stored: u64) -> Result<()> {
     let (mut end, mut sum) = (0u64, 0u64);
     for s in map {
         let Some(next) = s.offset.checked_add(s.len).filter(|next| s.offset >= end && *next <= size) else {
-            bail!("its sparse map has a segment of {} bytes at {} of {size}: out of order or place", s.len, s.offset);
+            bail!(
+                "its sparse map has a segment of {} bytes at {} of {size}: out of order or place",
+                s.len,
+                s.offset
+            );
         };
         end = next;
         sum += s.len;

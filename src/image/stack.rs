@@ -58,7 +58,9 @@ impl Merged {
     pub fn child(&self, name: &[u8]) -> Result<Child> {
         let mut found = Merged::default();
         for part in &self.parts {
-            let Some(stat) = fs::lookup(part, name).with_context(|| format!("stat {}", name.escape_ascii()))? else {
+            let Some(stat) =
+                fs::lookup(part, name).with_context(|| format!("stat {}", name.escape_ascii()))?
+            else {
                 continue;
             };
             if stat.kind != Kind::Dir {

@@ -105,7 +105,9 @@ impl Store {
         let mut images = Vec::new();
         for digest in digests {
             let image = self.image(&index, &digest.parse()?);
-            images.push(image.with_context(|| format!("`pgbox image rm {digest}` removes what is left of it"))?);
+            images.push(
+                image.with_context(|| format!("`pgbox image rm {digest}` removes what is left of it"))?,
+            );
         }
         images.sort_by(|a, b| a.names.cmp(&b.names));
         Ok(images)
@@ -120,7 +122,8 @@ impl Store {
         let manifest = found.digest()?;
         let by_name = matches!(Wanted::parse(reference)?, Wanted::Name(_));
         let goes = |d: &Descriptor| d.digest == found.digest && (!by_name || d.name() == found.name());
-        let names = index.manifests.iter().filter(|d| goes(d)).filter_map(|d| d.name().map(str::to_owned)).collect();
+        let names =
+            index.manifests.iter().filter(|d| goes(d)).filter_map(|d| d.name().map(str::to_owned)).collect();
         index.manifests.retain(|d| !goes(d));
         let image = !index.manifests.iter().any(|d| d.digest == found.digest);
         if image && in_use.contains(&manifest) {
@@ -134,7 +137,14 @@ impl Store {
     /// Waits until no other import or removal is under way.
     pub(super) fn lock(&self) -> Result<Lock> {
         let path = self.images.join("lock");
-        let open = || File::options().create(true).truncate(false).write(true).open(&path).and_then(|f| f.lock().map(|()| f));
+        let open = || {
+            File::options()
+                .create(true)
+                .truncate(false)
+                .write(true)
+                .open(&path)
+                .and_then(|f| f.lock().map(|()| f))
+        };
         Ok(Lock(open().with_context(|| format!("flock {}", path.display()))?))
     }
 
@@ -170,11 +180,13 @@ impl Store {
         index.manifests.push(Descriptor { media_type, digest, size, annotations, platform: None });
         index.manifests.sort_by(|a, b| a.name().cmp(&b.name()));
         // An image that loses its last name this way stays, under its digest: containers may run on it.
-        if let Some(mut old) = replaced.filter(|old| !index.manifests.iter().any(|d| d.digest == old.digest)) {
+        if let Some(mut old) = replaced.filter(|old| !index.manifests.iter().any(|d| d.digest == old.digest))
+        {
             old.annotations.remove(manifest::REF_NAME);
             index.manifests.push(old);
         }
-        let named: BTreeSet<_> = index.manifests.iter().filter(|d| d.name().is_some()).map(|d| d.digest.clone()).collect();
+        let named: BTreeSet<_> =
+            index.manifests.iter().filter(|d| d.name().is_some()).map(|d| d.digest.clone()).collect();
         index.manifests.retain(|d| d.name().is_some() || !named.contains(&d.digest));
         self.write_index(&index)
     }
@@ -195,7 +207,11 @@ impl Store {
                 continue;
             }
             if record.diff_id != diff.to_string() || (!alone && record.chain_id != chain.to_string()) {
-                bail!("layer {diff} would have the same directory as layer {}: {}", record.diff_id, dir.display());
+                bail!(
+                    "layer {diff} would have the same directory as layer {}: {}",
+                    record.diff_id,
+                    dir.display()
+                );
             }
             return Ok(Some(Layer { diff_id: *diff, chain_id: *chain, dir, size: record.size }));
         }
@@ -220,7 +236,9 @@ impl Store {
     fn record(&self, key: &str) -> Result<Option<Record>> {
         let path = self.record_path(key);
         match std::fs::read(&path) {
-            Ok(bytes) => Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?)),
+            Ok(bytes) => {
+                Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?))
+            }
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
         }
@@ -238,9 +256,11 @@ impl Store {
         let path = self.images.join("index.json");
         match std::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display())),
-            Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                Ok(Index { schema_version: 2, media_type: Some(manifest::OCI_INDEX.to_string()), manifests: Vec::new() })
-            }
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index {
+                schema_version: 2,
+                media_type: Some(manifest::OCI_INDEX.to_string()),
+                manifests: Vec::new(),
+            }),
             Err(e) => Err(e).with_context(|| format!("read {}", path.display())),
         }
     }
@@ -279,14 +299,19 @@ impl Store {
         for (diff, chain) in diffs.iter().zip(&chains) {
             match self.layer(diff, chain).with_context(damaged)? {
                 Some(layer) => layers.push(layer),
-                None => bail!("layer {diff} of image {shown} is missing in {}: import the image again", self.layers.display()),
+                None => bail!(
+                    "layer {diff} of image {shown} is missing in {}: import the image again",
+                    self.layers.display()
+                ),
             }
         }
         Ok(Image { names, manifest: *digest, config, layers })
     }
 
     fn documents(&self, digest: &Digest) -> Result<(Manifest, ImageConfig, Vec<DiffId>)> {
-        let read = |digest: &Digest| self.document(digest).with_context(|| format!("blob {digest} is missing or changed"));
+        let read = |digest: &Digest| {
+            self.document(digest).with_context(|| format!("blob {digest} is missing or changed"))
+        };
         let manifest: Manifest = serde_json::from_slice(&read(digest)?)?;
         let (config, diffs) = ImageConfig::parse(&read(&manifest.config.digest()?)?)?;
         Ok((manifest, config, diffs))
@@ -300,20 +325,24 @@ impl Store {
             let (manifest, _, diffs) = self.documents(&digest).with_context(|| format!("image {digest}"))?;
             blobs.extend([digest.hex(), manifest.config.digest()?.hex()]);
             let indexes = descriptor.annotations.get(INDEXES).map_or("", String::as_str);
-            blobs.extend(indexes.split_whitespace().filter_map(|d| d.strip_prefix("sha256:")).map(str::to_owned));
+            blobs.extend(
+                indexes.split_whitespace().filter_map(|d| d.strip_prefix("sha256:")).map(str::to_owned),
+            );
             for (diff, chain) in diffs.iter().zip(ChainId::chain(&diffs)) {
                 keys.extend([key(diff, &chain, true), key(diff, &chain, false)]);
             }
         }
         for name in entries(&self.images.join("blobs/sha256"))?.into_iter().filter(|n| !blobs.contains(n)) {
-            std::fs::remove_file(self.images.join("blobs/sha256").join(&name)).with_context(|| format!("remove blob {name}"))?;
+            std::fs::remove_file(self.images.join("blobs/sha256").join(&name))
+                .with_context(|| format!("remove blob {name}"))?;
         }
         let (mut layers, mut bytes) = (0, 0);
         for name in entries(&self.layers)? {
             let Some(key) = name.strip_suffix(".json").filter(|key| !keys.contains(*key)) else { continue };
             bytes += self.record(key)?.map_or(0, |r| r.size);
             layers += 1;
-            self.drop_layer(key).with_context(|| format!("remove layer {}", self.layers.join(key).display()))?;
+            self.drop_layer(key)
+                .with_context(|| format!("remove layer {}", self.layers.join(key).display()))?;
         }
         Ok((layers, bytes))
     }
@@ -332,8 +361,14 @@ impl Store {
 
 fn ways_out(index: &Index) -> String {
     let names: Vec<_> = index.manifests.iter().filter_map(Descriptor::name).collect();
-    let have = if names.is_empty() { "there is none yet".to_string() } else { format!("there is {}", names.join(", ")) };
-    format!("{have}. `pgbox image build` makes the Postgres image, `pgbox image import FILE` takes one from a file")
+    let have = if names.is_empty() {
+        "there is none yet".to_string()
+    } else {
+        format!("there is {}", names.join(", "))
+    };
+    format!(
+        "{have}. `pgbox image build` makes the Postgres image, `pgbox image import FILE` takes one from a file"
+    )
 }
 
 fn entries(dir: &Path) -> Result<Vec<String>> {

@@ -34,7 +34,7 @@ pub fn unpack<T: Tape>(tape: T, root: &OwnedFd, below: Option<&Stack>, limits: &
     let owner = (owner.uid, owner.gid);
     let mut unpacker = Unpacker { root, below, limits, owner, parent: None, journal: Journal::default() };
     let mut reader = Reader::new(tape, limits);
-    while let Some(entry) = reader.next()? {
+    while let Some(entry) = reader.next_entry()? {
         let shown = || format!("entry {:?}", entry.name.escape_ascii().to_string());
         unpacker.entry(&entry, &mut reader).with_context(shown)?;
     }
@@ -113,8 +113,10 @@ impl Unpacker<'_> {
                 if (*kind, *major, *minor) == (Kind::CharDevice, 0, 0) {
                     bail!("it is a character device 0:0, which overlayfs would take for a whiteout");
                 }
-                self.make(&place, |dir, name| fs::mknodat(dir, name, *kind, entry.mode & 0o777, *major, *minor))
-                    .context("mknod")?;
+                self.make(&place, |dir, name| {
+                    fs::mknodat(dir, name, *kind, entry.mode & 0o777, *major, *minor)
+                })
+                .context("mknod")?;
                 self.finish_name(entry, &place, true)
             }
         }
@@ -149,7 +151,8 @@ impl Unpacker<'_> {
     }
 
     fn file<T: Tape>(&mut self, entry: &Entry, place: &Place, reader: &mut Reader<'_, T>) -> Result<()> {
-        let mut file = self.make(place, |dir, name| fs::create_file(dir, name, entry.mode & 0o777)).context("create")?;
+        let mut file =
+            self.make(place, |dir, name| fs::create_file(dir, name, entry.mode & 0o777)).context("create")?;
         if entry.sparse.is_some() {
             reader.data(entry, |at, bytes| file.write_all_at(bytes, at).context("write"))?;
             file.set_len(entry.size).context("ftruncate")?;
@@ -197,17 +200,19 @@ impl Unpacker<'_> {
         if let Some(further) = self.journal.links.get(&target).cloned() {
             return self.link_below(here, further, place);
         }
-        let Some((dir, real)) = self.find_parent(name::parent(&target))? else {
+        let Some(found) = self.find(name::parent(&target))? else {
             return self.link_below(here, target, place);
         };
-        let last = name::last(&target);
-        if name::join(&real, last) == here {
+        let (dir, last) = (&found.fd, name::last(&target));
+        if name::join(&found.real, last) == here {
             return Ok(());
         }
-        match fs::lookup(&dir, last)? {
+        match fs::lookup(dir, last)? {
             None => self.link_below(here, target, place),
-            Some(stat) if stat.kind == Kind::Dir => bail!("it is a hard link to the directory {}", name::show(&target)),
-            Some(_) => self.make(place, |to, name| fs::linkat(&dir, last, to, name)).context("link"),
+            Some(stat) if stat.kind == Kind::Dir => {
+                bail!("it is a hard link to the directory {}", name::show(&target))
+            }
+            Some(_) => self.make(place, |to, name| fs::linkat(dir, last, to, name)).context("link"),
         }
     }
 
@@ -220,7 +225,11 @@ impl Unpacker<'_> {
     }
 
     /// Makes something at `place`, in the place of what an earlier entry of this layer made there.
-    fn make<R>(&mut self, place: &Place, make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::Result<R>) -> io::Result<R> {
+    fn make<R>(
+        &mut self,
+        place: &Place,
+        make: impl Fn(BorrowedFd<'_>, &[u8]) -> io::Result<R>,
+    ) -> io::Result<R> {
         use std::os::fd::AsFd;
         if !self.journal.links.is_empty() {
             self.journal.links.remove(&place.path());
@@ -249,40 +258,37 @@ impl Unpacker<'_> {
 
     /// Opens the directory `path`, making what is missing of it.
     fn enter(&mut self, path: &[u8]) -> Result<Rc<Parent>> {
-        if let Some(parent) = self.parent.as_ref().filter(|p| p.asked == path) {
-            return Ok(Rc::clone(parent));
-        }
-        let parent = match fs::dir_handle(self.root, path) {
-            Ok(fd) => Parent { asked: path.to_vec(), real: path.to_vec(), fd },
-            Err(e) if resolve::needs_walk(&e) => {
-                let real = self.walk(path, true)?.context("a directory that was just made is missing")?;
-                let fd = fs::dir_handle(self.root, &real).context("openat2")?;
-                Parent { asked: path.to_vec(), real, fd }
-            }
-            Err(e) => return Err(e).with_context(|| format!("openat2 {}", name::show(path))),
-        };
-        let parent = Rc::new(parent);
+        let parent = self.open(path, true)?.context("a directory that was just made is missing")?;
         self.parent = Some(Rc::clone(&parent));
         Ok(parent)
     }
 
     /// Finds the directory `path` in this layer without making anything.
-    fn find_parent(&mut self, path: &[u8]) -> Result<Option<(OwnedFd, Vec<u8>)>> {
-        match fs::dir_handle(self.root, path) {
-            Ok(fd) => Ok(Some((fd, path.to_vec()))),
-            Err(e) if resolve::needs_walk(&e) => Ok(match self.walk(path, false)? {
-                Some(real) => Some((fs::dir_handle(self.root, &real).context("openat2")?, real)),
-                None => None,
-            }),
-            Err(e) => Err(e).with_context(|| format!("openat2 {}", name::show(path))),
+    fn find(&mut self, path: &[u8]) -> Result<Option<Rc<Parent>>> {
+        self.open(path, false)
+    }
+
+    fn open(&mut self, path: &[u8], create: bool) -> Result<Option<Rc<Parent>>> {
+        if let Some(parent) = self.parent.as_ref().filter(|p| p.asked == path) {
+            return Ok(Some(Rc::clone(parent)));
         }
+        let (real, fd) = match fs::dir_handle(self.root, path) {
+            Ok(fd) => (path.to_vec(), fd),
+            Err(e) if resolve::needs_walk(&e) => {
+                let Some(real) = self.walk(path, create)? else { return Ok(None) };
+                let fd = fs::dir_handle(self.root, &real).context("openat2")?;
+                (real, fd)
+            }
+            Err(e) => return Err(e).with_context(|| format!("openat2 {}", name::show(path))),
+        };
+        Ok(Some(Rc::new(Parent { asked: path.to_vec(), real, fd })))
     }
 
     /// Follows `path` part by part, with the layer as the root of its symbolic links, and returns the real path.
     /// Missing directories are made if `create`, otherwise the result is `None`.
     fn walk(&mut self, path: &[u8], create: bool) -> Result<Option<Vec<u8>>> {
         let mut route = resolve::Route::new(path);
-        while let Some(part) = route.next() {
+        while let Some(part) = route.step() {
             if part == b".." {
                 self.doubt(&route.real);
                 name::pop(&mut route.real);
@@ -316,7 +322,9 @@ impl Unpacker<'_> {
     /// The target, if `path` is a symbolic link of the layers below that this layer leaves in place.
     fn link_of_below(&self, path: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.below {
-            Some(below) if !self.journal.whiteouts.contains(path) => resolve::link_below(below, &self.journal, path),
+            Some(below) if !self.journal.whiteouts.contains(path) => {
+                resolve::link_below(below, &self.journal, path)
+            }
             _ => Ok(None),
         }
     }
@@ -341,5 +349,8 @@ fn reader_size(entry: &Entry) -> u64 {
 }
 
 fn xattr_failed(key: &[u8]) -> String {
-    format!("setxattr {} (does the file system of the pgbox root take extended attributes?)", key.escape_ascii())
+    format!(
+        "setxattr {} (does the file system of the pgbox root take extended attributes?)",
+        key.escape_ascii()
+    )
 }

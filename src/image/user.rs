@@ -87,7 +87,9 @@ fn find_group(group: &[u8], wanted: &str) -> Result<u32> {
 fn groups_of(group: &[u8], user: &str) -> Vec<u32> {
     entries(group)
         .filter(|fields| {
-            fields.get(3).is_some_and(|list| list.split(|b| *b == b',').any(|member| member == user.as_bytes()))
+            fields
+                .get(3)
+                .is_some_and(|list| list.split(|b| *b == b',').any(|member| member == user.as_bytes()))
         })
         .filter_map(|fields| number(fields[2]))
         .collect()

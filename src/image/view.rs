@@ -11,7 +11,8 @@ pub fn mount(image: &Image, dir: &Path) -> Result<()> {
         bail!("{} is not a directory: make it first (mkdir {0})", dir.display());
     }
     let options = Options { read_only: true, volatile: false };
-    overlay::mount(&image.lowers(), None, dir, options).with_context(|| format!("mount image {}", image.name()))
+    overlay::mount(&image.lowers(), None, dir, options)
+        .with_context(|| format!("mount image {}", image.name()))
 }
 
 /// Takes a mount away again.

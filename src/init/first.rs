@@ -41,8 +41,13 @@ impl Init<'_> {
         major: u32,
     ) -> Result<()> {
         let password = self.password(postgres)?;
+        // Before the mount: its file is in the directory that is then covered.
+        let sample = self.without_huge_pages(postgres, data, major)?;
         data.begin_aside(&self.config.user)?;
-        let made = self.make_cluster(postgres, data, names, major, password.as_deref());
+        self.phase(Phase::Initdb);
+        let made = self.initdb(postgres, data, names, major, password.as_deref());
+        drop(sample);
+        let made = made.and_then(|()| self.furnish(postgres, data, names, password.as_deref()));
         let Err(error) = made else { return data.commit_aside() };
         data.uncover()?;
         let waldir = postgres.initdb_waldir.as_deref();
@@ -56,16 +61,14 @@ impl Init<'_> {
         Err(error)
     }
 
-    fn make_cluster(
+    /// Makes the new cluster the user's own: who may connect, settings, the first database, the scripts.
+    fn furnish(
         &mut self,
         postgres: &PostgresPayload,
         data: &DataDir,
         names: &Names,
-        major: u32,
         password: Option<&str>,
     ) -> Result<()> {
-        self.phase(Phase::Initdb);
-        self.initdb(postgres, data, names, major, password)?;
         self.append_hba(postgres)?;
         self.write_settings(postgres)?;
         let env = script_env(self.server_env(postgres), names, password);
@@ -112,7 +115,6 @@ impl Init<'_> {
                 waldir,
             )?;
         }
-        let _sample = self.without_huge_pages(postgres, data, major)?;
         for locale in LOCALES {
             self.events.log().forget_tail();
             let exit = self.initdb_once(postgres, data, names, major, password, locale)?;

@@ -90,14 +90,11 @@ impl Init<'_> {
         ever_up: bool,
         crashes: &mut u32,
     ) -> Result<Option<Reason>> {
+        let Exit::Code(_) = run.exit else {
+            return Ok(self.note_crash(run, crashes, "usually the kernel's OOM killer, or a kill -9"));
+        };
         let words = self.events.log().last_words();
-        // A server that never came up and ended by itself would only do so again.
-        if let (false, Exit::Code(_)) = (ever_up, run.exit)
-            && !self.disk_full(data)
-        {
-            bail!("the server did not start, {}: {words}", run.exit);
-        }
-        if self.disk_full(data) {
+        if disk_full(data, &self.events.log().tail()) {
             let text = format!(
                 "no space left on the volume of {}; the server is not started again: {words}",
                 data.path.display()
@@ -106,19 +103,23 @@ impl Init<'_> {
             self.talk.status.error = Some(text);
             return Ok(Some(Reason::DiskFull));
         }
-        let text = format!("the server ended with {}: {words}", run.exit);
+        // A server that never came up and ended by itself would only do so again.
+        if !ever_up {
+            bail!("the server did not start, {}: {words}", run.exit);
+        }
+        Ok(self.note_crash(run, crashes, &words))
+    }
+
+    /// Records a crash and counts it; a reason to end once there were too many in a row.
+    fn note_crash(&mut self, run: &Run, crashes: &mut u32, why: &str) -> Option<Reason> {
+        let text = format!("the server ended with {}: {why}", run.exit);
         self.events.log_line(&text);
         self.talk.status.error = Some(text);
         *crashes = if run.lasted > STABLE { 1 } else { *crashes + 1 };
         match self.config.restart {
-            Restart::OnCrash { max } if *crashes <= max => Ok(None),
-            _ => Ok(Some(Reason::Crashed)),
+            Restart::OnCrash { max } if *crashes <= max => None,
+            _ => Some(Reason::Crashed),
         }
-    }
-
-    fn disk_full(&mut self, data: &DataDir) -> bool {
-        data.free_bytes().is_ok_and(|free| free < SEGMENT)
-            || self.events.log().tail().contains("No space left on device")
     }
 
     /// Waits before a restart, longer after each crash. True if a stop came meanwhile.
@@ -219,6 +220,16 @@ impl Init<'_> {
             self.next_event(Duration::from_millis(50))?;
         }
     }
+}
+
+/// True if the server ended because its volume is full. The log only counts where the server itself gave up:
+/// a client's failed INSERT is an ERROR.
+fn disk_full(data: &DataDir, tail: &str) -> bool {
+    let gave_up = |line: &str| {
+        (line.contains("PANIC:") || line.contains("FATAL:"))
+            && (line.contains("No space left on device") || line.contains("Disk quota exceeded"))
+    };
+    data.free_bytes().is_ok_and(|free| free < SEGMENT) || tail.lines().any(gave_up)
 }
 
 /// The orphaned processes (children of pid 1) that execute `server`.

@@ -49,6 +49,8 @@ impl Init<'_> {
             Content::Empty => {
                 version::check(major, None, "")?;
                 self.first_start(postgres, &data, &names, major)?;
+                // A new volume is root's; nothing to tell.
+                ownership::ensure(&postgres.pgdata, &self.config.user)?;
             }
             Content::Cluster(cluster) => {
                 version::check(major, Some(cluster), &postgres.pgdata.display().to_string())?;

@@ -47,11 +47,18 @@ fn commands(shell: &str) -> String {
     let mut end: Option<&str> = None;
     let mut text = String::new();
     for line in shell.lines() {
-        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do"].contains(&line) { "$ " } else { "  " };
+        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do"].contains(&line) {
+            "$ "
+        } else {
+            "  "
+        };
         text += &format!("    {prompt}{line}\n");
         end = match end {
             Some(mark) if line == mark => None,
-            None => line.rsplit_once("<<'").and_then(|(_, mark)| mark.strip_suffix('\'')).filter(|m| *m != "INNER"),
+            None => line
+                .rsplit_once("<<'")
+                .and_then(|(_, mark)| mark.strip_suffix('\''))
+                .filter(|m| *m != "INNER"),
             open => open,
         };
     }

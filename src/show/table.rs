@@ -23,6 +23,9 @@ mod tests {
     #[test]
     fn columns_line_up() {
         let rows = vec![vec!["a".into(), "running".into()], vec!["primary".into(), "x".into()]];
-        assert_eq!(super::render(&["NODE", "STATE"], &rows), "NODE     STATE\na        running\nprimary  x\n");
+        assert_eq!(
+            super::render(&["NODE", "STATE"], &rows),
+            "NODE     STATE\na        running\nprimary  x\n"
+        );
     }
 }

@@ -3,7 +3,11 @@
 //! An interface name has at most 15 bytes (IFNAMSIZ, netdevice(7)), while a lab or node name may have 40.
 //! Readable names are used where they fit, and a hash of the full identity where they don't.
 
-use std::{fmt, path::{Path, PathBuf}, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -96,7 +100,8 @@ pub struct ObjectNames {
 impl ObjectNames {
     pub fn new(root: &Path, lab: &Name, node: &Name) -> Self {
         let home = root == Path::new(DEFAULT_ROOT);
-        let scope = if home { String::new() } else { format!("-{}", hex(&digest(&[&root.to_string_lossy()])[..3])) };
+        let scope =
+            if home { String::new() } else { format!("-{}", hex(&digest(&[&root.to_string_lossy()])[..3])) };
         let lab_id = digest(&[&root.to_string_lossy(), lab.as_str()]);
         let node_id = digest(&[&root.to_string_lossy(), lab.as_str(), node.as_str()]);
         let in_default_lab = home && lab.as_str() == DEFAULT_LAB;
@@ -167,7 +172,8 @@ mod tests {
     fn another_root_shares_no_name() {
         let here = ObjectNames::new(Path::new(DEFAULT_ROOT), &name("default"), &name("primary"));
         let there = ObjectNames::new(Path::new("/tmp/x"), &name("default"), &name("primary"));
-        for (a, b) in [(&here.bridge, &there.bridge), (&here.veth, &there.veth), (&here.netns, &there.netns)] {
+        for (a, b) in [(&here.bridge, &there.bridge), (&here.veth, &there.veth), (&here.netns, &there.netns)]
+        {
             assert_ne!(a, b);
         }
         assert_ne!(here.cgroup, there.cgroup);

@@ -18,7 +18,11 @@ impl FromStr for Publish {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not a published port; write HOST:PORT or IP:HOST:PORT, for example 127.0.0.1:5433:5432");
+        let wrong = || {
+            format!(
+                "`{text}` is not a published port; write HOST:PORT or IP:HOST:PORT, for example 127.0.0.1:5433:5432"
+            )
+        };
         let port = |t: &str| t.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(wrong);
         let text_without_protocol = text.strip_suffix("/tcp").unwrap_or(text);
         let parts: Vec<&str> = text_without_protocol.split(':').collect();

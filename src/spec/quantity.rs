@@ -24,7 +24,8 @@ pub fn bytes(text: &str) -> Result<u64, String> {
 
 /// Thousandths of a CPU from `2`, `0.5`, `1.25`.
 pub fn milli_cpus(text: &str) -> Result<u64, String> {
-    let cpus: f64 = text.parse().map_err(|_| format!("`{text}` is not a number of CPUs; write for example 0.5 or 2"))?;
+    let cpus: f64 =
+        text.parse().map_err(|_| format!("`{text}` is not a number of CPUs; write for example 0.5 or 2"))?;
     // 10 ms is the least quota that the kernel takes per 100 ms period without rounding up (cgroup-v2: 1 ms).
     if (0.01..=4096.0).contains(&cpus) {
         Ok((cpus * 1000.0).round() as u64)
@@ -38,7 +39,8 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
         return Ok(Duration::from_secs(seconds));
     }
-    humantime::parse_duration(text).map_err(|_| format!("`{text}` is not a time; write for example 30s or 5min"))
+    humantime::parse_duration(text)
+        .map_err(|_| format!("`{text}` is not a time; write for example 30s or 5min"))
 }
 
 /// Bytes as people read them: `512M`, `1.5G`.
@@ -46,7 +48,8 @@ pub fn human_bytes(bytes: u64) -> String {
     let units = ["B", "K", "M", "G", "T", "P"];
     let power = (bytes.max(1).ilog2() / 10).min(5);
     let scaled = bytes as f64 / (1u64 << (10 * power)) as f64;
-    let text = if scaled < 10.0 && scaled.fract() > 0.05 { format!("{scaled:.1}") } else { format!("{scaled:.0}") };
+    let text =
+        if scaled < 10.0 && scaled.fract() > 0.05 { format!("{scaled:.1}") } else { format!("{scaled:.0}") };
     format!("{text}{}", units[power as usize])
 }
 
@@ -56,7 +59,14 @@ mod tests {
 
     #[test]
     fn sizes_have_dockers_meaning() {
-        for (text, want) in [("512m", 512 << 20), ("1g", 1 << 30), ("1.5G", 3 << 29), ("64KiB", 65536), ("100", 100), ("2gb", 2 << 30)] {
+        for (text, want) in [
+            ("512m", 512 << 20),
+            ("1g", 1 << 30),
+            ("1.5G", 3 << 29),
+            ("64KiB", 65536),
+            ("100", 100),
+            ("2gb", 2 << 30),
+        ] {
             assert_eq!(bytes(text), Ok(want), "{text}");
         }
         for bad in ["", "m", "1x", "-1", "0", "1e99", "nan", "1.2.3g"] {
@@ -75,7 +85,8 @@ mod tests {
 
     #[test]
     fn bytes_for_people() {
-        for (n, text) in [(0, "0B"), (1023, "1023B"), (1 << 20, "1M"), (3 << 29, "1.5G"), (134 << 20, "134M")] {
+        for (n, text) in [(0, "0B"), (1023, "1023B"), (1 << 20, "1M"), (3 << 29, "1.5G"), (134 << 20, "134M")]
+        {
             assert_eq!(human_bytes(n), text);
         }
     }

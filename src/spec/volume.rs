@@ -1,6 +1,10 @@
 //! `-v SOURCE:TARGET[:ro]`: a named volume or a directory of the host, mounted into the node.
 
-use std::{fmt, path::{Component, Path, PathBuf}, str::FromStr};
+use std::{
+    fmt,
+    path::{Component, Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -33,7 +37,11 @@ impl FromStr for Volume {
         let (source, target, read_only) = match parts[..] {
             [source, target] | [source, target, "rw"] => (source, target, false),
             [source, target, "ro"] => (source, target, true),
-            _ => return Err(format!("`{text}` is not a volume; write NAME:/path or /host/dir:/path, with :ro to make it read-only")),
+            _ => {
+                return Err(format!(
+                    "`{text}` is not a volume; write NAME:/path or /host/dir:/path, with :ro to make it read-only"
+                ));
+            }
         };
         let source = if source.starts_with(['/', '.']) {
             VolumeSource::Path(PathBuf::from(source))
@@ -48,7 +56,9 @@ fn lawful_target(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let plain = path.components().all(|c| matches!(c, Component::RootDir | Component::Normal(_)));
     if !path.is_absolute() || !plain || path == Path::new("/") {
-        return Err(format!("`{text}` can't be a volume's place in the node: give an absolute path without `..`"));
+        return Err(format!(
+            "`{text}` can't be a volume's place in the node: give an absolute path without `..`"
+        ));
     }
     Ok(path.components().collect())
 }
@@ -71,7 +81,10 @@ mod tests {
         let v: Volume = "data:/var/lib/x".parse().unwrap();
         assert_eq!(v.source, VolumeSource::Named("data".parse().unwrap()));
         let v: Volume = "/srv/pg:/data/:ro".parse().unwrap();
-        assert_eq!((v.source, v.target, v.read_only), (VolumeSource::Path("/srv/pg".into()), "/data".into(), true));
+        assert_eq!(
+            (v.source, v.target, v.read_only),
+            (VolumeSource::Path("/srv/pg".into()), "/data".into(), true)
+        );
     }
 
     #[test]

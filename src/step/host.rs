@@ -22,25 +22,68 @@ use crate::{
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum HostStep {
     /// The node's directories: the writable half of its overlay, and where that is mounted.
-    CreateBundle { dir: PathBuf, files: Vec<(String, String)> },
+    CreateBundle {
+        dir: PathBuf,
+        files: Vec<(String, String)>,
+    },
     /// A directory for data that outlives the node.
-    CreateVolume { dir: PathBuf },
+    CreateVolume {
+        dir: PathBuf,
+    },
     /// The switch that the nodes of a lab are plugged into.
-    CreateBridge { name: String, alias: String, mac: [u8; 6], address: Ipv4Net, own_port: String },
+    CreateBridge {
+        name: String,
+        alias: String,
+        mac: [u8; 6],
+        address: Ipv4Net,
+        own_port: String,
+    },
     /// Packets may pass from the bridge to other interfaces, and from 127.0.0.1 to the bridge.
-    EnableForwarding { bridge: String },
-    CreateNetns { name: String },
+    EnableForwarding {
+        bridge: String,
+    },
+    CreateNetns {
+        name: String,
+    },
     /// `serves`: clients connect to the node, and their connections may outlive it.
-    CreateVeth { name: String, alias: String, bridge: String, netns: String, mac: [u8; 6], serves: bool },
-    AssignAddress { netns: String, address: Ipv4Net, gateway: Ipv4Addr },
+    CreateVeth {
+        name: String,
+        alias: String,
+        bridge: String,
+        netns: String,
+        mac: [u8; 6],
+        serves: bool,
+    },
+    AssignAddress {
+        netns: String,
+        address: Ipv4Net,
+        gateway: Ipv4Addr,
+    },
     /// Masquerading for the node's own traffic, and its published ports.
-    CreateNat { table: String, comment: String, bridge: String, address: Ipv4Net, publish: Vec<Publish> },
+    CreateNat {
+        table: String,
+        comment: String,
+        bridge: String,
+        address: Ipv4Net,
+        publish: Vec<Publish>,
+    },
     /// The node's name in the /etc/hosts that all nodes of the lab share.
-    AddHostName { file: PathBuf, address: Ipv4Addr, name: String },
+    AddHostName {
+        file: PathBuf,
+        address: Ipv4Addr,
+        name: String,
+    },
     /// `directories` is where it appears, one for each hierarchy.
-    CreateCgroup { path: PathBuf, directories: Vec<PathBuf> },
+    CreateCgroup {
+        path: PathBuf,
+        directories: Vec<PathBuf>,
+    },
     /// `files` is what that comes to on this host: file and text.
-    SetLimits { path: PathBuf, limits: cgroup::Limits, files: Vec<(PathBuf, String)> },
+    SetLimits {
+        path: PathBuf,
+        limits: cgroup::Limits,
+        files: Vec<(PathBuf, String)>,
+    },
 }
 
 /// The node's end of its veth pair.
@@ -62,15 +105,17 @@ impl HostStep {
             Self::CreateVolume { dir } => {
                 fs::create_dir_all(dir).with_context(|| format!("mkdir {}", dir.display()))
             }
-            Self::CreateBridge { name, alias, mac, address, own_port: _ } => link::create_bridge(&link::Bridge {
-                name: name.clone(),
-                alias: alias.clone(),
-                mac: *mac,
-                address: address.addr(),
-                prefix: address.prefix_len(),
-                mtu: None,
-            })
-            .map(drop),
+            Self::CreateBridge { name, alias, mac, address, own_port: _ } => {
+                link::create_bridge(&link::Bridge {
+                    name: name.clone(),
+                    alias: alias.clone(),
+                    mac: *mac,
+                    address: address.addr(),
+                    prefix: address.prefix_len(),
+                    mtu: None,
+                })
+                .map(drop)
+            }
             Self::EnableForwarding { bridge } => enable_forwarding(bridge),
             Self::CreateNetns { name } => netns::create(name),
             Self::CreateVeth { name, alias, bridge, netns, mac, .. } => {
@@ -87,7 +132,13 @@ impl HostStep {
             }
             Self::AssignAddress { netns, address, gateway } => {
                 let ns = netns::open(netns)?;
-                link::configure(ns.as_fd(), NODE_INTERFACE, address.addr(), address.prefix_len(), Some(*gateway))
+                link::configure(
+                    ns.as_fd(),
+                    NODE_INTERFACE,
+                    address.addr(),
+                    address.prefix_len(),
+                    Some(*gateway),
+                )
             }
             Self::CreateNat { .. } => nft::add(&self.nat_table().expect("a NAT step has a table")),
             Self::AddHostName { file, address, name } => edit_hosts(file, name, Some(*address)),
@@ -179,7 +230,9 @@ impl HostStep {
                 shell: format!(
                     "echo 1 >/proc/sys/net/ipv4/ip_forward\necho 1 >/proc/sys/net/ipv4/conf/{bridge}/route_localnet"
                 ),
-                look: format!("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/{bridge}/route_localnet"),
+                look: format!(
+                    "cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/{bridge}/route_localnet"
+                ),
             },
             Self::CreateNetns { name } => Lesson {
                 title: format!("create the network namespace {name}"),
@@ -243,18 +296,38 @@ impl HostStep {
                       in it and never runs a moment without limits.",
                 see: "cgroups(7), https://docs.kernel.org/admin-guide/cgroup-v2.html",
                 shell: format!("mkdir -p {}", shown_paths(directories)),
-                look: format!("cat {}", directories.last().map(|d| d.join("cgroup.procs").display().to_string()).unwrap_or_default()),
+                look: format!(
+                    "cat {}",
+                    directories
+                        .last()
+                        .map(|d| d.join("cgroup.procs").display().to_string())
+                        .unwrap_or_default()
+                ),
             },
             Self::SetLimits { files, .. } => Lesson {
                 title: match files.len() {
                     0 => "set no limits".to_owned(),
-                    _ => format!("limit {}", files.iter().map(|(f, v)| format!("{}={v}", file_name(f))).collect::<Vec<_>>().join(", ")),
+                    _ => format!(
+                        "limit {}",
+                        files
+                            .iter()
+                            .map(|(f, v)| format!("{}={v}", file_name(f)))
+                            .collect::<Vec<_>>()
+                            .join(", ")
+                    ),
                 },
                 why: "Every value is read back after it was written: the kernel rounds some and refuses others, and \
                       a limit that is not there must be an error, not a surprise under load.",
                 see: "https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files",
-                shell: files.iter().map(|(f, v)| format!("echo {v} >{}", f.display())).collect::<Vec<_>>().join("\n"),
-                look: format!("grep . {}", shown_paths(&files.iter().map(|(f, _)| f.clone()).collect::<Vec<_>>())),
+                shell: files
+                    .iter()
+                    .map(|(f, v)| format!("echo {v} >{}", f.display()))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
+                look: format!(
+                    "grep . {}",
+                    shown_paths(&files.iter().map(|(f, _)| f.clone()).collect::<Vec<_>>())
+                ),
             },
         }
     }
@@ -274,10 +347,12 @@ fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
 
 fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
-        absent_is_ok(fs::remove_dir_all(dir.join(name))).with_context(|| format!("remove {}/{name}", dir.display()))?;
+        absent_is_ok(fs::remove_dir_all(dir.join(name)))
+            .with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
     for (name, _) in files {
-        absent_is_ok(fs::remove_file(dir.join(name))).with_context(|| format!("remove {}/{name}", dir.display()))?;
+        absent_is_ok(fs::remove_file(dir.join(name)))
+            .with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
     Ok(())
 }

@@ -23,22 +23,51 @@ use crate::sys::{
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum InnerStep {
     /// Made by clone3 itself: without it there is no process to apply the other steps.
-    EnterNamespaces { netns: PathBuf },
+    EnterNamespaces {
+        netns: PathBuf,
+    },
     MakeMountsPrivate,
-    MountOverlay { lowers: Vec<PathBuf>, upper: PathBuf, work: PathBuf, merged: PathBuf },
-    Bind { root: PathBuf, source: PathBuf, target: PathBuf, read_only: bool, place: BindPlace },
-    PivotRoot { root: PathBuf },
+    MountOverlay {
+        lowers: Vec<PathBuf>,
+        upper: PathBuf,
+        work: PathBuf,
+        merged: PathBuf,
+    },
+    Bind {
+        root: PathBuf,
+        source: PathBuf,
+        target: PathBuf,
+        read_only: bool,
+        place: BindPlace,
+    },
+    PivotRoot {
+        root: PathBuf,
+    },
     MountProc,
     MountDev,
-    MountShm { size: u64 },
+    MountShm {
+        size: u64,
+    },
     MountSys,
-    MaskPaths { paths: Vec<PathBuf> },
-    ProtectPaths { paths: Vec<PathBuf> },
-    SetHostname { name: String },
+    MaskPaths {
+        paths: Vec<PathBuf>,
+    },
+    ProtectPaths {
+        paths: Vec<PathBuf>,
+    },
+    SetHostname {
+        name: String,
+    },
     /// Applied by pid 1 to every process of the image, right before its exec.
-    DropPrivileges { keep: Vec<String>, seccomp: bool },
+    DropPrivileges {
+        keep: Vec<String>,
+        seccomp: bool,
+    },
     /// The last one: from here on this process is the node's init.
-    StartInit { command: Vec<String>, user: String },
+    StartInit {
+        command: Vec<String>,
+        user: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -68,18 +97,23 @@ impl InnerStep {
             Self::EnterNamespaces { .. } | Self::DropPrivileges { .. } | Self::StartInit { .. } => Ok(()),
             Self::MakeMountsPrivate => mount::make_private(),
             Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),
-            Self::Bind { root, source, target, read_only, place } => bind(root, source, target, *read_only, *place),
+            Self::Bind { root, source, target, read_only, place } => {
+                bind(root, source, target, *read_only, *place)
+            }
             Self::PivotRoot { root } => mount::pivot_root(root),
             Self::MountProc => mount_kernel_fs("proc", "/proc", Attributes::INERT),
-            Self::MountSys => mount_kernel_fs("sysfs", "/sys", Attributes { read_only: true, ..Attributes::INERT }),
+            Self::MountSys => {
+                mount_kernel_fs("sysfs", "/sys", Attributes { read_only: true, ..Attributes::INERT })
+            }
             Self::MountDev => mount_dev(),
             Self::MountShm { size } => mount_shm(*size),
             Self::MaskPaths { paths } => mask(paths),
-            Self::ProtectPaths { paths } => paths
-                .iter()
-                .filter(|p| p.exists())
-                .try_for_each(|p| mount::bind(p, p, true).with_context(|| format!("protect {}", p.display()))),
-            Self::SetHostname { name } => nix::unistd::sethostname(name).with_context(|| format!("sethostname {name}")),
+            Self::ProtectPaths { paths } => paths.iter().filter(|p| p.exists()).try_for_each(|p| {
+                mount::bind(p, p, true).with_context(|| format!("protect {}", p.display()))
+            }),
+            Self::SetHostname { name } => {
+                nix::unistd::sethostname(name).with_context(|| format!("sethostname {name}"))
+            }
         }
     }
 
@@ -225,7 +259,10 @@ impl InnerStep {
                 see: "capabilities(7), seccomp(2)",
                 shell: format!(
                     "# each process of the image starts with: setpriv --no-new-privs --bounding-set=-all,{}",
-                    keep.iter().map(|c| format!("+{}", c.trim_start_matches("cap_"))).collect::<Vec<_>>().join(",")
+                    keep.iter()
+                        .map(|c| format!("+{}", c.trim_start_matches("cap_")))
+                        .collect::<Vec<_>>()
+                        .join(",")
                 ),
                 look: "grep -E 'Cap|Seccomp' /proc/self/status".to_owned(),
             },
@@ -235,7 +272,10 @@ impl InnerStep {
                       with code 2 for a crashed backend: every session is dropped. SIGTERM, which others send to stop, \
                       is Postgres' smart shutdown and waits for every client; this init sends SIGINT.",
                 see: "PostgreSQL manual, 19.5 Shutting Down the Server",
-                shell: format!("exec setpriv --reuid={user} --regid={user} --init-groups {}\nINNER", command.join(" ")),
+                shell: format!(
+                    "exec setpriv --reuid={user} --regid={user} --init-groups {}\nINNER",
+                    command.join(" ")
+                ),
                 look: "ps -ef".to_owned(),
             },
         }
@@ -254,7 +294,8 @@ fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -
     // The merged root shows the upper's own mode and owner, not the image's.
     if let Some(top) = lowers.first() {
         let image = std::fs::metadata(top).with_context(|| format!("stat {}", top.display()))?;
-        std::fs::set_permissions(upper, image.permissions()).with_context(|| format!("chmod {}", upper.display()))?;
+        std::fs::set_permissions(upper, image.permissions())
+            .with_context(|| format!("chmod {}", upper.display()))?;
         std::os::unix::fs::chown(upper, Some(image.uid()), Some(image.gid()))
             .with_context(|| format!("chown {}", upper.display()))?;
     }
@@ -272,7 +313,8 @@ fn bind(root: &Path, source: &Path, target: &Path, read_only: bool, place: BindP
         BindPlace::File => Place::File,
     };
     let target_fd = Jail::open(root)?.place(target, kind)?;
-    tree.attach(target_fd.as_fd()).with_context(|| format!("bind {} to {}", source.display(), target.display()))
+    tree.attach(target_fd.as_fd())
+        .with_context(|| format!("bind {} to {}", source.display(), target.display()))
 }
 
 fn mount_kernel_fs(kind: &str, target: &str, attributes: Attributes) -> Result<()> {
@@ -284,10 +326,15 @@ fn mount_kernel_fs(kind: &str, target: &str, attributes: Attributes) -> Result<(
 /// where they look for it.
 fn place(target: &str) -> Result<()> {
     match std::fs::create_dir(target) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => return Err(e).with_context(|| format!("mkdir {target}")),
+        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
+            return Err(e).with_context(|| format!("mkdir {target}"));
+        }
         _ => {}
     }
-    anyhow::ensure!(mount::is_real_directory(Path::new(target)), "the image has something else than a directory at {target}");
+    anyhow::ensure!(
+        mount::is_real_directory(Path::new(target)),
+        "the image has something else than a directory at {target}"
+    );
     Ok(())
 }
 
@@ -299,7 +346,8 @@ fn mount_dev() -> Result<()> {
         mount::make_device(&Path::new("/dev").join(name), major, minor, 0o666)?;
     }
     for (name, target) in DEV_LINKS {
-        std::os::unix::fs::symlink(target, Path::new("/dev").join(name)).with_context(|| format!("symlink /dev/{name}"))?;
+        std::os::unix::fs::symlink(target, Path::new("/dev").join(name))
+            .with_context(|| format!("symlink /dev/{name}"))?;
     }
     place("/dev/pts")?;
     let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
@@ -334,7 +382,10 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
 }
 
 fn shell_dev() -> String {
-    let mut lines = vec!["mkdir -p /dev".to_owned(), "mount -t tmpfs -o nosuid,noexec,mode=755,size=64k tmpfs /dev".to_owned()];
+    let mut lines = vec![
+        "mkdir -p /dev".to_owned(),
+        "mount -t tmpfs -o nosuid,noexec,mode=755,size=64k tmpfs /dev".to_owned(),
+    ];
     lines.extend(DEVICES.map(|(name, major, minor)| format!("mknod -m 666 /dev/{name} c {major} {minor}")));
     lines.extend(DEV_LINKS.map(|(name, target)| format!("ln -s {target} /dev/{name}")));
     lines.push("mkdir /dev/pts".to_owned());

@@ -88,7 +88,8 @@ pub fn open_dir(path: &Path) -> io::Result<OwnedFd> {
     Ok(fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
 }
 
-const STRICT: ResolveFlags = ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
+const STRICT: ResolveFlags =
+    ResolveFlags::BENEATH.union(ResolveFlags::NO_SYMLINKS).union(ResolveFlags::NO_MAGICLINKS);
 
 /// A directory below `dir`, as a handle for names only (O_PATH). No symbolic link is followed anywhere on the way:
 /// ELOOP if there is one. An empty path is `dir` itself.
@@ -126,7 +127,13 @@ const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGIC
 
 fn openat2(dir: impl AsFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
-    Ok(fs::openat2(dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve)?)
+    loop {
+        match fs::openat2(&dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
+            // A rename or mount anywhere at the same moment, while `..` was followed: the kernel couldn't be sure.
+            Err(rustix::io::Errno::AGAIN) => {}
+            other => return Ok(other?),
+        }
+    }
 }
 
 /// Makes a regular file for writing that did not exist before (EEXIST otherwise, also for a dangling symlink).

@@ -28,7 +28,8 @@ pub fn make_private() -> Result<()> {
 }
 
 fn propagation(path: &str, flags: MsFlags) -> Result<()> {
-    mount(None::<&str>, path, None::<&str>, flags, None::<&str>).with_context(|| format!("mount {path} {flags:?}"))
+    mount(None::<&str>, path, None::<&str>, flags, None::<&str>)
+        .with_context(|| format!("mount {path} {flags:?}"))
 }
 
 /// Attributes of a new mount, as mount(8) names them.
@@ -60,20 +61,23 @@ pub struct Detached(OwnedFd);
 impl Detached {
     /// A new instance of a file system, for example `tmpfs` with `[("size", "64m")]`.
     pub fn new(fs: &str, options: &[(&str, &str)], attributes: Attributes) -> Result<Self> {
-        let context = rustix::mount::fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen {fs}"))?;
+        let context =
+            rustix::mount::fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen {fs}"))?;
         for (key, value) in options {
             rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)
                 .with_context(|| format!("fsconfig {fs} {key}={value}"))?;
         }
         rustix::mount::fsconfig_create(context.as_fd()).with_context(|| format!("fsconfig {fs} create"))?;
-        let mount = rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags())
-            .with_context(|| format!("fsmount {fs}"))?;
+        let mount =
+            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags())
+                .with_context(|| format!("fsmount {fs}"))?;
         Ok(Self(mount))
     }
 
     /// A copy of the tree mounted at `source` (a bind mount that has no place yet).
     pub fn bind(source: &Path) -> Result<Self> {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
+        let flags =
+            OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let tree = rustix::mount::open_tree(rustix::fs::CWD, source, flags)
             .with_context(|| format!("open_tree {}", source.display()))?;
         Ok(Self(tree))
@@ -92,14 +96,21 @@ impl Detached {
 
     /// Attaches the mount at a path of this process's own root.
     pub fn attach_at(&self, target: &Path) -> Result<()> {
-        rustix::mount::move_mount(self.0.as_fd(), "", rustix::fs::CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-            .with_context(|| format!("move_mount {}", target.display()))
+        rustix::mount::move_mount(
+            self.0.as_fd(),
+            "",
+            rustix::fs::CWD,
+            target,
+            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
+        )
+        .with_context(|| format!("move_mount {}", target.display()))
     }
 }
 
 /// Makes the mount of `tree`, and all below it, read-only (mount_setattr(2)).
 pub fn set_read_only(tree: BorrowedFd<'_>) -> Result<()> {
-    let attr = libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let attr =
+        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
     // SAFETY: the path is an empty C string, `attr` outlives the call and its size is passed with it.
     let rc = unsafe {
         libc::syscall(
@@ -156,7 +167,8 @@ pub enum Place {
 impl Jail {
     pub fn open(dir: &Path) -> Result<Self> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::open(dir, flags, Mode::empty()).with_context(|| format!("open {}", dir.display()))?;
+        let fd =
+            rustix::fs::open(dir, flags, Mode::empty()).with_context(|| format!("open {}", dir.display()))?;
         Ok(Self(fd))
     }
 
@@ -178,7 +190,8 @@ impl Jail {
         let mut so_far = PathBuf::new();
         let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
         for (i, name) in names.iter().enumerate() {
-            let parent = self.resolve(&so_far).with_context(|| format!("open /{} in the root", so_far.display()))?;
+            let parent =
+                self.resolve(&so_far).with_context(|| format!("open /{} in the root", so_far.display()))?;
             so_far.push(name);
             let last = i + 1 == names.len();
             if matches!(self.resolve(&so_far), Err(rustix::io::Errno::NOENT)) {
@@ -217,5 +230,7 @@ pub fn make_device(path: &Path, major: u32, minor: u32, mode: u32) -> Result<()>
     // mknod(2) takes the umask off the mode.
     let name = CString::new(path.as_os_str().as_encoded_bytes())?;
     // SAFETY: `name` is a NUL-terminated string that outlives the call.
-    Errno::result(unsafe { libc::chmod(name.as_ptr(), mode) }).map(drop).with_context(|| format!("chmod {}", path.display()))
+    Errno::result(unsafe { libc::chmod(name.as_ptr(), mode) })
+        .map(drop)
+        .with_context(|| format!("chmod {}", path.display()))
 }

@@ -8,7 +8,9 @@
 use anyhow::{Context, Result, bail};
 use rustix::fs::CWD;
 use rustix::io::Errno;
-use rustix::mount::{self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags};
+use rustix::mount::{
+    self, FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, UnmountFlags,
+};
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
@@ -27,7 +29,12 @@ const LONGEST_STRING: usize = 255;
 
 /// Mounts `lowers` (topmost first) at the directory `target`, with `upper` and work directory if given. The upper
 /// directory's own attributes become those of the merged root.
-pub fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+pub fn mount(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     match (lowers, upper) {
         ([], _) => bail!("mount at {}: there is no lower directory", target.display()),
         ([only], None) => bind_read_only(only, target),
@@ -40,7 +47,9 @@ pub fn mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, o
 
 /// Unmounts what is mounted at `target`, not following a final symbolic link. See umount2(2).
 pub fn umount(target: &Path) -> Result<()> {
-    mount::unmount(target, UnmountFlags::NOFOLLOW).map_err(std::io::Error::from).with_context(|| format!("umount {}", target.display()))
+    mount::unmount(target, UnmountFlags::NOFOLLOW)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("umount {}", target.display()))
 }
 
 /// Marks the error of a kernel that doesn't know `lowerdir+`.
@@ -60,7 +69,12 @@ fn lacks_lowerdir_plus(error: &anyhow::Error) -> bool {
 }
 
 /// One option at a time, through the mount API of Linux 5.2.
-fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn mount_by_parts(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     let context = match mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC) {
         Ok(context) => context,
         Err(Errno::NOSYS) => return Err(NoLowerdirPlus.into()),
@@ -89,8 +103,11 @@ fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Pa
     if options.volatile && upper.is_some() {
         told(&context, mount::fsconfig_set_flag(&context, "volatile"), || "overlay: volatile".into())?;
     }
-    told(&context, mount::fsconfig_create(&context), || format!("create the overlay for {}", target.display()))?;
-    let attributes = if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    told(&context, mount::fsconfig_create(&context), || {
+        format!("create the overlay for {}", target.display())
+    })?;
+    let attributes =
+        if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let made = told(&context, made, || "fsmount overlay".into())?;
     mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -99,7 +116,12 @@ fn mount_by_parts(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Pa
 }
 
 /// One string of options, through mount(2), for Linux before 6.8.
-fn mount_by_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn mount_by_string(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     // The working directory changes: in a thread of its own, with a working directory of its own.
     std::thread::scope(|scope| {
         let job = scope.spawn(|| string_mount(lowers, upper, target, options));
@@ -107,7 +129,12 @@ fn mount_by_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &P
     })
 }
 
-fn string_mount(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> Result<()> {
+fn string_mount(
+    lowers: &[PathBuf],
+    upper: Option<(&Path, &Path)>,
+    target: &Path,
+    options: Options,
+) -> Result<()> {
     // Relative paths of the caller mean something only before the change of directory.
     let target = &std::path::absolute(target)?;
     let parent = lowers[0].parent().unwrap_or(Path::new("/"));
@@ -197,4 +224,87 @@ fn told<T>(context: impl AsFd, result: rustix::io::Result<T>, what: impl FnOnce(
         let _ = write!(said, " ({})", line.trim_end().trim_start_matches(['e', 'w', 'i', ' ']));
     }
     Err(error).with_context(|| format!("{}{said}", what()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 130 directories with long paths on a tmpfs in a mount namespace of its own.
+    fn lowers() -> Option<(tempfile::TempDir, Vec<PathBuf>, PathBuf)> {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(
+                std::env::var_os("CI").or(std::env::var_os("PGBOX_REQUIRE_ROOT")).is_none(),
+                "this test needs root"
+            );
+            eprintln!("SKIPPED: needs root to mount");
+            return None;
+        }
+        use nix::mount::{MsFlags, mount};
+        let dir = tempfile::tempdir().unwrap();
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).unwrap();
+        mount(Some("tmpfs"), dir.path(), Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+        let parent = dir.path().join("a,b:c\\d").join("x".repeat(200)).join("y".repeat(100));
+        let target = dir.path().join("merged");
+        std::fs::create_dir(&target).unwrap();
+        let lowers: Vec<_> = (0..130).map(|i| parent.join(format!("layer-{i:015}"))).collect();
+        for (i, lower) in lowers.iter().enumerate() {
+            std::fs::create_dir_all(lower).unwrap();
+            std::fs::write(lower.join(format!("f{i}")), "").unwrap();
+            std::fs::write(lower.join("top"), i.to_string()).unwrap();
+        }
+        Some((dir, lowers, target))
+    }
+
+    fn check(dir: tempfile::TempDir, target: &Path, files: usize) {
+        assert_eq!(std::fs::read_dir(target).unwrap().count(), files);
+        assert_eq!(std::fs::read_to_string(target.join("top")).unwrap(), "0");
+        umount(target).unwrap();
+        nix::mount::umount(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn long_paths_one_by_one() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        mount(&lowers, None, &target, Options::default()).unwrap();
+        check(dir, &target, 131);
+    }
+
+    #[test]
+    fn short_names_in_one_page_as_on_older_kernels() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        let before = std::env::current_dir().unwrap();
+        mount_by_string(&lowers, None, &target, Options::default()).unwrap();
+        assert_eq!(std::env::current_dir().unwrap(), before);
+        check(dir, &target, 131);
+    }
+
+    #[test]
+    fn an_upper_with_special_characters_both_ways() {
+        for by_string in [false, true] {
+            let Some((dir, lowers, target)) = lowers() else { return };
+            let (upper, work) = (dir.path().join("u\\p,p:er"), dir.path().join("w,o:r\\k"));
+            std::fs::create_dir(&upper).unwrap();
+            std::fs::create_dir(&work).unwrap();
+            let options = Options { volatile: true, read_only: false };
+            let mount = if by_string { mount_by_string } else { mount_by_parts };
+            mount(&lowers[..3], Some((&upper, &work)), &target, options).unwrap();
+            std::fs::write(target.join("new"), "x").unwrap();
+            assert!(upper.join("new").exists());
+            check(dir, &target, 5);
+        }
+    }
+
+    #[test]
+    fn the_kernel_s_reason_is_told() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        let error = format!(
+            "{:#}",
+            mount(&[lowers[0].clone(), dir.path().join("nothing")], None, &target, Options::default())
+                .unwrap_err()
+        );
+        assert!(error.contains("nothing") && error.contains("No such file"), "{error}");
+        nix::mount::umount(dir.path()).unwrap();
+    }
 }

@@ -77,7 +77,13 @@ pub fn has_ended(pidfd: BorrowedFd<'_>, timeout: Duration) -> Result<bool> {
 pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> Result<bool> {
     // SAFETY: plain integers; a null siginfo asks for the usual one.
     let rc = unsafe {
-        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), signal as i32, std::ptr::null::<libc::siginfo_t>(), 0)
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal as i32,
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
     };
     match Errno::result(rc) {
         Ok(_) => Ok(true),

@@ -100,7 +100,9 @@ impl Layout {
 
     pub fn manifest(&self) -> Value {
         let config = self.config().to_string();
-        let layers: Vec<_> = self.layers.iter()
+        let layers: Vec<_> = self
+            .layers
+            .iter()
             .map(|l| json!({"mediaType": l.media_type, "digest": sha256(&l.blob), "size": l.blob.len()}))
             .collect();
         let mut manifest = json!({
@@ -120,7 +122,8 @@ impl Layout {
         let manifest = self.manifest();
         let text = manifest.to_string();
         let media_type = &manifest["mediaType"];
-        let mut descriptor = json!({"mediaType": media_type, "digest": sha256(text.as_bytes()), "size": text.len()});
+        let mut descriptor =
+            json!({"mediaType": media_type, "digest": sha256(text.as_bytes()), "size": text.len()});
         if let Some(name) = &self.name {
             descriptor["annotations"] = json!({"org.opencontainers.image.ref.name": name});
         }

@@ -2,7 +2,7 @@
 //!
 //! The tars are written byte by byte here, not by a library: a library wouldn't write what a hostile or a very old
 //! archiver wrote.
-#![allow(dead_code, reason = "each test file uses another part of it")]
+#![allow(dead_code, unused_imports, reason = "each test file uses another part of it")]
 
 pub mod layout;
 pub mod tar;
@@ -25,7 +25,8 @@ impl Scratch {
     /// `None`, loudly, without root.
     pub fn new() -> Option<Scratch> {
         if !nix::unistd::geteuid().is_root() {
-            let required = std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
+            let required =
+                std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
             assert!(!required, "this test needs root");
             eprintln!("SKIPPED: needs root for mounts and device nodes");
             return None;

@@ -34,7 +34,9 @@ fn walk(root: &Path, name: &str, seen: &mut HashMap<(u64, u64), String>, lines: 
     let mode = meta.mode() & 0o7777;
     let mut line = format!("{letter} {mode:o} {}:{} @{time} {shown}", meta.uid(), meta.gid());
     match letter {
-        'l' => line += &format!(" -> {}", fs::read_link(&path).unwrap().as_os_str().as_bytes().escape_ascii()),
+        'l' => {
+            line += &format!(" -> {}", fs::read_link(&path).unwrap().as_os_str().as_bytes().escape_ascii())
+        }
         'c' | 'b' => {
             let rdev = meta.rdev();
             line += &format!(" {},{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
@@ -68,7 +70,11 @@ fn content(path: &Path, meta: &fs::Metadata) -> String {
     match bytes.len() {
         0 => String::new(),
         1..=40 => format!(" {:?}", String::from_utf8_lossy(&bytes)),
-        len => format!(" {len} bytes {}{}", &super::layout::sha256(&bytes)[7..15], if meta.blocks() * 512 < meta.size() { " sparse" } else { "" }),
+        len => format!(
+            " {len} bytes {}{}",
+            &super::layout::sha256(&bytes)[7..15],
+            if meta.blocks() * 512 < meta.size() { " sparse" } else { "" }
+        ),
     }
 }
 
@@ -76,7 +82,11 @@ fn xattrs(path: &Path, by_tool: bool) -> String {
     if by_tool {
         return String::new();
     }
-    let Ok(file) = nix::fcntl::open(path, nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK, nix::sys::stat::Mode::empty()) else {
+    let Ok(file) = nix::fcntl::open(
+        path,
+        nix::fcntl::OFlag::O_RDONLY | nix::fcntl::OFlag::O_NONBLOCK,
+        nix::sys::stat::Mode::empty(),
+    ) else {
         return String::new();
     };
     let mut all = String::new();

@@ -29,7 +29,11 @@ fn names_and_ports_that_are_taken() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let publish = format!("127.0.0.1:{port}:5432");
-    refused(&host, &["run", "n", "postgres:15", "-p", &publish], &[&port.to_string(), "another program listens there"]);
+    refused(
+        &host,
+        &["run", "n", "postgres:15", "-p", &publish],
+        &[&port.to_string(), "another program listens there"],
+    );
     let long = "x".repeat(41);
     assert!(host.fails(2, &["run", &long]).contains("41 characters"));
     host.pgbox(&["run", "n", "postgres:15", "-p", "5499:5432"]);
@@ -43,7 +47,11 @@ fn an_address_range_in_use() {
     let Some(host) = Host::new() else { return };
     run("ip", &["link", "add", "up0", "type", "bridge"]);
     run("ip", &["addr", "add", "10.77.0.1/16", "dev", "up0"]);
-    refused(&host, &["run", "n", "postgres:15", "--subnet", "10.77.3.0/24"], &["10.77.3.0/24", "up0", "--subnet"]);
+    refused(
+        &host,
+        &["run", "n", "postgres:15", "--subnet", "10.77.3.0/24"],
+        &["10.77.3.0/24", "up0", "--subnet"],
+    );
 }
 
 #[test]
@@ -62,14 +70,26 @@ fn data_that_is_not_for_this_server() {
 #[test]
 fn an_initdb_that_fails_and_memory_too_small() {
     let Some(host) = Host::new() else { return };
-    refused(&host, &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_ARGS=--no-such-option"], &["initdb", "no-such-option"]);
+    refused(
+        &host,
+        &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_ARGS=--no-such-option"],
+        &["initdb", "no-such-option"],
+    );
     refused(&host, &["run", "m", "postgres:15", "--memory", "8m"], &["memory"]);
 }
 
 #[test]
 fn nodes_that_are_not_there() {
     let Some(host) = Host::new() else { return };
-    for command in [&["stop", "x"][..], &["start", "x"], &["rm", "x"], &["logs", "x"], &["psql", "x"], &["exec", "x", "--", "true"], &["uri", "x"]] {
+    for command in [
+        &["stop", "x"][..],
+        &["start", "x"],
+        &["rm", "x"],
+        &["logs", "x"],
+        &["psql", "x"],
+        &["exec", "x", "--", "true"],
+        &["uri", "x"],
+    ] {
         let said = host.fails(1, command);
         assert!(said.contains("no node `x`"), "{command:?}: {said}");
     }
@@ -82,7 +102,12 @@ fn without_root_it_says_so() {
     let copy = host.scratch("bin").join("pgbox");
     fs::copy(crate::harness::PGBOX, &copy).unwrap();
     run("chmod", &["-R", "a+rX", copy.parent().unwrap().parent().unwrap().to_str().unwrap()]);
-    let output = std::process::Command::new("setpriv").args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&copy).args(["run", "n"]).output().unwrap();
+    let output = std::process::Command::new("setpriv")
+        .args(["--reuid=65534", "--regid=65534", "--clear-groups"])
+        .arg(&copy)
+        .args(["run", "n"])
+        .output()
+        .unwrap();
     let said = crate::harness::text(&output.stderr);
     assert!(!output.status.success() && said.contains("needs root") && said.contains("sudo"), "{said}");
 }

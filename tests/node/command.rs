@@ -29,7 +29,11 @@ fn exec_has_the_nodes_environment_and_gives_exit_codes() {
     host.fails(7, &["exec", "n", "--", "sh", "-c", "exit 7"]);
     host.fails(127, &["exec", "n", "--", "no-such-program"]);
     assert_eq!(host.pgbox(&["exec", "-u", "postgres", "n", "--", "id", "-un"]), "postgres\n");
-    let output = host.command(&["exec", "-i", "n", "--", "cat"]).stdin(std::fs::File::open("/etc/hostname").unwrap()).output().unwrap();
+    let output = host
+        .command(&["exec", "-i", "n", "--", "cat"])
+        .stdin(std::fs::File::open("/etc/hostname").unwrap())
+        .output()
+        .unwrap();
     assert_eq!(text(&output.stdout), std::fs::read_to_string("/etc/hostname").unwrap());
 }
 
@@ -37,10 +41,13 @@ fn exec_has_the_nodes_environment_and_gives_exit_codes() {
 fn a_processs_power_is_limited() {
     let Some(host) = Host::new() else { return };
     let status = host.pgbox(&["run", "--rm", "t", "tiny", "--", "cat", "/proc/self/status"]);
-    let field = |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
+    let field =
+        |name: &str| status.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_default().trim().to_owned();
     assert_eq!((field("NoNewPrivs:").as_str(), field("Seccomp:").as_str()), ("1", "2"));
     let bounding = u64::from_str_radix(&field("CapBnd:"), 16).unwrap();
-    for (name, bit) in [("sys_admin", 21), ("net_admin", 12), ("sys_ptrace", 19), ("sys_module", 16), ("mknod", 27)] {
+    for (name, bit) in
+        [("sys_admin", 21), ("net_admin", 12), ("sys_ptrace", 19), ("sys_module", 16), ("mknod", 27)]
+    {
         assert_eq!(bounding >> bit & 1, 0, "{name}");
     }
     host.fails(1, &["run", "--rm", "t", "tiny", "--", "mount", "-t", "tmpfs", "none", "/tmp"]);

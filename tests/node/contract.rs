@@ -7,7 +7,17 @@ use crate::harness::Host;
 #[test]
 fn user_database_and_password_with_spaces() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_USER=the user", "-e", "POSTGRES_PASSWORD=it's a \"secret\" $x", "-e", "POSTGRES_DB=the db"]);
+    host.pgbox(&[
+        "run",
+        "n",
+        "postgres:15",
+        "-e",
+        "POSTGRES_USER=the user",
+        "-e",
+        "POSTGRES_PASSWORD=it's a \"secret\" $x",
+        "-e",
+        "POSTGRES_DB=the db",
+    ]);
     assert_eq!(host.sql("n", &[], "SELECT current_user || '|' || current_database()"), "the user|the db");
     assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
 }
@@ -20,7 +30,16 @@ fn the_password_is_in_no_state_log_or_environment() {
     for file in ["state.json", "log", "status.json"] {
         assert!(!fs::read_to_string(node.join(file)).unwrap().contains("tell-nobody"), "{file}");
     }
-    let everything = host.pgbox(&["exec", "-u", "postgres", "n", "--", "sh", "-c", "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' ' '"]);
+    let everything = host.pgbox(&[
+        "exec",
+        "-u",
+        "postgres",
+        "n",
+        "--",
+        "sh",
+        "-c",
+        "cat /proc/[0-9]*/environ /proc/[0-9]*/cmdline | tr '\\0' ' '",
+    ]);
     assert!(everything.contains("postgres") && !everything.contains("tell-nobody"));
     use std::os::unix::fs::PermissionsExt;
     assert_eq!(fs::metadata(node.join("password")).unwrap().permissions().mode() & 0o777, 0o600);
@@ -51,7 +70,10 @@ fn a_failed_init_script_is_told_and_its_data_is_not_taken_for_whole() {
     assert!(!host.root.join("volumes/default/n/data/PG_VERSION").exists());
     fs::write(scripts.join("1.sql"), "CREATE TABLE whole (i int);").unwrap();
     host.pgbox(&["run", "n", "postgres:15", "-v", &mount]);
-    assert_eq!(host.sql("n", &[], "SELECT count(*) FROM pg_tables WHERE tablename IN ('half', 'whole')"), "1");
+    assert_eq!(
+        host.sql("n", &[], "SELECT count(*) FROM pg_tables WHERE tablename IN ('half', 'whole')"),
+        "1"
+    );
 }
 
 #[test]
@@ -70,7 +92,12 @@ fn an_orphan_that_exits_with_2_restarts_nobody() {
     host.pgbox(&["run", "n", "postgres:15"]);
     // A child whose parent is gone belongs to pid 1. Were that Postgres, it would take code 2 for a crash.
     host.sql("n", &[], "CREATE TABLE t AS SELECT pg_postmaster_start_time() AS at");
-    host.pgbox(&["psql", "n", "-c", "COPY (SELECT 1) TO PROGRAM '(sleep 0.2; exit 2) >/dev/null 2>&1 & true'"]);
+    host.pgbox(&[
+        "psql",
+        "n",
+        "-c",
+        "COPY (SELECT 1) TO PROGRAM '(sleep 0.2; exit 2) >/dev/null 2>&1 & true'",
+    ]);
     std::thread::sleep(std::time::Duration::from_millis(600));
     let log = host.pgbox(&["logs", "n"]);
     assert!(!log.contains("terminating any other active server processes"), "{log}");

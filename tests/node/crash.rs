@@ -1,9 +1,6 @@
 //! Commands that are killed. What they began, a later command can take back; what runs, they can't harm.
 
-use std::{
-    process::Stdio,
-    time::Duration,
-};
+use std::{process::Stdio, time::Duration};
 
 use crate::harness::{Host, run, until};
 
@@ -13,8 +10,12 @@ fn run_killed_at_any_moment_can_be_taken_back() {
     let Some(host) = Host::new() else { return };
     let mut interrupted = 0;
     for i in 0..24 {
-        let mut child = host.command(&["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "256m"])
-            .stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = host
+            .command(&["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "256m"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
         std::thread::sleep(Duration::from_millis(i * i / 2));
         child.kill().unwrap();
         interrupted += i32::from(!child.wait().unwrap().success());
@@ -32,7 +33,8 @@ fn run_killed_at_any_moment_can_be_taken_back() {
 #[test]
 fn killing_every_command_harms_no_node() {
     let Some(host) = Host::new() else { return };
-    let mut runner = host.command(&["run", "n", "postgres:15", "--foreground"]).stdout(Stdio::null()).spawn().unwrap();
+    let mut runner =
+        host.command(&["run", "n", "postgres:15", "--foreground"]).stdout(Stdio::null()).spawn().unwrap();
     until("it answers", 60, || host.try_pgbox(&["wait", "n", "--timeout", "1s"]).status.success());
     let mut follower = host.command(&["logs", "-f", "n"]).stdout(Stdio::null()).spawn().unwrap();
     for command in [&mut runner, &mut follower] {
@@ -49,13 +51,15 @@ fn killing_every_command_harms_no_node() {
 fn a_backend_that_crashes_takes_nothing_along_and_on_crash_restarts_the_server() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "--restart", "on-crash:3"]);
-    let postmaster = || host.pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
+    let postmaster =
+        || host.pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
     let before = postmaster();
     let pid = host.init_pid("n");
     let on_host = run("pgrep", &["-P", &pid.to_string(), "-x", "postgres"]);
     run("kill", &["-9", &on_host]);
     until("another postmaster", 20, || {
-        let now = host.try_pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
+        let now =
+            host.try_pgbox(&["exec", "n", "--", "head", "-1", "/var/lib/postgresql/data/postmaster.pid"]);
         now.status.success() && crate::harness::text(&now.stdout) != before
     });
     host.pgbox(&["wait", "n", "--timeout", "20s"]);

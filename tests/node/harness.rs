@@ -26,13 +26,15 @@ impl Host {
     pub fn new() -> Option<Self> {
         let store = std::env::var_os("PGBOX_TEST_STORE").map(PathBuf::from);
         let Some(store) = store.filter(|_| nix::unistd::geteuid().is_root()) else {
-            let required = std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
+            let required =
+                std::env::var_os("CI").is_some() || std::env::var_os("PGBOX_REQUIRE_ROOT").is_some();
             assert!(!required, "this test needs root and PGBOX_TEST_STORE; run scripts/test");
             eprintln!("SKIPPED: needs root and PGBOX_TEST_STORE; run scripts/test");
             return None;
         };
         unshare(CloneFlags::CLONE_FS | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET).expect("unshare");
-        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>).expect("private");
+        mount(None::<&str>, "/", None::<&str>, MsFlags::MS_REC | MsFlags::MS_PRIVATE, None::<&str>)
+            .expect("private");
         fs::create_dir_all("/run/netns").expect("mkdir /run/netns");
         mount(Some("tmpfs"), "/run/netns", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("tmpfs");
         // What /sys shows of the network belongs to the namespace in which it was mounted.
@@ -69,7 +71,13 @@ impl Host {
     #[track_caller]
     pub fn pgbox(&self, args: &[&str]) -> String {
         let output = self.try_pgbox(args);
-        assert!(output.status.success(), "pgbox {args:?}: {}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+        assert!(
+            output.status.success(),
+            "pgbox {args:?}: {}\n{}{}",
+            output.status,
+            text(&output.stdout),
+            text(&output.stderr)
+        );
         text(&output.stdout)
     }
 
@@ -77,7 +85,8 @@ impl Host {
     #[track_caller]
     pub fn fails(&self, code: i32, args: &[&str]) -> String {
         let output = self.try_pgbox(args);
-        let shown = format!("pgbox {args:?}: {}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
+        let shown =
+            format!("pgbox {args:?}: {}\n{}{}", output.status, text(&output.stdout), text(&output.stderr));
         assert_eq!(output.status.code(), Some(code), "{shown}");
         text(&output.stderr)
     }
@@ -106,7 +115,9 @@ impl Host {
         let mut found: Vec<String> =
             links.lines().filter(|l| l.contains("pgb-") || l.contains("pgv-")).map(str::to_owned).collect();
         found.extend(run("ip", &["netns", "list"]).lines().map(str::to_owned));
-        found.extend(run("nft", &["list", "tables"]).lines().filter(|l| l.contains("pgbox")).map(str::to_owned));
+        found.extend(
+            run("nft", &["list", "tables"]).lines().filter(|l| l.contains("pgbox")).map(str::to_owned),
+        );
         found.extend(self.cgroups().iter().map(|p| p.display().to_string()));
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
         let root = self.root.display().to_string();
@@ -140,7 +151,9 @@ impl Drop for Host {
     fn drop(&mut self) {
         for lab in fs::read_dir(self.root.join("labs")).into_iter().flatten().flatten() {
             let lab = lab.file_name().to_string_lossy().into_owned();
-            for node in fs::read_dir(self.root.join("labs").join(&lab).join("nodes")).into_iter().flatten().flatten() {
+            for node in
+                fs::read_dir(self.root.join("labs").join(&lab).join("nodes")).into_iter().flatten().flatten()
+            {
                 let node = node.file_name().to_string_lossy().into_owned();
                 let output = self.try_pgbox(&["--lab", &lab, "rm", "--force", "-v", &node]);
                 if !output.status.success() {
@@ -159,7 +172,12 @@ impl Drop for Host {
 #[track_caller]
 pub fn run(program: &str, args: &[&str]) -> String {
     let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {}\n{}", text(&output.stdout), text(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{program} {args:?}: {}\n{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
     text(&output.stdout).trim_end().to_owned()
 }
 

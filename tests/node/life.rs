@@ -9,7 +9,8 @@ const MEMORY: &[&str] = &["--memory", "512m"];
 #[test]
 fn run_answers_and_rm_leaves_only_the_volume() {
     let Some(host) = Host::new() else { return };
-    let said = host.pgbox(&[&["run", "primary", "postgres:15", "-p", "127.0.0.1:5433:5432"], MEMORY].concat());
+    let said =
+        host.pgbox(&[&["run", "primary", "postgres:15", "-p", "127.0.0.1:5433:5432"], MEMORY].concat());
     assert!(said.contains("primary is ready"), "{said}");
     assert_eq!(host.sql("primary", &[], "SELECT 40 + 2"), "42");
     assert_eq!(host.sql("primary", &["--published"], "SELECT 40 + 2"), "42");
@@ -33,14 +34,22 @@ fn namespaces_are_its_own() {
     }
     assert_eq!(host.pgbox(&["exec", "n", "--", "hostname"]).trim(), "n");
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).expect("mountinfo");
-    let at = |place: &str| mounts.lines().find(|l| l.split(' ').nth(4) == Some(place)).unwrap_or_else(|| panic!("no {place}"));
+    let at = |place: &str| {
+        mounts.lines().find(|l| l.split(' ').nth(4) == Some(place)).unwrap_or_else(|| panic!("no {place}"))
+    };
     assert!(at("/").contains("- overlay"));
     assert!(at("/sys").split(' ').nth(5).unwrap().starts_with("ro"));
     assert!(at("/proc/sys").split(' ').nth(5).unwrap().starts_with("ro"));
     assert!(at("/dev/shm").contains("size=262144k"));
     let devices = host.pgbox(&["exec", "n", "--", "ls", "/dev"]);
     let devices: Vec<&str> = devices.split_whitespace().collect();
-    assert_eq!(devices, ["fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty", "urandom", "zero"]);
+    assert_eq!(
+        devices,
+        [
+            "fd", "full", "null", "ptmx", "pts", "random", "shm", "stderr", "stdin", "stdout", "tty",
+            "urandom", "zero"
+        ]
+    );
 }
 
 #[test]
@@ -50,9 +59,22 @@ fn stop_is_fast_with_idle_clients_and_start_keeps_address_and_data() {
     let address = host.json(&["inspect", "--json", "n"])[0]["network"]["address"].clone();
     host.sql("n", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000) AS i");
     let uri = host.pgbox(&["uri", "n"]);
-    let mut idle = std::process::Command::new("psql").arg(uri.trim()).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let mut idle = std::process::Command::new("psql")
+        .arg(uri.trim())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
     until("the idle client is there", 10, || {
-        host.pgbox(&["psql", "n", "-Atc", "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL"]).trim() == "1"
+        host.pgbox(&[
+            "psql",
+            "n",
+            "-Atc",
+            "SELECT count(*) FROM pg_stat_activity WHERE client_addr IS NOT NULL",
+        ])
+        .trim()
+            == "1"
     });
     let begun = Instant::now();
     host.pgbox(&["stop", "n"]);
