@@ -84,7 +84,11 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let text = fs::read_to_string(PROFILE).expect("read the seccomp profile");
     let profile: Profile = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{PROFILE}: {e}"));
-    assert_eq!((profile.default_action.as_str(), profile.default_errno_ret), ("SCMP_ACT_ERRNO", ENOSYS), "{PROFILE}");
+    assert_eq!(
+        (profile.default_action.as_str(), profile.default_errno_ret),
+        ("SCMP_ACT_ERRNO", ENOSYS),
+        "{PROFILE}"
+    );
 
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
     let code = compile(&profile, &arch);
@@ -112,8 +116,10 @@ fn compile(profile: &Profile, arch: &str) -> String {
         let held = if caps.is_empty() { Vec::new() } else { blocks(target, all, SeccompAction::Allow) };
         let missing = verdicts(target, calls);
         let set: Vec<_> = caps.iter().map(|cap| format!("CapabilitySet::{}", &cap[4..])).collect();
-        let any = set.iter().fold("CapabilitySet::empty()".to_string(), |sum, one| format!("{sum}.union({one})"));
-        writeln!(text, "Group {{ any: {any}, held: {}, missing: {} }},", array(&held), array(&missing)).unwrap();
+        let any =
+            set.iter().fold("CapabilitySet::empty()".to_string(), |sum, one| format!("{sum}.union({one})"));
+        writeln!(text, "Group {{ any: {any}, held: {}, missing: {} }},", array(&held), array(&missing))
+            .unwrap();
     }
     writeln!(text, "];").unwrap();
     text
@@ -169,7 +175,8 @@ fn rule(args: &[Argument]) -> Option<SeccompRule> {
                 "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(arg.value.into()), arg.value_two),
                 other => panic!("{PROFILE}: no comparison {other}"),
             };
-            SeccompCondition::new(arg.index, SeccompCmpArgLen::Dword, op, value.into()).expect("argument index")
+            SeccompCondition::new(arg.index, SeccompCmpArgLen::Dword, op, value.into())
+                .expect("argument index")
         })
         .collect();
     (!conditions.is_empty()).then(|| SeccompRule::new(conditions).expect("at least one condition"))
@@ -206,7 +213,11 @@ fn verdicts(target: TargetArch, calls: BTreeMap<i64, Verdict>) -> Vec<sock_filte
 }
 
 /// One block a call, without head and tail. A call whose conditions do not hold is EPERM.
-fn blocks(target: TargetArch, calls: BTreeMap<i64, Vec<SeccompRule>>, action: SeccompAction) -> Vec<sock_filter> {
+fn blocks(
+    target: TargetArch,
+    calls: BTreeMap<i64, Vec<SeccompRule>>,
+    action: SeccompAction,
+) -> Vec<sock_filter> {
     if calls.is_empty() {
         return Vec::new();
     }

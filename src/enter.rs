@@ -29,15 +29,16 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
 use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, pidfd_open, set_dumpable_behavior, set_parent_process_death_signal,
+    DumpableBehavior, Pid, PidfdFlags, Signal, pidfd_open, set_dumpable_behavior,
+    set_parent_process_death_signal,
 };
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
-use crate::sys::tty::{self, Pty, Winsize};
 use crate::sys::seccomp;
+use crate::sys::tty::{self, Pty, Winsize};
 
 mod relay;
 
@@ -106,7 +107,7 @@ impl Target {
     pub fn open(pid: i32, cgroup: Option<&Path>, procs: &[PathBuf]) -> Result<Target> {
         let init = Pid::from_raw(pid).with_context(|| format!("{pid} is not a process id"))?;
         let pidfd = pidfd_open(init, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
-        let cgroup = cgroup.map(|path| open_path(path).map(OwnedFd::from)).transpose()?;
+        let cgroup = cgroup.map(open_path).transpose()?;
         let write = |path: &PathBuf| {
             OpenOptions::new().write(true).open(path).with_context(|| format!("open {}", path.display()))
         };
@@ -139,11 +140,13 @@ fn open_path(path: &Path) -> Result<OwnedFd> {
 pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
     clone::ensure_single_threaded()?;
     let signals = relay::Signals::block()?;
-    let silence = (!request.stdin && !request.tty).then(|| File::open("/dev/null")).transpose().context("/dev/null")?;
+    let silence =
+        (!request.stdin && !request.tty).then(|| File::open("/dev/null")).transpose().context("/dev/null")?;
     let command = Command::prepare(request)?;
 
     let pid = target.init.as_raw_nonzero();
-    setns(&target.pidfd, NAMESPACES).with_context(|| format!("join the namespaces of process {pid}: setns"))?;
+    setns(&target.pidfd, NAMESPACES)
+        .with_context(|| format!("join the namespaces of process {pid}: setns"))?;
     let pty = request.tty.then(|| open_terminal(request.user.uid)).transpose()?;
     let (report, failure) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let stdio = Stdio { silence: silence.as_ref(), terminal: pty.as_ref().map(|pty| &pty.terminal) };
@@ -210,7 +213,8 @@ impl Command {
     fn prepare(request: &EnterRequest) -> Result<Command> {
         let program = request.argv.first().context("no command given")?;
         let env = environment(request);
-        let path = env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+        let path =
+            env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
         let user = &request.user;
         Ok(Command {
             paths: candidates(program, path)?,
@@ -258,8 +262,12 @@ impl Command {
         match changed {
             // getcwd(3) shows a directory outside our root like this; no lawful way leads to one.
             Ok(path) if path.is_absolute() => Ok(()),
-            Ok(path) => Err(NotStarted { code: 126, message: format!("{shown} leads out to {}", path.display()) }),
-            Err(error) => Err(NotStarted { code: 126, message: format!("chdir to {shown} in the container: {error}") }),
+            Ok(path) => {
+                Err(NotStarted { code: 126, message: format!("{shown} leads out to {}", path.display()) })
+            }
+            Err(error) => {
+                Err(NotStarted { code: 126, message: format!("chdir to {shown} in the container: {error}") })
+            }
         }
     }
 
@@ -322,7 +330,9 @@ fn not_executed(program: &CString, errno: Errno) -> NotStarted {
     let program = program.to_string_lossy();
     match errno {
         Errno::ENOENT => NotStarted { code: 127, message: format!("{program}: not found in the container") },
-        errno => NotStarted { code: 126, message: format!("execute {program} in the container: {}", errno.desc()) },
+        errno => {
+            NotStarted { code: 126, message: format!("execute {program} in the container: {}", errno.desc()) }
+        }
     }
 }
 

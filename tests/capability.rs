@@ -13,15 +13,18 @@ const KEEP: CapabilitySet = CapabilitySet::CHOWN.union(CapabilitySet::SETUID).un
 /// What a program that `credentials` executed prints, and its privileges as the parent reads them meanwhile.
 fn run(credentials: Credentials, script: &str) -> io::Result<(String, Status)> {
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", &format!("{script}; echo; read wait")]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    command
+        .args(["-c", &format!("{script}; echo done; read wait")])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
     let assume = move || credentials.assume().map_err(|error| io::Error::other(format!("{error:#}")));
     // SAFETY: prctl, capset and set*id only.
     unsafe { command.pre_exec(assume) };
     let mut child = command.spawn()?;
     let mut said = String::new();
     let stdout = child.stdout.as_mut().unwrap();
-    // The empty line that follows the script's output: it has been executed, and is still there.
-    while !said.ends_with("\n\n") {
+    // It has been executed, and is still there.
+    while !said.ends_with("done\n") {
         let mut byte = [0];
         stdout.read_exact(&mut byte)?;
         said.push(byte[0] as char);
@@ -60,7 +63,7 @@ fn an_ordinary_user_has_no_capability_and_only_its_own_groups() {
     }
     let credentials = Credentials { uid: 4711, gid: 4712, groups: vec![4713, 4714], keep: KEEP };
     let (said, status) = run(credentials, "id -u; id -g; id -G; grep ^Uid: /proc/self/status").unwrap();
-    assert_eq!(said, "4711\n4712\n4712 4713 4714\nUid:\t4711\t4711\t4711\t4711\n\n");
+    assert_eq!(said, "4711\n4712\n4712 4713 4714\nUid:\t4711\t4711\t4711\t4711\ndone\n");
     assert_eq!([status.permitted, status.effective, status.ambient], [CapabilitySet::empty(); 3]);
     assert_eq!(status.bounding, KEEP);
 }

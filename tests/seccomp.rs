@@ -56,8 +56,14 @@ fn mount_reaches_the_kernel_with_sys_admin() {
 #[test]
 fn unshare_and_setns_are_eperm() {
     // unshare(0) does nothing and succeeds for everybody; setns(-1) is EBADF.
-    assert_eq!(filtered(CapabilitySet::empty(), || errno(unsafe { libc::syscall(libc::SYS_unshare, 0) })), libc::EPERM);
-    assert_eq!(filtered(CapabilitySet::empty(), || errno(unsafe { libc::syscall(libc::SYS_setns, -1, 0) })), libc::EPERM);
+    assert_eq!(
+        filtered(CapabilitySet::empty(), || errno(unsafe { libc::syscall(libc::SYS_unshare, 0) })),
+        libc::EPERM
+    );
+    assert_eq!(
+        filtered(CapabilitySet::empty(), || errno(unsafe { libc::syscall(libc::SYS_setns, -1, 0) })),
+        libc::EPERM
+    );
 }
 
 #[test]
@@ -89,7 +95,8 @@ fn a_call_from_the_future_is_enosys() {
 #[test]
 fn typing_into_a_terminal_is_eperm() {
     // ENOTTY or EBADF to the kernel.
-    let tiocsti = || errno(unsafe { libc::syscall(libc::SYS_ioctl, -1, libc::TIOCSTI, c"x".as_ptr()) }.into());
+    let tiocsti =
+        || errno(unsafe { libc::syscall(libc::SYS_ioctl, -1, libc::TIOCSTI, c"x".as_ptr()) });
     assert_eq!(filtered(CapabilitySet::empty(), tiocsti), libc::EPERM);
 }
 

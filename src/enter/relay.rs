@@ -63,7 +63,12 @@ pub fn without_terminal(child: &Child, signals: &Signals) -> Result<i32> {
 }
 
 /// Carries bytes between our terminal and the command's until it ends.
-pub fn with_terminal(controller: OwnedFd, child: &Child, signals: &Signals, interactive: bool) -> Result<i32> {
+pub fn with_terminal(
+    controller: OwnedFd,
+    child: &Child,
+    signals: &Signals,
+    interactive: bool,
+) -> Result<i32> {
     let _raw = (interactive && stdin().is_terminal()).then(|| RawMode::enter(stdin().as_fd())).transpose()?;
     let mut relay = Relay { controller, typed: Vec::new(), input: interactive, output: true };
     loop {
@@ -178,7 +183,9 @@ pub fn exit_code(child: &Child) -> Result<i32> {
             Ok(WaitStatus::Exited(_, code)) => return Ok(code),
             Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(128 + signal as i32),
             Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).with_context(|| format!("wait for process {}: waitid", child.pid)),
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("wait for process {}: waitid", child.pid));
+            }
         }
     }
 }

@@ -29,7 +29,8 @@ include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
 /// The filter for a program that keeps the capabilities `kept` in its bounding set: mount(2) is open to one that
 /// keeps CAP_SYS_ADMIN and EPERM to others.
 pub fn program(kept: CapabilitySet) -> Vec<sock_filter> {
-    let groups = GROUPS.iter().map(|group| if group.any.intersects(kept) { group.held } else { group.missing });
+    let groups =
+        GROUPS.iter().map(|group| if group.any.intersects(kept) { group.held } else { group.missing });
     [HEAD].into_iter().chain(groups).chain([TAIL]).flatten().copied().collect()
 }
 
@@ -94,7 +95,8 @@ mod tests {
         let none = program(CapabilitySet::empty());
         let admin = program(CapabilitySet::SYS_ADMIN);
         let bpf = program(CapabilitySet::BPF);
-        for call in [libc::SYS_mount, libc::SYS_unshare, libc::SYS_setns, libc::SYS_open_tree, libc::SYS_bpf] {
+        for call in [libc::SYS_mount, libc::SYS_unshare, libc::SYS_setns, libc::SYS_open_tree, libc::SYS_bpf]
+        {
             assert_eq!(verdict(&none, call, [0; 6]), EPERM, "call {call}");
             assert_eq!(verdict(&admin, call, [0; 6]), ALLOW, "call {call}");
         }

@@ -24,7 +24,7 @@ mount -t tmpfs tmpfs "$ROOT"
 cd "$ROOT"
 mkdir -p bin proc dev/pts etc root home/pg tmp
 cp /bin/busybox bin/busybox
-bin/busybox --install -s bin
+bin/busybox --install bin
 mount -t proc proc proc
 mount -t devpts -o newinstance,ptmxmode=0666,mode=0620,gid=5 devpts dev/pts
 touch dev/null && mount --bind /dev/null dev/null
@@ -35,7 +35,7 @@ printf '#!/proc/self/exe\n' > bin/evil; chmod 755 bin/evil
 chown 999:998 home/pg; chmod 1777 tmp
 hostname inside
 pivot_root . .
-umount -l .
+/bin/umount -l .
 cd /
 echo ready
 exec /bin/busybox sleep 1000000
@@ -115,10 +115,16 @@ pub struct Entered {
 
 impl Entered {
     /// Forks; the child makes `stdio` its own, runs `prepare` and then `enter`, and exits with its result.
-    pub fn start(target: &Target, request: &EnterRequest, stdio: [OwnedFd; 3], prepare: impl FnOnce()) -> Entered {
+    pub fn start(
+        target: &Target,
+        request: &EnterRequest,
+        stdio: [OwnedFd; 3],
+        prepare: impl FnOnce(),
+    ) -> Entered {
         let body = || {
             dup2_stdin(&stdio[0]).and(dup2_stdout(&stdio[1])).and(dup2_stderr(&stdio[2])).unwrap();
             prepare();
+            close_what_belongs_to_tests();
             enter(target, request).unwrap_or_else(|error| {
                 let code = error.downcast_ref::<NotStarted>().map_or(99, |error| error.code);
                 let _ = nix::unistd::write(std::io::stderr(), format!("{error:#}\n").as_bytes());
@@ -184,4 +190,17 @@ pub fn executable(path: &Path, content: &[u8]) {
 /// A duplicate of a descriptor.
 pub fn again(fd: impl AsFd) -> OwnedFd {
     fd.as_fd().try_clone_to_owned().unwrap()
+}
+
+/// A fork has copies of every test's pipes and terminals, whose other ends would wait for it to close them.
+fn close_what_belongs_to_tests() {
+    for entry in fs::read_dir("/proc/self/fd").unwrap().flatten().collect::<Vec<_>>() {
+        let number: i32 = entry.file_name().to_str().unwrap().parse().unwrap();
+        let link = fs::read_link(entry.path()).unwrap_or_default();
+        let link = link.to_string_lossy();
+        if number > 2 && (link.starts_with("pipe:") || link.starts_with("/dev/pt")) {
+            // SAFETY: the objects that own these numbers are the parent's; this process ends by _exit and drops none.
+            unsafe { libc::close(number) };
+        }
+    }
 }

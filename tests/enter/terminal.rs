@@ -57,7 +57,10 @@ impl Terminal {
 
     /// Whether the host's terminal still edits lines and turns Ctrl-C into a signal.
     pub fn is_cooked(&self) -> bool {
-        tcgetattr(&self.screen).unwrap().local_modes.contains(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHO)
+        tcgetattr(&self.screen)
+            .unwrap()
+            .local_modes
+            .contains(LocalModes::ICANON | LocalModes::ISIG | LocalModes::ECHO)
     }
 }
 
