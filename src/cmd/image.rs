@@ -86,8 +86,14 @@ fn import_built(store: &Store, built: &build::Built, name: Option<&str>) -> Resu
         Some(name) => vec![name],
         None => built.names.iter().map(String::as_str).collect(),
     };
+    // The layout lists the one image under each of its names, and an import must choose.
+    let mut source = built.layout.clone().into_os_string();
+    if let Some(first) = built.names.first() {
+        source.push(format!(":{first}"));
+    }
     for name in names {
-        println!("{}", import(store, &built.layout, Some(name))?.name());
+        import(store, Path::new(&source), Some(name))?;
+        println!("{name}");
     }
     Ok(())
 }
