@@ -146,7 +146,7 @@ impl Birth<'_> {
     fn live(self) -> i32 {
         for (index, step) in self.plan.inner.iter().enumerate() {
             if let Err(error) = self.apply(step) {
-                let report = Report::StepFailed { index, error: crate::engine::cause_text(&error) };
+                let report = Report::StepFailed { index, error: crate::hint::cause_text(&error) };
                 let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
                 // Nobody may listen any more; then nobody can be told.
                 let _ = nix::unistd::write(&self.report, line.as_bytes());
