@@ -15,6 +15,7 @@ mod events;
 mod first;
 mod log;
 mod ownership;
+mod private;
 mod program;
 mod server;
 mod sql;
@@ -40,7 +41,8 @@ use talk::Talk;
 /// node's directory.
 #[derive(Debug)]
 pub struct InitFds {
-    /// The log files; `None`: the payload has the standard streams of the caller.
+    /// The log files, always for a server (its last words are in every error); `None`: the payload has the
+    /// standard streams of the caller.
     pub log: Option<LogFds>,
     /// Where the log is written in addition: the terminal of a foreground server.
     pub mirror: Option<OwnedFd>,
@@ -144,7 +146,9 @@ struct Init<'a> {
 
 impl<'a> Init<'a> {
     fn new(config: &'a InitConfig, talk: &'a mut Talk, assume: Assume<'a>) -> Result<Init<'a>> {
-        let events = Events::new(talk.take_log()?)?;
+        let mut log = talk.take_log()?;
+        log.set_cap(config.log_cap);
+        let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
         Ok(Init { config, talk, assume, events })
