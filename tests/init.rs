@@ -133,6 +133,9 @@ fn pid_1_holds_nothing_of_the_host() {
     assert_eq!(read("cmdline").trim_end_matches('\0'), "pgbox-init");
     assert_eq!(read("environ").trim_matches('\0'), "");
     assert_eq!(fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(), 1);
+    assert!(read("status").contains("NSsid:") && read("status").contains("Umask:\t0022"));
+    let session = read("stat").rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "a signal of the caller's terminal reaches it");
     for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = fs::read_link(fd.unwrap().path()).unwrap().display().to_string();
         let known = ["/dev/null", "pipe:", "anon_inode:[signalfd]", PGDATA, "/log", "/previous", "/status"];

@@ -96,6 +96,10 @@ struct Ended {
 /// Lets go of everything that the caller had and this process must not have.
 fn prepare(fds: InitFds) -> Result<Talk> {
     child::block_signals()?;
+    // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
+    // was made a session leader already.
+    let _ = nix::unistd::setsid();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     close_foreign(&fds)?;
     if fds.log.is_some() {
         leave_terminal()?;
