@@ -277,6 +277,27 @@ fn smart_stop_waits_for_clients_and_reload_reloads() {
 }
 
 #[test]
+fn a_stop_at_any_moment_of_a_first_start_is_heard() {
+    if skipped() {
+        return;
+    }
+    for moment in [0, 3, 10, 30, 100, 200, 300, 350, 400, 450, 500, 600] {
+        let volume = Volume::new();
+        volume.script("1.sql", 0o644, "SELECT 1;\n");
+        let mut container = Container::start(&volume, &config(postgres()));
+        std::thread::sleep(Duration::from_millis(moment));
+        let begun = Instant::now();
+        container.stop(Signal::SIGTERM);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{moment} ms\n{}", container.everything());
+        let status = container.status();
+        assert_eq!(status.reason, Some(Reason::Stopped), "{moment} ms\n{}", container.everything());
+        let names = volume.names();
+        let whole = names.iter().any(|name| name == "PG_VERSION");
+        assert!(whole || names.is_empty() || names == [".pgbox-failed"], "{moment} ms: {names:?}");
+    }
+}
+
+#[test]
 fn initdb_interrupted_leaves_an_empty_directory() {
     if skipped() {
         return;

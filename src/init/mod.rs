@@ -69,7 +69,9 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 
 /// Runs the payload as pid 1 and returns the exit code of the container, with which the caller ends at once.
 ///
-/// To be called by root in the container's own namespaces and root directory, with a single thread.
+/// To be called by root in the container's own namespaces and root directory, with a single thread, and with
+/// all signals blocked *since before the clone*: a signal that reaches a pid 1 which neither handles nor blocks
+/// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost.
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
     let mut talk = match prepare(fds) {

@@ -338,6 +338,7 @@ pub fn inside() {
     let mut pid_file = OpenOptions::new().write(true).open(spec.dir.join("pid")).unwrap();
     // Something that must not be open in the container: a directory of the host.
     let leak = rustix::io::dup(File::open("/").unwrap()).unwrap();
+    pgbox::sys::child::block_signals().unwrap();
     let pid = pgbox::sys::child::fork(|| {
         chdir(&root).unwrap();
         pivot_root(".", ".").unwrap();
