@@ -388,7 +388,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         settings: node_settings(spec, facts, postgres.major)?,
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
-    Ok((Payload::Postgres(payload), postgres.user.clone()))
+    Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
 }
 
 /// The generated settings: what every node starts with, then what follows from its limits, then what the

@@ -16,7 +16,7 @@ use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
-    sys::signal::Signal,
+    sys::signal::{SigSet, SigmaskHow, Signal},
     unistd::pipe2,
 };
 
@@ -78,7 +78,11 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC;
-    let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live())?;
+    // A pid 1 without a handler never sees a signal that comes before it blocks it: a stop would be lost.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("block signals")?;
+    let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live());
+    mask.thread_set_mask().context("unblock signals")?;
+    let child = child?;
     // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
     // for the word before anything of the image runs.
     let joined = group.join(child.pid).and_then(|()| ProcessId::of(child.pid));

@@ -423,7 +423,8 @@ fn sysctls_follow_the_namespace_and_say_whether_they_changed() {
 
         netns::create("n1").unwrap();
         let ns = netns::open("n1").unwrap();
-        let there = netns::run_in(ns.as_fd(), || sysctl::get("net.ipv4.ip_local_port_range").unwrap()).unwrap();
+        let there =
+            netns::run_in(ns.as_fd(), || sysctl::get("net.ipv4.ip_local_port_range").unwrap()).unwrap();
         assert!(!there.starts_with("30000"), "{there}");
 
         let error = sysctl::set("net.ipv4.ip_local_port_range", "x").unwrap_err();
