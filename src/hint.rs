@@ -37,6 +37,18 @@ pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
     })
 }
 
+/// A chain of errors on one line.
+pub fn cause_text(error: &anyhow::Error) -> String {
+    let mut text = format!("{error:#}");
+    if let Some(errno) = errno_of(error) {
+        let name = format!("{errno:?}");
+        if !text.contains(&name) {
+            text.push_str(&format!(" ({name})"));
+        }
+    }
+    text
+}
+
 /// What to try when a host step failed.
 pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
     let text = match (step, errno_of(error)?) {

@@ -2,13 +2,10 @@
 
 use std::process::ExitCode;
 
-use nix::sys::signal::{SigHandler, Signal, signal};
-use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show};
+use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show, sys::process};
 
 fn main() -> ExitCode {
-    // Rust ignores SIGPIPE, so `pgbox ps | head` would panic on a closed pipe.
-    // SAFETY: the default action runs no code of ours.
-    let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) };
+    process::end_on_closed_pipe();
     match cmd::dispatch(cli::parse()) {
         Ok(code) => ExitCode::from(code as u8),
         Err(error) => {

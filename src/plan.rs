@@ -206,15 +206,23 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
     if facts.nat {
         steps.push(HostStep::CreateNat {
             table: names.nat_table.clone(),
-            comment: names.veth_alias.clone(),
+            comment: names.bridge_alias.clone(),
             bridge: names.bridge.clone(),
-            address: facts.address,
-            publish: spec.publish.clone(),
+            subnet: facts.gateway.trunc(),
+            own_port: names.veth.clone(),
         });
     }
     // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback address.
     // The table's guard must stand first.
     steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
+    if !spec.publish.is_empty() {
+        steps.push(HostStep::PublishPorts {
+            table: names.publish_table.clone(),
+            comment: names.veth_alias.clone(),
+            address: facts.address.addr(),
+            publish: spec.publish.clone(),
+        });
+    }
     steps.push(HostStep::AddHostName {
         file: facts.root.hosts_file(&spec.lab),
         address: facts.address.addr(),
@@ -380,7 +388,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         settings: node_settings(spec, facts, postgres.major)?,
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
-    Ok((Payload::Postgres(payload), postgres.user.clone()))
+    Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
 }
 
 /// The generated settings: what every node starts with, then what follows from its limits, then what the

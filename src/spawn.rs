@@ -16,7 +16,7 @@ use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
-    sys::signal::Signal,
+    sys::signal::{SigSet, SigmaskHow, Signal},
     unistd::pipe2,
 };
 
@@ -78,7 +78,11 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         | CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWIPC;
-    let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live())?;
+    // A pid 1 without a handler never sees a signal that comes before it blocks it: a stop would be lost.
+    let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("block signals")?;
+    let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live());
+    mask.thread_set_mask().context("unblock signals")?;
+    let child = child?;
     // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
     // for the word before anything of the image runs.
     let joined = group.join(child.pid).and_then(|()| ProcessId::of(child.pid));
@@ -146,7 +150,7 @@ impl Birth<'_> {
     fn live(self) -> i32 {
         for (index, step) in self.plan.inner.iter().enumerate() {
             if let Err(error) = self.apply(step) {
-                let report = Report::StepFailed { index, error: crate::engine::cause_text(&error) };
+                let report = Report::StepFailed { index, error: crate::hint::cause_text(&error) };
                 let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
                 // Nobody may listen any more; then nobody can be told.
                 let _ = nix::unistd::write(&self.report, line.as_bytes());

@@ -133,6 +133,9 @@ fn pid_1_holds_nothing_of_the_host() {
     assert_eq!(read("cmdline").trim_end_matches('\0'), "pgbox-init");
     assert_eq!(read("environ").trim_matches('\0'), "");
     assert_eq!(fs::read_dir(format!("/proc/{pid}/task")).unwrap().count(), 1);
+    assert!(read("status").contains("NSsid:") && read("status").contains("Umask:\t0022"));
+    let session = read("stat").rsplit_once(')').unwrap().1.split_whitespace().nth(3).unwrap().to_owned();
+    assert_eq!(session, pid.to_string(), "a signal of the caller's terminal reaches it");
     for fd in fs::read_dir(format!("/proc/{pid}/fd")).unwrap() {
         let target = fs::read_link(fd.unwrap().path()).unwrap().display().to_string();
         let known = ["/dev/null", "pipe:", "anon_inode:[signalfd]", PGDATA, "/log", "/previous", "/status"];
@@ -211,8 +214,7 @@ fn stop_is_fast_with_an_idle_client() {
         let status = container.status();
         assert_eq!((status.phase, status.reason), (Phase::Ended, Some(Reason::Stopped)), "{signal}");
         assert_eq!(status.code, Some(code));
-        let clean = container.log().contains("database system is shut down");
-        assert_eq!(clean, true, "{signal}: {}", container.log());
+        assert!(container.log().contains("database system is shut down"), "{signal}: {}", container.log());
         drop(idle.stdin.take());
         idle.wait().unwrap();
     }
@@ -272,6 +274,27 @@ fn smart_stop_waits_for_clients_and_reload_reloads() {
     drop(idle.stdin.take());
     idle.wait().unwrap();
     assert_eq!(container.wait(), 0);
+}
+
+#[test]
+fn a_stop_at_any_moment_of_a_first_start_is_heard() {
+    if skipped() {
+        return;
+    }
+    for moment in [0, 3, 10, 30, 100, 200, 300, 350, 400, 450, 500, 600] {
+        let volume = Volume::new();
+        volume.script("1.sql", 0o644, "SELECT 1;\n");
+        let mut container = Container::start(&volume, &config(postgres()));
+        std::thread::sleep(Duration::from_millis(moment));
+        let begun = Instant::now();
+        container.stop(Signal::SIGTERM);
+        assert!(begun.elapsed() < Duration::from_secs(10), "{moment} ms\n{}", container.everything());
+        let status = container.status();
+        assert_eq!(status.reason, Some(Reason::Stopped), "{moment} ms\n{}", container.everything());
+        let names = volume.names();
+        let whole = names.iter().any(|name| name == "PG_VERSION");
+        assert!(whole || names.is_empty() || names == [".pgbox-failed"], "{moment} ms: {names:?}");
+    }
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn describe(context: &Context, node: &Node) -> Result<Value> {
             "bridge": names.bridge,
             "veth": names.veth,
             "netns": names.netns,
-            "nat_table": names.nat_table,
+            "nat_tables": [names.nat_table, names.publish_table],
             "publish": node.state.spec.publish,
         },
         "cgroup": group.directories(),

@@ -23,7 +23,8 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
     let node = node::find(&context.root, &context.lab, name)?;
     if args.dry_run {
-        return Ok(foretell(context, args, &node));
+        foretell(context, args, &node);
+        return Ok(());
     }
     if node.pidfd.is_some() {
         if !args.force {

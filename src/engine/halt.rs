@@ -66,7 +66,7 @@ fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {
     match errors.len() {
         0 => Ok(()),
         count => {
-            let causes: Vec<String> = errors.iter().map(super::cause_text).collect();
+            let causes: Vec<String> = errors.iter().map(crate::hint::cause_text).collect();
             bail!("{what}: {count} steps could not be undone: {}", causes.join("; "))
         }
     }

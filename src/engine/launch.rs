@@ -217,7 +217,7 @@ fn inner_failure(
     end_all(state);
     let _lock = root.lock(&state.spec.lab);
     let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
-    let cause = super::cause_text(error);
+    let cause = crate::hint::cause_text(error);
     let hint = hint::for_inner_step(&cause);
     // 125 to 127 are what `docker run` has for a command that could not be started.
     let code = if state.plan.after.is_empty() { code } else { 1 };

@@ -111,7 +111,7 @@ pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted
         number: failure.index + 1,
         total: total(plan),
         title: step.lesson().title,
-        cause: cause_text(&failure.error),
+        cause: hint::cause_text(&failure.error),
         hint: hint::for_host_step(step, &failure.error),
         host,
         log: Vec::new(),
@@ -137,19 +137,7 @@ pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> St
         (false, ..) => format!(
             "{} of {begun} steps could not be undone ({}); `pgbox rm --force {name}` tries again",
             errors.len(),
-            errors.iter().map(cause_text).collect::<Vec<_>>().join("; ")
+            errors.iter().map(hint::cause_text).collect::<Vec<_>>().join("; ")
         ),
     }
-}
-
-/// A chain of errors on one line.
-pub fn cause_text(error: &Error) -> String {
-    let mut text = format!("{error:#}");
-    if let Some(errno) = hint::errno_of(error) {
-        let name = format!("{errno:?}");
-        if !text.contains(&name) {
-            text.push_str(&format!(" ({name})"));
-        }
-    }
-    text
 }

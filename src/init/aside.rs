@@ -8,11 +8,12 @@
 //! The rule that surprises people: rename(2) between two *mounts* of one file system fails (EXDEV). All
 //! renames here are therefore relative to a descriptor of the directory below the bind mount.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use rustix::fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat, renameat_with, unlinkat};
+use rustix::fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat, renameat_with, syncfs, unlinkat};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
@@ -26,8 +27,9 @@ const FAILED: &str = ".pgbox-failed";
 const SAMPLE: &str = ".pgbox-sample";
 
 /// True for the names that this file uses.
-pub fn is_ours(name: &str) -> bool {
-    [MAKING, DONE, SAMPLE].contains(&name) || name.starts_with(FAILED)
+pub fn is_ours(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    [MAKING, DONE, SAMPLE].contains(&&*name) || name.starts_with(FAILED)
 }
 
 /// What a start finds that an earlier one left behind.
@@ -67,8 +69,13 @@ impl DataDir {
         at(mount_bind(&making, &self.path), "mount the directory to be initialised over", &self.path)
     }
 
-    /// The cluster aside is complete: makes it the data directory.
-    pub fn commit_aside(&self) -> Result<()> {
+    /// The cluster aside is complete: makes it the data directory, once all of it is on disk.
+    pub fn commit_aside(&self, waldir: Option<&Path>) -> Result<()> {
+        at(syncfs(self.fd()), "syncfs", &self.path)?;
+        if let Some(waldir) = waldir {
+            let directory = at(fs::File::open(waldir), "open", waldir)?;
+            at(syncfs(&directory), "syncfs", waldir)?;
+        }
         at(renameat(self.fd(), MAKING, self.fd(), DONE), "rename .pgbox-init in", &self.path)?;
         at(fsync(self.fd()), "fsync", &self.path)?;
         self.uncover()?;
@@ -121,9 +128,10 @@ impl DataDir {
         let mut names = self.entries_of(DONE)?;
         names.sort_by_key(|name| name == "PG_VERSION");
         for name in &names {
-            let from = format!("{DONE}/{name}");
-            renameat_with(self.fd(), &from, self.fd(), name, RenameFlags::NOREPLACE)
-                .with_context(|| format!("rename {from} to {name} in {}", self.path.display()))?;
+            let from = Path::new(DONE).join(name);
+            renameat_with(self.fd(), &from, self.fd(), name, RenameFlags::NOREPLACE).with_context(|| {
+                format!("rename {} to the directory above in {}", from.display(), self.path.display())
+            })?;
         }
         at(unlinkat(self.fd(), DONE, AtFlags::REMOVEDIR), "rmdir .pgbox-done in", &self.path)?;
         at(fsync(self.fd()), "fsync", &self.path)

@@ -7,6 +7,7 @@
 //! pid 1 dies the kernel closes its files before it kills the rest, and a lock that only pid 1 had would be
 //! free while backends still write. It is gone with the last process that has the descriptor.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::{self, DirBuilder, File};
 use std::io::ErrorKind;
@@ -75,11 +76,10 @@ impl DataDir {
 
     /// What is in the directory. An error for a directory that holds something, but no cluster.
     pub fn content(&self) -> Result<Content> {
-        match self.read("PG_VERSION")? {
-            Some(text) => return Ok(Content::Cluster(at(parse_pg_version(&text), "read", &self.path)?)),
-            None => {}
+        if let Some(text) = self.read("PG_VERSION")? {
+            return Ok(Content::Cluster(at(parse_pg_version(&text), "read", &self.path)?));
         }
-        let foreign: Vec<String> = self
+        let foreign: Vec<OsString> = self
             .entries()?
             .into_iter()
             .filter(|name| name != "lost+found" && !aside::is_ours(name))
@@ -106,19 +106,18 @@ impl DataDir {
     }
 
     /// The names in the directory.
-    pub fn entries(&self) -> Result<Vec<String>> {
+    pub fn entries(&self) -> Result<Vec<OsString>> {
         self.entries_of(".")
     }
 
     /// The names in one of its subdirectories.
-    pub fn entries_of(&self, name: &str) -> Result<Vec<String>> {
+    pub fn entries_of(&self, name: &str) -> Result<Vec<OsString>> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        let list = || -> rustix::io::Result<Vec<String>> {
+        let list = || -> rustix::io::Result<Vec<OsString>> {
             let mut names = Vec::new();
             for entry in Dir::new(openat(&self.fd, name, flags, Mode::empty())?)? {
                 let entry = entry?;
-                names
-                    .push(std::ffi::OsStr::from_bytes(entry.file_name().to_bytes()).to_string_lossy().into());
+                names.push(OsStr::from_bytes(entry.file_name().to_bytes()).to_owned());
             }
             Ok(names)
         };

@@ -59,6 +59,7 @@ pub struct Events {
     log: Log,
     ended: VecDeque<(Pid, Exit)>,
     watched: Option<(Pid, Option<Exit>)>,
+    put_back: Option<Signal>,
 }
 
 impl Events {
@@ -70,7 +71,7 @@ impl Events {
             true => Some(output_pipe()?),
             false => None,
         };
-        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None })
+        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None, put_back: None })
     }
 
     /// Where a child's stdout and stderr go; `None`: to our own.
@@ -91,6 +92,9 @@ impl Events {
 
     /// Waits for the next event, at most until `deadline`.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Event> {
+        if let Some(signal) = self.put_back.take() {
+            return Ok(Event::Signal(signal));
+        }
         loop {
             if let Some((pid, exit)) = self.ended.pop_front() {
                 if let Some((watched, kept)) = &mut self.watched
@@ -165,6 +169,11 @@ impl Events {
                 Err(errno) => return Err(errno).context("waitpid"),
             }
         }
+    }
+
+    /// Leaves a signal to the next who waits: for something that must come to its end first.
+    pub fn put_back(&mut self, signal: Signal) {
+        self.put_back = Some(signal);
     }
 
     /// Keeps the exit of this child, whoever waits for what when it ends.

@@ -1,34 +1,41 @@
 //! The first start: initdb, a server that only listens on its Unix socket, the init scripts, and then the
 //! whole of it put in place at once (see `aside`).
 //!
-//! The rule that surprises people: during all this the port must stay closed. A server that answers while
-//! scripts still run is taken for a ready one, and is then shut down under its clients
-//! (docker-library/postgres#146).
+//! The rule that surprises people: initdb syncs each of its thousand files by itself, which is most of the
+//! time that it takes. pgbox has it skip that and syncs the file system once, before the rename that makes
+//! the cluster count (syncfs(2)).
 
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::aside::Replaced;
-use super::datadir::DataDir;
-use super::events::{Event, Stopped, stops};
+use super::datadir::{DataDir, make_owned_dir};
+use super::events::Stopped;
 use super::program::{Program, set_variable, variable};
 use super::start::{Names, read};
 use super::{Init, at};
 use crate::postgres::contract::check_secret;
 use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, sample_candidates};
 use crate::postgres::launch::{Password, PostgresPayload, Source};
-use crate::postgres::postmaster::PostmasterPid;
 use crate::postgres::report::{Exit, Phase};
 use crate::postgres::{hba, quote};
 
-/// How often a starting server is asked whether it accepts connections.
-pub const POLL: std::time::Duration = std::time::Duration::from_millis(10);
+/// What a first start works with.
+pub struct First<'a> {
+    /// The server to be.
+    pub postgres: &'a PostgresPayload,
+    /// Its empty data directory.
+    pub data: &'a DataDir,
+    /// The contract's values.
+    pub names: &'a Names,
+    /// Major version of the binaries.
+    pub major: u32,
+    password: Option<String>,
+}
 
 impl Init<'_> {
     /// Makes a cluster in an empty data directory. Whatever fails, the directory is as empty as before, with
@@ -40,17 +47,18 @@ impl Init<'_> {
         names: &Names,
         major: u32,
     ) -> Result<()> {
-        let password = self.password(postgres)?;
+        let first = First { postgres, data, names, major, password: self.password(postgres)? };
+        let waldir = postgres.initdb_waldir.as_deref();
         // Before the mount: its file is in the directory that is then covered.
-        let sample = self.without_huge_pages(postgres, data, major)?;
+        let sample = self.without_huge_pages(&first)?;
         data.begin_aside(&self.config.user)?;
         self.phase(Phase::Initdb);
-        let made = self.initdb(postgres, data, names, major, password.as_deref());
+        let made = self.initdb(&first);
         drop(sample);
-        let made = made.and_then(|()| self.furnish(postgres, data, names, password.as_deref()));
-        let Err(error) = made else { return data.commit_aside() };
+        let Err(error) = made.and_then(|()| self.furnish(&first)) else {
+            return data.commit_aside(waldir);
+        };
         data.uncover()?;
-        let waldir = postgres.initdb_waldir.as_deref();
         // Nobody's work is in there yet but initdb's own.
         if self.talk.status.phase == Phase::Initdb && error.is::<Stopped>() {
             data.discard_aside(waldir)?;
@@ -62,23 +70,17 @@ impl Init<'_> {
     }
 
     /// Makes the new cluster the user's own: who may connect, settings, the first database, the scripts.
-    fn furnish(
-        &mut self,
-        postgres: &PostgresPayload,
-        data: &DataDir,
-        names: &Names,
-        password: Option<&str>,
-    ) -> Result<()> {
-        self.append_hba(postgres)?;
-        self.write_settings(postgres)?;
-        let env = script_env(self.server_env(postgres), names, password);
-        let scripts = super::sql::list(&postgres.scripts_dir)?;
-        if scripts.is_empty() && names.database == "postgres" {
+    fn furnish(&mut self, first: &First<'_>) -> Result<()> {
+        self.append_hba(first.postgres)?;
+        self.write_settings(first.postgres)?;
+        let scripts = super::sql::list(&first.postgres.scripts_dir)?;
+        if scripts.is_empty() && create_database(&first.names.database).is_none() {
             return Ok(());
         }
         self.phase(Phase::Scripts);
-        let server = self.start_private(postgres, data)?;
-        let result = self.run_scripts(postgres, names, &scripts, &env);
+        let env = script_env(self.server_env(first.postgres), first.names, first.password.as_deref());
+        let server = self.start_private(first.postgres, first.data)?;
+        let result = self.run_scripts(first, &scripts, &env);
         let stopped = self.stop_private(server);
         // The scripts' own error says more than what it did to the server.
         result.and(stopped)
@@ -99,31 +101,19 @@ impl Init<'_> {
     }
 
     /// Runs initdb, with a plainer locale if the image lacks the one that its environment names.
-    fn initdb(
-        &mut self,
-        postgres: &PostgresPayload,
-        data: &DataDir,
-        names: &Names,
-        major: u32,
-        password: Option<&str>,
-    ) -> Result<()> {
-        if let Some(waldir) = &postgres.initdb_waldir {
-            super::datadir::make_owned_dir(waldir, &self.config.user)?;
-            at(
-                std::os::unix::fs::chown(waldir, Some(self.config.user.uid), Some(self.config.user.gid)),
-                "chown",
-                waldir,
-            )?;
+    fn initdb(&mut self, first: &First<'_>) -> Result<()> {
+        if let Some(waldir) = &first.postgres.initdb_waldir {
+            let (uid, gid) = (self.config.user.uid, self.config.user.gid);
+            make_owned_dir(waldir, &self.config.user)?;
+            at(std::os::unix::fs::chown(waldir, Some(uid), Some(gid)), "chown", waldir)?;
         }
         for locale in LOCALES {
             self.events.log().forget_tail();
-            let exit = self.initdb_once(postgres, data, names, major, password, locale)?;
+            let exit = self.initdb_once(first, locale)?;
             if exit == Exit::Code(0) {
-                if let Some(locale) = locale {
-                    let name = locale.name();
-                    self.note(&format!(
-                        "the image lacks the locale of its environment; the cluster has {name}"
-                    ));
+                if let Some(name) = locale.map(Locale::name) {
+                    let text = "the image lacks the locale of its environment; the cluster has";
+                    self.note(&format!("{text} {name}"));
                 }
                 return Ok(());
             }
@@ -134,34 +124,26 @@ impl Init<'_> {
         bail!("initdb accepts no locale of the image: {}", self.events.log().last_words())
     }
 
-    fn initdb_once(
-        &mut self,
-        postgres: &PostgresPayload,
-        data: &DataDir,
-        names: &Names,
-        major: u32,
-        password: Option<&str>,
-        locale: Option<Locale>,
-    ) -> Result<Exit> {
-        let pwfile = password.map(|password| self.password_pipe(password)).transpose()?;
+    fn initdb_once(&mut self, first: &First<'_>, locale: Option<Locale>) -> Result<Exit> {
+        let pwfile = first.password.as_deref().map(|password| self.password_pipe(password)).transpose()?;
         let initdb = Initdb {
-            bindir: &postgres.bindir,
-            pgdata: &postgres.pgdata,
-            major,
-            superuser: &names.superuser,
+            bindir: &first.postgres.bindir,
+            pgdata: &first.postgres.pgdata,
+            major: first.major,
+            superuser: &first.names.superuser,
             // Its number in the child: 0, 1, 2, the lock, this.
             pwfile: pwfile.as_ref().map(|_| "/proc/self/fd/4"),
-            waldir: postgres.initdb_waldir.as_deref(),
+            waldir: first.postgres.initdb_waldir.as_deref(),
             locale,
-            extra: &names.initdb_args,
+            extra: &first.names.initdb_args,
         };
-        let mut env = self.server_env(postgres);
+        let mut env = self.server_env(first.postgres);
         // Without any of them initdb would make a cluster whose encoding is SQL_ASCII: no encoding at all.
         if ["LC_ALL", "LC_CTYPE", "LANG"].iter().all(|name| variable(&env, name).is_none_or(str::is_empty)) {
             set_variable(&mut env, "LANG", "C.UTF-8");
         }
         let mut program = Program::new(initdb.argv()?, env);
-        program.extra = vec![data.fd()];
+        program.extra = vec![first.data.fd()];
         program.extra.extend(pwfile.as_ref().map(AsFd::as_fd));
         let pid = self.spawn(&program)?;
         self.events.wait_for(pid, self.patience())
@@ -179,18 +161,13 @@ impl Init<'_> {
     }
 
     /// Hides the sample of postgresql.conf behind one with `huge_pages = off`, for an initdb before 16.
-    fn without_huge_pages<'d>(
-        &mut self,
-        postgres: &PostgresPayload,
-        data: &'d DataDir,
-        major: u32,
-    ) -> Result<Option<Replaced<'d>>> {
-        if major >= 16 {
+    fn without_huge_pages<'d>(&mut self, first: &First<'d>) -> Result<Option<Replaced<'d>>> {
+        if first.major >= 16 {
             return Ok(None);
         }
-        for sample in sample_candidates(&postgres.bindir, major) {
+        for sample in sample_candidates(&first.postgres.bindir, first.major) {
             if let Ok(text) = fs::read_to_string(&sample) {
-                return data.replace_file(&sample, &format!("{text}\nhuge_pages = off\n")).map(Some);
+                return first.data.replace_file(&sample, &format!("{text}\nhuge_pages = off\n")).map(Some);
             }
         }
         self.note(
@@ -205,77 +182,6 @@ impl Init<'_> {
         let mut file = at(OpenOptions::new().append(true).open(&path), "open", &path)?;
         at(file.write_all(lines.as_bytes()), "write", &path)
     }
-
-    /// Starts a server that nobody outside can reach, and waits until it accepts connections.
-    fn start_private(&mut self, postgres: &PostgresPayload, data: &DataDir) -> Result<Pid> {
-        let mut argv = server_argv(postgres);
-        let port = variable(&self.config.env, "PGPORT").filter(|port| !port.is_empty()).unwrap_or("5432");
-        // A commit must not wait for standbys that cannot exist yet.
-        argv.extend(
-            ["-c", "listen_addresses=", "-c", "synchronous_standby_names=", "-p", port].map(str::to_owned),
-        );
-        self.events.log().forget_tail();
-        let mut program = Program::new(argv, self.server_env(postgres));
-        program.extra = vec![data.fd()];
-        program.protected = true;
-        let pid = self.spawn(&program)?;
-        self.events.watch(pid);
-        loop {
-            if accepts(postgres, pid) {
-                return Ok(pid);
-            }
-            match self.next_event(POLL)? {
-                Event::Ended(ended, exit) if ended == pid => {
-                    bail!(
-                        "the server for the init scripts ended with {exit}: {}",
-                        self.events.log().last_words()
-                    )
-                }
-                Event::Signal(signal) if stops(signal) => {
-                    self.stop_private(pid)?;
-                    return Err(Stopped { signal: signal as i32 }.into());
-                }
-                _ => {}
-            }
-        }
-    }
-
-    /// Shuts the private server down: fast, then immediate.
-    fn stop_private(&mut self, pid: Pid) -> Result<()> {
-        // If it has ended by itself, the exit that was kept says so.
-        let _ = kill(pid, Signal::SIGINT);
-        let mut deadline = Some(std::time::Instant::now() + self.patience());
-        loop {
-            match self.events.watched_exit() {
-                Some(Exit::Code(0)) => return Ok(()),
-                Some(exit) => {
-                    bail!(
-                        "the server for the init scripts ended with {exit}: {}",
-                        self.events.log().last_words()
-                    )
-                }
-                None => {}
-            }
-            if let Event::Timeout = self.events.next(deadline)? {
-                let _ = kill(pid, Signal::SIGQUIT);
-                deadline = None;
-            }
-        }
-    }
-}
-
-/// The server's command line, as far as every start has it.
-pub fn server_argv(postgres: &PostgresPayload) -> Vec<String> {
-    let mut argv = vec![postgres.bindir.join("postgres").display().to_string()];
-    argv.extend(["-D".to_owned(), postgres.pgdata.display().to_string()]);
-    argv.extend(postgres.server_args.iter().cloned());
-    argv
-}
-
-/// True once the server with this process id says in postmaster.pid that it accepts connections.
-pub fn accepts(postgres: &PostgresPayload, pid: Pid) -> bool {
-    let text = fs::read_to_string(postgres.pgdata.join("postmaster.pid")).unwrap_or_default();
-    PostmasterPid::parse(&text).is_some_and(|file| file.pid == pid.as_raw() && file.accepts())
 }
 
 /// What init scripts see, as in the official image; the only place where the password is a variable.

@@ -177,6 +177,22 @@ mod tests {
     }
 
     #[test]
+    fn a_mirror_shows_the_same_and_its_reader_may_go() {
+        let (mut log, mut current, _) = log(1 << 20);
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        log.mirror = Some(OwnedFd::from(writer).into());
+        log.write(b"one\n");
+        let mut buffer = [0; 16];
+        let len = reader.read(&mut buffer).unwrap();
+        assert_eq!(&buffer[..len], b"one\n");
+        drop(reader);
+        log.write(b"two\n");
+        log.write(b"three\n");
+        assert_eq!(text(&mut current), "one\ntwo\nthree\n");
+        assert!(log.mirror.is_none());
+    }
+
+    #[test]
     fn the_tail_tells_the_error_and_not_the_hint() {
         let (mut log, ..) = log(1 << 20);
         log.write(b"old\n");

@@ -15,6 +15,7 @@ mod events;
 mod first;
 mod log;
 mod ownership;
+mod private;
 mod program;
 mod server;
 mod sql;
@@ -40,7 +41,8 @@ use talk::Talk;
 /// node's directory.
 #[derive(Debug)]
 pub struct InitFds {
-    /// The log files; `None`: the payload has the standard streams of the caller.
+    /// The log files, always for a server (its last words are in every error); `None`: the payload has the
+    /// standard streams of the caller.
     pub log: Option<LogFds>,
     /// Where the log is written in addition: the terminal of a foreground server.
     pub mirror: Option<OwnedFd>,
@@ -67,7 +69,9 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 
 /// Runs the payload as pid 1 and returns the exit code of the container, with which the caller ends at once.
 ///
-/// To be called by root in the container's own namespaces and root directory, with a single thread.
+/// To be called by root in the container's own namespaces and root directory, with a single thread, and with
+/// all signals blocked *since before the clone*: a signal that reaches a pid 1 which neither handles nor blocks
+/// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost.
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
     let mut talk = match prepare(fds) {
@@ -94,6 +98,10 @@ struct Ended {
 /// Lets go of everything that the caller had and this process must not have.
 fn prepare(fds: InitFds) -> Result<Talk> {
     child::block_signals()?;
+    // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
+    // was made a session leader already.
+    let _ = nix::unistd::setsid();
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     close_foreign(&fds)?;
     if fds.log.is_some() {
         leave_terminal()?;
@@ -144,7 +152,9 @@ struct Init<'a> {
 
 impl<'a> Init<'a> {
     fn new(config: &'a InitConfig, talk: &'a mut Talk, assume: Assume<'a>) -> Result<Init<'a>> {
-        let events = Events::new(talk.take_log()?)?;
+        let mut log = talk.take_log()?;
+        log.set_cap(config.log_cap);
+        let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
         Ok(Init { config, talk, assume, events })

@@ -14,7 +14,7 @@ use nix::unistd::Pid;
 
 use super::datadir::DataDir;
 use super::events::{Event, stops};
-use super::first::{POLL, accepts, server_argv};
+use super::private::{POLL, accepts, server_argv};
 use super::program::Program;
 use super::{Ended, Init};
 use crate::postgres::launch::{PostgresPayload, Restart};
@@ -159,7 +159,9 @@ impl Init<'_> {
                 }
                 self.talk.close_report();
             }
-            let poll = (!server.came_up).then(|| Instant::now() + POLL);
+            // A long recovery is no reason to wake up a hundred times a second.
+            let pause = (started.elapsed() / 16).clamp(POLL, Duration::from_millis(500));
+            let poll = (!server.came_up).then(|| Instant::now() + pause);
             let deadline = [poll, server.deadline].into_iter().flatten().min();
             match self.events.next(deadline)? {
                 Event::Ended(ended, exit) if ended == pid => {
@@ -206,9 +208,11 @@ impl Init<'_> {
     /// its death, and a new postmaster refuses to start while they hold the old shared memory.
     fn end_leftovers(&mut self, postgres: &PostgresPayload) -> Result<()> {
         let begun = Instant::now();
+        let mut stop = None;
         loop {
             let left = leftovers(&postgres.bindir.join("postgres"));
             if left.is_empty() {
+                stop.into_iter().for_each(|signal| self.events.put_back(signal));
                 return Ok(());
             }
             // As the postmaster itself does: five seconds for SIGQUIT, then SIGKILL.
@@ -217,7 +221,10 @@ impl Init<'_> {
             for pid in left {
                 let _ = kill(pid, signal);
             }
-            self.next_event(Duration::from_millis(50))?;
+            match self.next_event(Duration::from_millis(50))? {
+                Event::Signal(signal) if stops(signal) => stop = Some(signal),
+                _ => {}
+            }
         }
     }
 }

@@ -14,11 +14,9 @@ use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::first::create_database;
+use super::first::{First, create_database};
 use super::program::{Program, find_in_path, variable};
-use super::start::Names;
 use super::{Init, at};
-use crate::postgres::launch::PostgresPayload;
 use crate::postgres::report::Exit;
 use crate::postgres::scripts::{Compression, Kind, classify, psql, source};
 use crate::sys::child::SpawnError;
@@ -51,15 +49,14 @@ impl Init<'_> {
     /// Makes the first database and runs the scripts against the private server.
     pub(super) fn run_scripts(
         &mut self,
-        postgres: &PostgresPayload,
-        names: &Names,
+        first: &First<'_>,
         scripts: &[(PathBuf, Kind)],
         env: &Env,
     ) -> Result<()> {
-        if let Some(sql) = create_database(&names.database) {
-            let mut argv = psql(&postgres.bindir, &names.superuser, "postgres");
+        if let Some(sql) = create_database(&first.names.database) {
+            let mut argv = psql(&first.postgres.bindir, &first.names.superuser, "postgres");
             argv.extend(["-c".to_owned(), sql]);
-            self.run(argv, env).with_context(|| format!("make the database {:?}", names.database))?;
+            self.run(argv, env).with_context(|| format!("make the database {:?}", first.names.database))?;
         }
         for (path, kind) in scripts {
             let shown = path.display();
@@ -69,22 +66,15 @@ impl Init<'_> {
             }
             self.events.log_line(&format!("running {shown}"));
             self.events.log().forget_tail();
-            self.run_script(postgres, names, path, *kind, env)
+            self.run_script(first, path, *kind, env)
                 .with_context(|| format!("init script {shown} failed"))?;
         }
         Ok(())
     }
 
-    fn run_script(
-        &mut self,
-        postgres: &PostgresPayload,
-        names: &Names,
-        path: &Path,
-        kind: Kind,
-        env: &Env,
-    ) -> Result<()> {
+    fn run_script(&mut self, first: &First<'_>, path: &Path, kind: Kind, env: &Env) -> Result<()> {
         let file = path.display().to_string();
-        let mut argv = psql(&postgres.bindir, &names.superuser, &names.database);
+        let mut argv = psql(&first.postgres.bindir, &first.names.superuser, &first.names.database);
         match kind {
             Kind::Ignored => Ok(()),
             Kind::Execute => match self.run(vec![file.clone()], env) {

@@ -33,7 +33,6 @@ pub struct Names {
 impl Init<'_> {
     /// Runs a Postgres server to its end.
     pub(super) fn postgres(&mut self, postgres: &PostgresPayload) -> Result<Ended> {
-        self.events.log().set_cap(self.config.log_cap);
         self.phase(Phase::Preparing);
         if self.config.user.uid == 0 {
             bail!("PostgreSQL refuses to run as root: the image has no user for it");

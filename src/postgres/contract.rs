@@ -16,6 +16,9 @@ pub const SCRIPTS_DIR: &str = "/docker-entrypoint-initdb.d";
 /// The superuser where `POSTGRES_USER` is not set.
 pub const DEFAULT_USER: &str = "postgres";
 
+/// The longest password in bytes: it goes to initdb through a pipe that nobody reads yet, and holds 64 KiB.
+const LONGEST_SECRET: usize = 8192;
+
 /// A container's environment, read by the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contract {
@@ -93,10 +96,13 @@ pub fn file_value(content: &[u8], name: &str) -> Result<String> {
 
 /// Refuses a password that PostgreSQL's tools could not take: initdb reads one line.
 pub fn check_secret(secret: String) -> Result<String> {
-    match secret.contains(['\n', '\r', '\0']) {
-        true => bail!("the password contains a line break, which initdb cannot read"),
-        false => Ok(secret),
+    if secret.contains(['\n', '\r', '\0']) {
+        bail!("the password contains a line break, which initdb cannot read");
     }
+    if secret.len() > LONGEST_SECRET {
+        bail!("the password has {} bytes; {LONGEST_SECRET} are the most", secret.len());
+    }
+    Ok(secret)
 }
 
 /// The arguments after `--`, by the rule of the official image: a first word that starts with `-` means

@@ -33,7 +33,7 @@ pub struct InitConfig {
 #[serde(rename_all = "kebab-case")]
 pub enum Payload {
     /// A PostgreSQL server, initialised first where its data directory is empty.
-    Postgres(PostgresPayload),
+    Postgres(Box<PostgresPayload>),
     /// Any other program; its exit code becomes the container's.
     Command {
         /// The program and its arguments; a first word without a slash is looked for in `PATH`.

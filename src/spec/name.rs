@@ -89,7 +89,9 @@ pub struct ObjectNames {
     /// The MAC address of the node's own end.
     pub mac: [u8; 6],
     pub netns: String,
+    /// The nf_tables table of the lab, and that of the node's published ports.
     pub nat_table: String,
+    pub publish_table: String,
     /// Path of the cgroup below the cgroup mount, as one relative path.
     pub cgroup: PathBuf,
     /// The label that interfaces carry, so that a node's objects can be told from anybody else's.
@@ -111,7 +113,8 @@ impl ObjectNames {
             veth: interface("pgv-", node, in_default_lab, &node_id),
             mac: mac(&node_id),
             netns: format!("pgbox{scope}.{lab}.{node}"),
-            nat_table: format!("pgbox{scope}.{lab}.{node}"),
+            nat_table: format!("pgbox{scope}.{lab}"),
+            publish_table: format!("pgbox{scope}.{lab}.{node}"),
             cgroup: format!("pgbox{scope}/{lab}/{node}").into(),
             bridge_alias: format!("pgbox{scope} {lab}"),
             veth_alias: format!("pgbox{scope} {lab}/{node}"),

@@ -3,7 +3,7 @@
 
 use std::{
     fs, io,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
     path::{Path, PathBuf},
 };
@@ -59,12 +59,18 @@ pub enum HostStep {
         address: Ipv4Net,
         gateway: Ipv4Addr,
     },
-    /// Masquerading for the node's own traffic, and its published ports.
+    /// The lab's gateway: what leaves it has the host's address, and what must not enter it does not.
     CreateNat {
         table: String,
         comment: String,
         bridge: String,
-        address: Ipv4Net,
+        subnet: Ipv4Net,
+        own_port: String,
+    },
+    PublishPorts {
+        table: String,
+        comment: String,
+        address: Ipv4Addr,
         publish: Vec<Publish>,
     },
     /// The node's name in the /etc/hosts that all nodes of the lab share.
@@ -140,7 +146,12 @@ impl HostStep {
                     Some(*gateway),
                 )
             }
-            Self::CreateNat { .. } => nft::add(&self.nat_table().expect("a NAT step has a table")),
+            Self::CreateNat { table, comment, .. } => match nft::add(&self.nat_table()) {
+                // An earlier node of the lab has made it.
+                Err(e) if is_ours(table, comment, &e)? => Ok(()),
+                other => other,
+            },
+            Self::PublishPorts { .. } => nft::add(&self.nat_table()),
             Self::AddHostName { file, address, name } => edit_hosts(file, name, Some(*address)),
             Self::CreateCgroup { path, .. } => cgroup::Cgroup::new(&cgroup::detect()?, path)?.create(),
             Self::SetLimits { path, limits, .. } => set_limits(path, limits),
@@ -154,6 +165,10 @@ impl HostStep {
             // roll-back. `rm -v` removes volumes by name.
             Self::CreateVolume { dir } => remove_empty_volume(dir),
             Self::CreateBridge { name, alias, own_port, .. } => remove_unused_bridge(name, alias, own_port),
+            Self::CreateNat { table, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
+                true => Ok(()),
+                false => nft::delete(table),
+            },
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),
@@ -162,7 +177,7 @@ impl HostStep {
             Self::CreateVeth { name, serves: true, .. } => link::delete(name).map(drop),
             // Otherwise it dies with the namespace, off the path: deleting a veth costs 15-30 ms.
             Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
-            Self::CreateNat { table, .. } => nft::delete(table),
+            Self::PublishPorts { table, .. } => nft::delete(table),
             Self::AddHostName { file, name, .. } => edit_hosts(file, name, None),
             Self::CreateCgroup { path, .. } => remove_cgroup(path),
             // The limits are files of the cgroup.
@@ -170,23 +185,30 @@ impl HostStep {
         }
     }
 
-    fn nat_table(&self) -> Option<nft::NatTable> {
-        let Self::CreateNat { table, comment, bridge, address, publish } = self else { return None };
-        Some(nft::NatTable {
-            name: table.clone(),
-            comment: comment.clone(),
-            bridge: bridge.clone(),
-            subnet: (address.network(), address.prefix_len()),
-            address: address.addr(),
-            publish: publish
-                .iter()
-                .map(|p| nft::Publish {
+    /// The table of a NAT step; for any other one an empty one, which no caller asks for.
+    fn nat_table(&self) -> nft::NatTable {
+        let empty = |table: &str, comment: &str| nft::NatTable {
+            name: table.to_owned(),
+            comment: comment.to_owned(),
+            gateway: None,
+            publish: Vec::new(),
+        };
+        match self {
+            Self::CreateNat { table, comment, bridge, subnet, .. } => {
+                let subnet = (subnet.network(), subnet.prefix_len());
+                let gateway = Some(nft::Gateway { bridge: bridge.clone(), subnet });
+                nft::NatTable { gateway, ..empty(table, comment) }
+            }
+            Self::PublishPorts { table, comment, address, publish } => {
+                let one = |p: &Publish| nft::Publish {
                     host_ip: p.host_ip,
                     host_port: p.host_port,
-                    to: std::net::SocketAddrV4::new(address.addr(), p.port),
-                })
-                .collect(),
-        })
+                    to: SocketAddrV4::new(*address, p.port),
+                };
+                nft::NatTable { publish: publish.iter().map(one).collect(), ..empty(table, comment) }
+            }
+            _ => empty("", ""),
+        }
     }
 
     pub fn lesson(&self) -> Lesson {
@@ -267,19 +289,25 @@ impl HostStep {
                 ),
                 look: format!("ip -n {netns} route"),
             },
-            Self::CreateNat { table, publish, .. } => Lesson {
-                title: match publish.len() {
-                    0 => "masquerade the node's traffic".to_owned(),
-                    _ => format!("masquerade the node's traffic and publish {}", shown_ports(publish)),
-                },
-                why: "The node's address means nothing outside this host, so its packets leave with the host's \
-                      address. A published port is the other direction: the destination is rewritten before routing. \
-                      One table a node: it appears in one batch and goes with one message.",
+            Self::CreateNat { table, subnet, .. } => Lesson {
+                title: format!("masquerade {subnet} and guard it"),
+                why: "The nodes' addresses mean nothing outside this host, so their packets leave with the host's \
+                      address. The guard is for the other direction: a host that forwards is a router, and a \
+                      neighbour could reach the nodes themselves, and through them what listens on 127.0.0.1.",
                 see: "nft(8), https://wiki.nftables.org/wiki-nftables/index.php/Performing_Network_Address_Translation_(NAT)",
                 shell: format!(
-                    "nft -f - <<'EOF'\n{}EOF",
-                    self.nat_table().map(|t| t.to_nft()).unwrap_or_default()
+                    "nft list table ip {table} >/dev/null 2>&1 || nft -f - <<'EOF'\n{}EOF",
+                    self.nat_table().to_nft()
                 ),
+                look: format!("nft list table ip {table}"),
+            },
+            Self::PublishPorts { table, publish, .. } => Lesson {
+                title: format!("publish {}", shown_ports(publish)),
+                why: "A packet to the published port gets the node's address as its destination before routing; for \
+                      connections from this host itself the same happens on the way out. One table a node: it \
+                      appears in one batch and goes with one message.",
+                see: "nft(8), NAT STATEMENTS",
+                shell: format!("nft -f - <<'EOF'\n{}EOF", self.nat_table().to_nft()),
                 look: format!("nft list table ip {table}"),
             },
             Self::AddHostName { file, address, name } => Lesson {
@@ -374,10 +402,22 @@ fn enable_forwarding(bridge: &str) -> Result<()> {
 /// the kernel takes its namespace apart.
 fn remove_unused_bridge(name: &str, alias: &str, own_port: &str) -> Result<()> {
     let ours = link::list()?.into_iter().any(|l| l.name == name && l.alias.as_deref() == Some(alias));
-    if !ours || link::ports(name)?.iter().any(|port| port != own_port) {
-        return Ok(());
+    match !ours || is_in_use(name, own_port)? {
+        true => Ok(()),
+        false => link::delete(name).map(drop),
     }
-    link::delete(name).map(drop)
+}
+
+/// Whether other nodes are plugged into the bridge.
+fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
+    Ok(link::exists(bridge)? && link::ports(bridge)?.iter().any(|port| port != own_port))
+}
+
+/// Whether adding a table failed because we have it already.
+fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
+    let exists = error.downcast_ref() == Some(&nix::errno::Errno::EEXIST);
+    let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
+    Ok(exists && nft::list()?.into_iter().any(same))
 }
 
 /// Replaces or removes the line of `name`, keeping the file's inode.

@@ -152,7 +152,8 @@ pub fn reset_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("sigprocmask")
 }
 
-/// Gives every signal its default action and blocks all of them; they stay pending for a signalfd(2).
+/// Gives every signal its default action and blocks all of them; they stay pending for a signalfd(2), also
+/// those that were pending before.
 pub fn block_signals() -> Result<()> {
     SigSet::all().thread_set_mask().context("sigprocmask")?;
     default_actions();

@@ -105,6 +105,15 @@ pub fn exit_code_of(child: Pid) -> Result<i32> {
     }
 }
 
+/// Has writing to a closed pipe end this process, as it does every other program. Rust ignores SIGPIPE, and
+/// printing would panic instead.
+pub fn end_on_closed_pipe() {
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe {
+        nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl)
+    };
+}
+
 /// The kernel's name for this boot (random(4)): what was made in another one is gone.
 pub fn boot_id() -> Result<String> {
     let path = "/proc/sys/kernel/random/boot_id";

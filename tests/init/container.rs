@@ -122,7 +122,7 @@ pub fn postgres() -> PostgresPayload {
 
 pub fn config(payload: PostgresPayload) -> InitConfig {
     InitConfig {
-        payload: Payload::Postgres(payload),
+        payload: Payload::Postgres(Box::new(payload)),
         user: user(),
         env: vec![("PATH".into(), "/usr/bin:/bin".into()), ("LANG".into(), "C.UTF-8".into())],
         cwd: "/".into(),
@@ -181,7 +181,7 @@ impl Container {
             .spawn()
             .unwrap();
         let mut container = Container { outer, run, pid: None };
-        container.pid = container.until("its pid", |c| c.file("pid").trim().parse().ok());
+        container.pid = container.until("its pid", |c| c.file("pid").strip_suffix('\n')?.parse().ok());
         container
     }
 
@@ -334,8 +334,11 @@ pub fn inside() {
     assert!(Command::new("ip").args(["link", "set", "lo", "up"]).status().unwrap().success());
     unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS).unwrap();
     let fds = fds(&spec);
+    // Opened before pid 1 moves this mount namespace's root, and with it ours.
+    let mut pid_file = OpenOptions::new().write(true).open(spec.dir.join("pid")).unwrap();
     // Something that must not be open in the container: a directory of the host.
     let leak = rustix::io::dup(File::open("/").unwrap()).unwrap();
+    pgbox::sys::child::block_signals().unwrap();
     let pid = pgbox::sys::child::fork(|| {
         chdir(&root).unwrap();
         pivot_root(".", ".").unwrap();
@@ -346,7 +349,7 @@ pub fn inside() {
     })
     .unwrap();
     drop(leak);
-    fs::write(spec.dir.join("pid"), pid.to_string()).unwrap();
+    std::io::Write::write_all(&mut pid_file, format!("{pid}\n").as_bytes()).unwrap();
     let code = match nix::sys::wait::waitpid(pid, None).unwrap() {
         nix::sys::wait::WaitStatus::Exited(_, code) => code,
         nix::sys::wait::WaitStatus::Signaled(_, signal, _) => 128 + signal as i32,

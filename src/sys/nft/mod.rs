@@ -19,19 +19,23 @@ use nix::errno::Errno;
 use rule::{Chain, Hook, Statement};
 use wire::{Attributes, Batch};
 
-/// The NAT table (family `ip`) of one host on a bridge.
+/// A NAT table (family `ip`) for the network on a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NatTable {
     pub name: String,
     /// Whose it is; `nft list` shows it. At most 127 bytes, no quotes and control characters.
     pub comment: String,
-    /// The bridge that the host is plugged into.
+    /// The network that this machine guards and lends its own address to.
+    pub gateway: Option<Gateway>,
+    pub publish: Vec<Publish>,
+}
+
+/// A bridge with the network on it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gateway {
     pub bridge: String,
     /// The bridge's network and prefix length.
     pub subnet: (Ipv4Addr, u8),
-    /// The host's own address.
-    pub address: Ipv4Addr,
-    pub publish: Vec<Publish>,
 }
 
 /// A TCP port of this machine that leads to another address.
@@ -99,9 +103,7 @@ pub fn supported() -> Result<bool> {
     let sample = NatTable {
         name: format!("probe-{}", std::process::id()),
         comment: String::new(),
-        bridge: "probe".to_owned(),
-        subnet: (Ipv4Addr::new(192, 0, 2, 0), 24),
-        address: *to.ip(),
+        gateway: Some(Gateway { bridge: "probe".to_owned(), subnet: (*to.ip(), 24) }),
         publish: vec![Publish { host_ip: None, host_port: 1, to }],
     };
     match batch(&sample)?.check() {
@@ -161,29 +163,19 @@ impl NatTable {
         text + "}\n"
     }
 
-    fn chains(&self) -> [Chain; 4] {
+    fn chains(&self) -> Vec<Chain> {
         let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
-        [
-            chain("guard", "filter", Hook::Prerouting, -300, self.guard_rules()),
-            chain("prerouting", "nat", Hook::Prerouting, -100, self.prerouting_rules()),
-            chain("output", "nat", Hook::Output, -100, self.publish.iter().map(publish_rule).collect()),
-            chain("postrouting", "nat", Hook::Postrouting, 100, self.postrouting_rules()),
-        ]
-    }
-
-    /// Before connection tracking (priority raw), where addresses are still those on the wire and
-    /// packets of every connection pass, not only the first.
-    fn guard_rules(&self) -> Vec<Vec<Statement>> {
-        let bridge = || self.bridge.clone();
-        vec![
-            // route_localnet lets 127.0.0.1 go out to the bridge, and by the same switch lets what is on
-            // the bridge reach services that listen on this machine's loopback only.
-            vec![Statement::In(bridge()), loopback(Statement::Destination), Statement::Drop],
-            // With forwarding on, this machine is a router: a neighbour that sets a route reaches the
-            // address itself, all ports of it, also what is published on 127.0.0.1 alone. Answers to
-            // masqueraded and to published connections carry this machine's address here, and pass.
-            vec![Statement::InNot(bridge()), Statement::Destination(self.address, 32), Statement::Drop],
-        ]
+        let mut chains = Vec::new();
+        if let Some(gateway) = &self.gateway {
+            chains.push(chain("guard", "filter", Hook::Prerouting, -300, gateway.guard_rules()));
+            chains.push(chain("postrouting", "nat", Hook::Postrouting, 100, gateway.postrouting_rules()));
+        }
+        if !self.publish.is_empty() {
+            let output = self.publish.iter().map(publish_rule).collect();
+            chains.push(chain("prerouting", "nat", Hook::Prerouting, -100, self.prerouting_rules()));
+            chains.push(chain("output", "nat", Hook::Output, -100, output));
+        }
+        chains
     }
 
     /// For packets from other machines and from the bridge.
@@ -195,13 +187,46 @@ impl NatTable {
         self.publish.iter().filter(outside).map(publish_rule).collect()
     }
 
+    /// What the text form could not express would be two different tables.
+    fn check(&self) -> Result<()> {
+        let plain = |text: &str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
+        if self.name.is_empty() || !plain(&self.name) || self.name.contains(char::is_whitespace) {
+            bail!("{:?} can't be the name of an nf_tables table", self.name);
+        }
+        let bridge = self.gateway.as_ref().map(|g| g.bridge.as_str());
+        if bridge.is_some_and(|name| name.is_empty() || name.len() > 15 || !plain(name)) {
+            bail!("{bridge:?} can't be the name of an interface");
+        }
+        if self.comment.len() > 127 || !plain(&self.comment) {
+            bail!("{:?} can't be the comment of an nf_tables table", self.comment);
+        }
+        Ok(())
+    }
+}
+
+impl Gateway {
+    /// Before connection tracking (priority raw), where addresses are still those on the wire and
+    /// packets of every connection pass, not only the first.
+    fn guard_rules(&self) -> Vec<Vec<Statement>> {
+        let bridge = || self.bridge.clone();
+        let (network, prefix) = self.network();
+        vec![
+            // route_localnet lets 127.0.0.1 go out to the bridge, and by the same switch lets what is on
+            // the bridge reach services that listen on this machine's loopback only.
+            vec![Statement::In(bridge()), loopback(Statement::Destination), Statement::Drop],
+            // With forwarding on, this machine is a router: a neighbour that sets a route reaches the
+            // addresses themselves, all ports of them, also what is published on 127.0.0.1 alone. Answers to
+            // masqueraded and to published connections carry this machine's address here, and pass.
+            vec![Statement::InNot(bridge()), Statement::Destination(network, prefix), Statement::Drop],
+        ]
+    }
+
     fn postrouting_rules(&self) -> Vec<Vec<Statement>> {
         let bridge = || self.bridge.clone();
-        let (network, prefix) = self.subnet;
-        let network = Ipv4Addr::from_bits(network.to_bits() & u32::from_be_bytes(rule::netmask(prefix)));
+        let (network, prefix) = self.network();
         vec![
             // Out to the world: nobody out there has a route back to the bridge's network.
-            vec![Statement::Source(self.address, 32), Statement::OutNot(bridge()), Statement::Masquerade],
+            vec![Statement::Source(network, prefix), Statement::OutNot(bridge()), Statement::Masquerade],
             // From this machine's 127.0.0.1 through a published port: an answer to 127.0.0.1 would stay
             // on the other side, so the bridge's address goes in.
             vec![loopback(Statement::Source), Statement::Out(bridge()), Statement::Masquerade],
@@ -216,19 +241,9 @@ impl NatTable {
         ]
     }
 
-    /// What the text form could not express would be two different tables.
-    fn check(&self) -> Result<()> {
-        let plain = |text: &str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
-        if self.name.is_empty() || !plain(&self.name) || self.name.contains(char::is_whitespace) {
-            bail!("{:?} can't be the name of an nf_tables table", self.name);
-        }
-        if self.bridge.is_empty() || self.bridge.len() > 15 || !plain(&self.bridge) {
-            bail!("{:?} can't be the name of an interface", self.bridge);
-        }
-        if self.comment.len() > 127 || !plain(&self.comment) {
-            bail!("{:?} can't be the comment of an nf_tables table", self.comment);
-        }
-        Ok(())
+    fn network(&self) -> (Ipv4Addr, u8) {
+        let (address, prefix) = self.subnet;
+        (Ipv4Addr::from_bits(address.to_bits() & u32::from_be_bytes(rule::netmask(prefix))), prefix)
     }
 }
 
@@ -347,9 +362,7 @@ mod tests {
         NatTable {
             name: "demo".to_owned(),
             comment: "lab a, node b".to_owned(),
-            bridge: "br0".to_owned(),
-            subnet: (Ipv4Addr::new(10, 1, 2, 77), 24),
-            address: *to.ip(),
+            gateway: Some(Gateway { bridge: "br0".to_owned(), subnet: (Ipv4Addr::new(10, 1, 2, 77), 24) }),
             publish: vec![
                 Publish { host_ip: None, host_port: 5433, to },
                 Publish { host_ip: Some(Ipv4Addr::LOCALHOST), host_port: 5434, to },
@@ -365,7 +378,14 @@ mod tests {
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "br0" ip daddr 127.0.0.0/8 drop
-		iifname != "br0" ip daddr 10.1.2.3 drop
+		iifname != "br0" ip daddr 10.1.2.0/24 drop
+	}
+
+	chain postrouting {
+		type nat hook postrouting priority srcnat; policy accept;
+		ip saddr 10.1.2.0/24 oifname != "br0" masquerade
+		ip saddr 127.0.0.0/8 oifname "br0" masquerade
+		ip saddr 10.1.2.0/24 oifname "br0" ct status dnat masquerade
 	}
 
 	chain prerouting {
@@ -377,13 +397,6 @@ mod tests {
 		type nat hook output priority -100; policy accept;
 		fib daddr type local tcp dport 5433 dnat to 10.1.2.3:5432
 		ip daddr 127.0.0.1 tcp dport 5434 dnat to 10.1.2.3:5432
-	}
-
-	chain postrouting {
-		type nat hook postrouting priority srcnat; policy accept;
-		ip saddr 10.1.2.3 oifname != "br0" masquerade
-		ip saddr 127.0.0.0/8 oifname "br0" masquerade
-		ip saddr 10.1.2.0/24 oifname "br0" ct status dnat masquerade
 	}
 }
 "#;
