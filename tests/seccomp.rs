@@ -95,8 +95,7 @@ fn a_call_from_the_future_is_enosys() {
 #[test]
 fn typing_into_a_terminal_is_eperm() {
     // ENOTTY or EBADF to the kernel.
-    let tiocsti =
-        || errno(unsafe { libc::syscall(libc::SYS_ioctl, -1, libc::TIOCSTI, c"x".as_ptr()) });
+    let tiocsti = || errno(unsafe { libc::syscall(libc::SYS_ioctl, -1, libc::TIOCSTI, c"x".as_ptr()) });
     assert_eq!(filtered(CapabilitySet::empty(), tiocsti), libc::EPERM);
 }
 

@@ -8,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitStatus, waitpid};
@@ -107,6 +108,10 @@ pub fn request(target: &Target, argv: &[&str]) -> EnterRequest {
     }
 }
 
+/// Held during a fork, and by a test that makes an error itself meanwhile: with RUST_BACKTRACE that takes a lock of std, which
+/// a child forked just then would wait for in vain.
+pub static FORK: Mutex<()> = Mutex::new(());
+
 /// A process in which `enter` runs, as `pgbox exec` would be.
 pub struct Entered {
     pub pid: Pid,
@@ -131,6 +136,7 @@ impl Entered {
                 code
             })
         };
+        let _alone = FORK.lock();
         // SAFETY: glibc's fork leaves malloc usable, and the child has only this thread; it ends by _exit.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
