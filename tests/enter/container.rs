@@ -11,6 +11,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe};
 use pgbox::enter::{DEFAULT_CAPABILITIES, EnterRequest, NotStarted, Target, enter};
@@ -32,7 +33,6 @@ touch dev/null && mount --bind /dev/null dev/null
 printf %s "$PASSWD" > etc/passwd; printf %s "$GROUP" > etc/group
 printf 'not a program' > bin/garbage; chmod 755 bin/garbage
 printf 'no permission' > bin/secret; chmod 644 bin/secret
-printf '#!/proc/self/exe\n' > bin/evil; chmod 755 bin/evil
 chown 999:998 home/pg; chmod 1777 tmp
 hostname inside
 pivot_root . .
@@ -128,6 +128,8 @@ impl Entered {
     ) -> Entered {
         let body = || {
             dup2_stdin(&stdio[0]).and(dup2_stdout(&stdio[1])).and(dup2_stderr(&stdio[2])).unwrap();
+            // Unlike what the command is to have.
+            umask(Mode::S_IRWXG | Mode::S_IRWXO);
             prepare();
             close_what_belongs_to_tests();
             enter(target, request).unwrap_or_else(|error| {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use container::{Container, Entered, FORK, again, executable, output, request};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::pipe;
 use pgbox::enter::{DEFAULT_CAPABILITIES, Target};
 use terminal::Terminal;
@@ -307,7 +307,10 @@ fn a_reader_that_goes_away_ends_us_with_an_error() {
     let (stdin, _typed) = pipe().unwrap();
     let (out, stdout) = pipe().unwrap();
     let (_err, stderr) = pipe().unwrap();
-    let mut entered = Entered::start(&target, &request, [stdin, stdout, stderr], || {});
+    let mut entered = Entered::start(&target, &request, [stdin, stdout, stderr], || {
+        // As pgbox does, for the sake of `pgbox ps | head`. SAFETY: no handler of ours.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.unwrap();
+    });
     wait_for(&container, "yes 4646", true);
     drop(out);
     // Not -13: SIGPIPE would leave the terminal raw.
