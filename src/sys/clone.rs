@@ -84,23 +84,6 @@ pub fn close_all_but(kept: OwnedFd) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(FIRST) })
 }
 
-/// Closes every descriptor but stdin, stdout, stderr and `kept`, which keep their numbers and flags. For a child that
-/// goes on in this program: whatever owned the others here is left with stale numbers.
-pub fn close_others(kept: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut numbers: Vec<RawFd> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
-    numbers.sort_unstable();
-    let mut next: RawFd = 3;
-    for number in numbers.into_iter().chain([RawFd::MAX]) {
-        if number > next {
-            // SAFETY: plain numbers; by contract nothing that owns one of them is used again.
-            let rc = unsafe { libc::syscall(libc::SYS_close_range, next, number - 1, 0) };
-            Errno::result(rc).context("close_range")?;
-        }
-        next = next.max(number.saturating_add(1));
-    }
-    Ok(())
-}
-
 /// Makes stdin, stdout and stderr copies of `file`.
 pub fn replace_stdio(file: BorrowedFd<'_>) -> Result<()> {
     for number in 0..=2 {

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe};
-use pgbox::enter::{DEFAULT_CAPABILITIES, EnterRequest, NotStarted, Target, enter};
+use pgbox::enter::{EnterRequest, NotStarted, Target, enter};
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\npg:x:999:998::/home/pg:/bin/sh\n";
 const GROUP: &str = "root:x:0:\npg:x:998:\nssl:x:101:pg\n";
@@ -103,7 +103,7 @@ pub fn request(target: &Target, argv: &[&str]) -> EnterRequest {
         user: target.user("root").unwrap(),
         tty: false,
         stdin: false,
-        capabilities: DEFAULT_CAPABILITIES,
+        capabilities: kept(),
         seccomp: true,
     }
 }
@@ -211,4 +211,9 @@ fn close_what_belongs_to_tests() {
             unsafe { libc::close(number) };
         }
     }
+}
+
+/// What a node's processes keep of root's power.
+pub fn kept() -> pgbox::sys::capability::CapabilitySet {
+    pgbox::sys::capability::parse(&pgbox::plan::CAPABILITIES.join(",")).unwrap()
 }
