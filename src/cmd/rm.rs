@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::{Context, each, need_root};
 use crate::{
@@ -23,12 +23,15 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
-    each(&args.nodes, |name| remove(context, args, name))
+    each(context, &args.nodes, |name| remove(context, args, name))
 }
 
 fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
-    let node = node::find(&context.root, &context.lab, name)?;
+    let node = match node::find(&context.root, &context.lab, name) {
+        Err(error) if args.force => return remove_remains(context, args, name, error),
+        other => other?,
+    };
     if args.dry_run {
         foretell(context, args, &node);
         return Ok(());
@@ -47,13 +50,34 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     for volume in volumes {
         match user(context, &volume)? {
             Some(other) => {
-                eprintln!("note: the volume {} is kept: node `{other}` uses it too", volume.display());
+                let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
+                super::note(context, &text);
             }
             None => {
                 fs::remove_dir_all(&volume).with_context(|| format!("remove volume {}", volume.display()))?
             }
         }
     }
+    Ok(())
+}
+
+/// Removes a node by the names of its objects alone: what was remembered of it is lost or damaged.
+fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
+    let found = facts::remains(&context.root, &context.lab, name)?;
+    if found.is_empty() {
+        return Err(error);
+    }
+    if args.dry_run {
+        found.iter().for_each(|what| println!("remove: {what}"));
+        return Ok(());
+    }
+    halt::remove_remains(&context.root, &context.lab, name)?;
+    let volumes = context.root.path().join("volumes").join(&context.lab);
+    let text = format!(
+        "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see {}",
+        volumes.display()
+    );
+    super::note(context, &text);
     Ok(())
 }
 
