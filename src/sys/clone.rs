@@ -7,6 +7,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -27,10 +28,23 @@ pub struct Child {
 }
 
 /// Errors out if this process has more than one thread. Needs /proc.
+///
+/// A thread that was joined is still listed for a moment: join waits for its last memory access, not for its end in
+/// the kernel. It holds no lock any more, but only its absence proves that.
 pub fn ensure_single_threaded() -> Result<()> {
-    let tasks = std::fs::read_dir("/proc/self/task").context("read /proc/self/task")?.count();
-    ensure!(tasks == 1, "{tasks} threads are running where one may: a clone would inherit their locks");
-    Ok(())
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let begun = Instant::now();
+    loop {
+        let tasks = std::fs::read_dir("/proc/self/task").context("read /proc/self/task")?.count();
+        if tasks == 1 {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{tasks} threads are running where one may: a clone would inherit their locks"
+        );
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Starts a child that runs `body` and exits with what it returns, born in the cgroup-v2 directory `cgroup` if there
