@@ -189,8 +189,7 @@ impl Cgroup {
     /// EBUSY, with the processes named, when some are still in it after half a second.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + RMDIR_PATIENCE;
-        // On a read-only mount rmdir answers EROFS for what is not there, too.
-        self.directories().iter().filter(|dir| dir.exists()).try_for_each(|dir| remove_tree(dir, deadline))
+        self.directories().iter().try_for_each(|dir| remove_tree(dir, deadline))
     }
 
     /// Removes the group's parents, from the nearest up to and including `top`, as long as they are empty.
@@ -207,6 +206,7 @@ impl Cgroup {
                 let dir = mount.path.join(parent);
                 match nix_rmdir(&dir) {
                     Ok(()) | Err(Errno::ENOENT) => {}
+                    // On a read-only mount that is the answer for what is not there, too.
                     Err(Errno::EROFS) if !dir.exists() => {}
                     Err(Errno::EBUSY | Errno::ENOTEMPTY) => break,
                     Err(errno) => {
