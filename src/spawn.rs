@@ -99,10 +99,26 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
 /// A child that fails at once is gone before it can be moved: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100)) {
-        Ok(Heard::Report(Report::StepFailed { error, .. })) => Some(anyhow::Error::msg(error)),
+        Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
         _ => None,
     }
 }
+
+/// An inner step that failed so early that pid 1 was gone before it was in its cgroup.
+#[derive(Debug)]
+pub struct InnerFailed {
+    /// Counted from 0 over the inner steps.
+    pub index: usize,
+    pub error: String,
+}
+
+impl std::fmt::Display for InnerFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for InnerFailed {}
 
 /// What pid 1 keeps open on the host: files only, never a directory.
 struct Files {

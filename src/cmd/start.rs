@@ -3,9 +3,12 @@
 use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nix::sys::{
-    signal::{SigSet, Signal},
-    signalfd::{SfdFlags, SignalFd},
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+    },
 };
 
 use super::{Context, each, logs::Follower, need_root, talk};
@@ -76,16 +79,19 @@ pub fn attend(context: &Context, state: &NodeState, spawned: Spawned, remove: bo
     signals.thread_block().context("block signals")?;
     let received =
         SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
-    while !process::has_ended(
-        spawned.child.pidfd.as_fd(),
-        Duration::from_millis(if log.is_some() { 50 } else { 1 }),
-    )? {
+    let pidfd = spawned.child.pidfd.as_fd();
+    // A log has nothing to wait on: it is looked at now and then.
+    let patience = if log.is_some() { PollTimeout::from(50u8) } else { PollTimeout::NONE };
+    while !process::has_ended(pidfd, Duration::ZERO)? {
+        let mut fds =
+            [PollFd::new(pidfd, PollFlags::POLLIN), PollFd::new(received.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, patience).context("poll")?;
         if let Some(log) = &mut log {
             log.copy()?;
         }
-        if let Some(info) = received.read_signal().context("read signalfd")? {
+        while let Some(info) = received.read_signal().context("read signalfd")? {
             let signal = Signal::try_from(info.ssi_signo as i32).context("signal")?;
-            process::signal(spawned.child.pidfd.as_fd(), signal)?;
+            process::signal(pidfd, signal)?;
         }
     }
     if let Some(mut log) = log {

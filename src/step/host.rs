@@ -164,7 +164,9 @@ impl HostStep {
             // A volume is only given back while nothing was ever stored in it: data is never removed by a
             // roll-back. `rm -v` removes volumes by name.
             Self::CreateVolume { dir } => remove_empty_volume(dir),
-            Self::CreateBridge { name, alias, own_port, .. } => remove_unused_bridge(name, alias, own_port),
+            Self::CreateBridge { name, alias, mac, own_port, .. } => {
+                remove_unused_bridge(name, alias, mac, own_port)
+            }
             Self::CreateNat { table, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
                 true => Ok(()),
                 false => nft::delete(table),
@@ -400,8 +402,13 @@ fn enable_forwarding(bridge: &str) -> Result<()> {
 
 /// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
 /// the kernel takes its namespace apart.
-fn remove_unused_bridge(name: &str, alias: &str, own_port: &str) -> Result<()> {
-    let ours = link::list()?.into_iter().any(|l| l.name == name && l.alias.as_deref() == Some(alias));
+fn remove_unused_bridge(name: &str, alias: &str, mac: &[u8; 6], own_port: &str) -> Result<()> {
+    // The alias comes in a second message. A command that was killed between the two leaves a bridge that is
+    // known by its address alone.
+    let ours = link::list()?.into_iter().any(|l| {
+        let unfinished = l.alias.is_none() && l.mac.as_ref() == Some(mac);
+        l.name == name && (unfinished || l.alias.as_deref() == Some(alias))
+    });
     match !ours || is_in_use(name, own_port)? {
         true => Ok(()),
         false => link::delete(name).map(drop),
