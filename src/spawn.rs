@@ -28,6 +28,7 @@ use crate::{
     sys::{
         capability::{self, CapabilitySet},
         cgroup::Cgroup,
+        child,
         clone::{self, Child},
         credentials::Credentials,
         process::{self, ProcessId},
@@ -187,10 +188,12 @@ impl Birth<'_> {
     /// The namespaces that clone3 could not make, and a life apart from the command line's.
     fn enter(&self) -> Result<()> {
         let files = &self.files;
-        let mut kept = vec![self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()];
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
         kept.extend([files.log.as_fd(), files.previous_log.as_fd(), files.status.as_fd()]);
         kept.extend(files.secret.as_ref().map(|f| f.as_fd()));
-        clone::close_others(&kept)?;
+        child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         if self.stdio == Stdio::Log {

@@ -186,10 +186,8 @@ fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
 fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
     match state.plan.after.first() {
         None if phase == Phase::Running => Ok(Answer::Ready),
-        // Before, only the server that runs the init scripts could answer, and it listens on no address.
-        Some(AfterStep::WaitUntilReady { address, .. })
-            if matches!(phase, Phase::Starting | Phase::Running) =>
-        {
+        // Asked earlier it would only write "the database system is starting up" into its log.
+        Some(AfterStep::WaitUntilReady { address, .. }) if phase == Phase::Running => {
             ready::probe(node, *address)
         }
         _ => Ok(Answer::NotYet(phase.word().to_owned())),
