@@ -103,9 +103,12 @@ fn mount_by_parts(
     if options.volatile && upper.is_some() {
         told(&context, mount::fsconfig_set_flag(&context, "volatile"), || "overlay: volatile".into())?;
     }
-    told(&context, mount::fsconfig_create(&context), || {
-        format!("create the overlay for {}", target.display())
-    })?;
+    match mount::fsconfig_create(&context) {
+        // Before Linux 6.5 overlayfs took its options as one string: any key is accepted above, and what is wrong
+        // with it shows only here. Should something else be wrong, the other way says so too.
+        Err(Errno::INVAL) => return Err(NoLowerdirPlus.into()),
+        result => told(&context, result, || format!("create the overlay for {}", target.display()))?,
+    }
     let attributes =
         if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
