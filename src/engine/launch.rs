@@ -62,7 +62,7 @@ pub fn bring_up(
 
 fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<Spawned> {
     state.init = Some(spawned.init);
-    state.boot_id = process::boot_id()?;
+    state.boot_id = process::boot_id()?.to_owned();
     state.started = now();
     node.save(state)?;
     spawned.release();

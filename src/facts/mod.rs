@@ -20,7 +20,7 @@ use crate::{
     plan::{Facts, ImageFacts},
     spec::{Name, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{LabState, NodeState, Root},
-    sys::{cgroup, link, netns, nft},
+    sys::{cgroup, link, memory, netns, nft},
 };
 
 /// The nodes of a lab, as remembered.
@@ -70,7 +70,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
         resolv_conf: resolv_conf(),
         file_sources: sources().filter(|p| p.is_file()).collect(),
         missing_sources: sources().filter(|p| !p.exists()).collect(),
-        whole_memory: whole_memory()?,
+        whole_memory: memory::total()?,
     })
 }
 
@@ -93,7 +93,7 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
         ));
     }
     let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
-    if netns::list()?.contains(&names.netns) {
+    if netns::path(&names.netns).exists() {
         return Err(advise(
             format!("a network namespace {} is there already, and belongs to no node", names.netns),
             format!("remove what is left of an earlier node: `pgbox rm --force {}`", spec.node),
@@ -178,6 +178,9 @@ fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
             "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
         ));
     }
+    if spec.publish.is_empty() {
+        return Ok(());
+    }
     for lab in root.labs()? {
         for (name, state) in nodes(root, &lab)? {
             let other = &state.spec.publish;
@@ -224,15 +227,6 @@ fn resolv_conf() -> String {
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
     let text = files.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| usable(text));
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
-}
-
-fn whole_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    kilobytes
-        .and_then(|n| n.trim().parse::<u64>().ok())
-        .map(|n| n << 10)
-        .context("/proc/meminfo has no MemTotal")
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.

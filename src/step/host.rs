@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::Lesson;
 use crate::{
     spec::Publish,
-    sys::{cgroup, link, netns, nft, sysctl},
+    sys::{self, cgroup, link, netns, nft, sysctl},
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -429,7 +429,7 @@ fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
 
 /// Replaces or removes the line of `name`, keeping the file's inode.
 fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
-    let old = match fs::read_to_string(file) {
+    let old = match sys::fs::read_to_string(file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
@@ -463,7 +463,7 @@ fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
 
 fn remove_cgroup(path: &Path) -> Result<()> {
     let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
-    if group.exists() && group.populated()? {
+    if group.populated()? {
         // pid 1 is gone or never was one: who is left belongs to nobody.
         group.kill()?;
     }

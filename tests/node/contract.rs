@@ -96,7 +96,7 @@ fn an_orphan_that_exits_with_2_restarts_nobody() {
         "psql",
         "n",
         "-c",
-        "COPY (SELECT 1) TO PROGRAM '(sleep 0.2; exit 2) >/dev/null 2>&1 & true'",
+        "COPY (SELECT 1) TO PROGRAM 'cat >/dev/null; (sleep 0.2; exit 2) >/dev/null 2>&1 & true'",
     ]);
     std::thread::sleep(std::time::Duration::from_millis(600));
     let log = host.pgbox(&["logs", "n"]);
