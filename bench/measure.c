@@ -90,6 +90,7 @@ static void run(struct command *c, int round)
 
 	if (status && c->failures++ == 0) {
 		char text[4096];
+		rewind(said);
 		size_t length = fread(text, 1, sizeof text, said);
 		fprintf(stderr, "measure: status %d: %s\n%.*s\n", WEXITSTATUS(status), c->line, (int)length, text);
 	}

@@ -28,9 +28,8 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 13] = [
-    "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit",
-];
+const NAMED: [&str; 13] =
+    ["run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit"];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the
 /// defaults: copied as they are they would otherwise mean another node.
@@ -106,7 +105,9 @@ const DISK_FULL: &str = "the disk is full; `df -h` and `pgbox image ls` show whe
 pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
     match errno_of(error)? {
         Errno::ENOSPC => Some(DISK_FULL),
-        Errno::EACCES | Errno::EPERM if !is_root => Some("pgbox keeps its state for root; try again with sudo"),
+        Errno::EACCES | Errno::EPERM if !is_root => {
+            Some("pgbox keeps its state for root; try again with sudo")
+        }
         _ => None,
     }
 }

@@ -278,11 +278,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             address: nowhere.addr(),
             publish: Vec::new(),
         },
-        HostStep::AddHostName {
-            file: root.hosts_file(lab),
-            address: nowhere.addr(),
-            name: node.to_string(),
-        },
+        HostStep::AddHostName { file: root.hosts_file(lab), address: nowhere.addr(), name: node.to_string() },
         HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new() },
     ]
 }

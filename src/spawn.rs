@@ -73,7 +73,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     });
     let netns = File::open(netns.context("the plan has no network namespace")?)
         .context("open the network namespace")?;
-    let birth = Birth { plan, stdio, netns, report, go, files: Files::open(node)? };
+    let birth = Birth { plan, stdio, netns, report, go, files: Files::open(node, stdio)? };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -123,14 +123,13 @@ impl std::error::Error for InnerFailed {}
 
 /// What pid 1 keeps open on the host: files only, never a directory.
 struct Files {
-    log: File,
-    previous_log: File,
+    log: Option<[File; 2]>,
     status: File,
     secret: Option<File>,
 }
 
 impl Files {
-    fn open(node: &NodeDir) -> Result<Self> {
+    fn open(node: &NodeDir, stdio: Stdio) -> Result<Self> {
         let open = |path: std::path::PathBuf, append: bool| {
             let mut options = OpenOptions::new();
             options.read(true).create(true).append(append).write(true);
@@ -143,12 +142,11 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("open {}", node.secret_file().display())),
         };
-        Ok(Self {
-            log: open(node.log(), true)?,
-            previous_log: open(node.previous_log(), false)?,
-            status,
-            secret,
-        })
+        let log = match stdio {
+            Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
+            Stdio::Inherit => None,
+        };
+        Ok(Self { log, status, secret })
     }
 }
 
@@ -191,8 +189,8 @@ impl Birth<'_> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        kept.extend([files.log.as_fd(), files.previous_log.as_fd(), files.status.as_fd()]);
-        kept.extend(files.secret.as_ref().map(|f| f.as_fd()));
+        let others = files.log.iter().flatten().chain(&files.secret).chain([&files.status]);
+        kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
@@ -225,10 +223,9 @@ impl Birth<'_> {
         };
         // init closes what it is not given; these would then be closed twice.
         drop((self.netns, self.go));
-        let Files { log, previous_log, status, secret } = self.files;
-        let log = LogFds { current: log.into(), previous: previous_log.into() };
+        let Files { log, status, secret } = self.files;
         let fds = InitFds {
-            log: (self.stdio == Stdio::Log).then_some(log),
+            log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
             mirror: None,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),

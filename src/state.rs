@@ -22,7 +22,7 @@ use crate::{
     postgres::launch::InitConfig,
     spec::{Name, NodeSpec},
     step::{AfterStep, HostStep, InnerStep},
-    sys::process::ProcessId,
+    sys::{self, process::ProcessId},
 };
 
 /// The version of the files below; a newer one is refused, not guessed at.
@@ -148,10 +148,9 @@ impl Root {
 
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
     pub fn lock(&self, lab: &Name) -> Result<LabLock> {
-        let dir = self.0.join("locks");
-        fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
-        let path = dir.join(format!("lab-{lab}"));
-        let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
+        let path = self.0.join("locks").join(format!("lab-{lab}"));
+        let file =
+            with_parent(&path, || OpenOptions::new().create(true).truncate(false).write(true).open(&path));
         let file = file.with_context(|| format!("open {}", path.display()))?;
         file.lock().with_context(|| format!("lock {}", path.display()))?;
         Ok(LabLock { _file: file })
@@ -283,7 +282,7 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     struct Versioned {
         version: u32,
     }
-    let text = match fs::read_to_string(path) {
+    let text = match sys::fs::read_to_string(path) {
         Ok(text) => text,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
@@ -299,15 +298,24 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
 }
 
 fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
-    let dir = path.parent().unwrap_or(Path::new("."));
     let write = || -> io::Result<()> {
-        fs::create_dir_all(dir)?;
         // No fsync: every object that the file speaks of is gone after a power cut as well.
         let temporary = path.with_extension("json.new");
         let written = fs::write(&temporary, serde_json::to_vec_pretty(value)?);
         written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
     };
-    write().with_context(|| format!("write {}", path.display()))
+    with_parent(path, write).with_context(|| format!("write {}", path.display()))
+}
+
+/// Makes the directory of `path` if `f` fails for want of it.
+fn with_parent<T>(path: &Path, f: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match (f(), path.parent()) {
+        (Err(error), Some(parent)) if error.kind() == io::ErrorKind::NotFound => {
+            fs::create_dir_all(parent)?;
+            f()
+        }
+        (result, _) => result,
+    }
 }
 
 fn names_in(dir: &Path) -> Result<Vec<Name>> {

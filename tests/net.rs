@@ -223,6 +223,17 @@ fn a_bridge_keeps_its_mac_and_is_reused_by_its_alias_only() {
 }
 
 #[test]
+fn a_bridge_that_was_left_without_its_alias_is_known_by_its_mac() {
+    isolated(|| {
+        run(&format!("ip link add {BRIDGE} address f2:00:00:00:00:01 type bridge"));
+        assert_eq!(link::create_bridge(&bridge()).unwrap(), Created::Existed);
+        assert_eq!(json(&format!("ip -j link show {BRIDGE}"))[0]["ifalias"], ALIAS);
+        run(&format!("ip link del {BRIDGE}; ip link add {BRIDGE} address f2:00:00:00:00:02 type bridge"));
+        assert_eq!(errno(&link::create_bridge(&bridge()).unwrap_err()), Some(Errno::EEXIST));
+    });
+}
+
+#[test]
 fn a_veth_is_born_in_its_namespace_and_carries_packets() {
     isolated(|| {
         link::create_bridge(&bridge()).unwrap();

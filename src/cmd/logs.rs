@@ -11,10 +11,14 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::Context;
-use crate::{cli, engine::launch, facts::node, sys::process};
+use crate::{cli, engine::launch, facts::node, plan, sys::process};
 
 pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
+    if plan::data_dir(&node.state.plan.init).is_none() {
+        eprintln!("note: `{}` runs a command; what it wrote went to whoever ran it", node.name);
+        return Ok(0);
+    }
     let mut log = Follower::open(&node.dir.log())?;
     match args.tail {
         Some(lines) => {

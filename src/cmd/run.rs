@@ -164,7 +164,8 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
 /// Refuses a data directory that this image can't serve, before anything is made.
 fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
-    if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir)) {
+    if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir))
+    {
         let (source, target) = (source.display(), target.display());
         return Err(advise(
             format!("the data directory would be read-only: -v {source}:{target}:ro"),

@@ -3,7 +3,10 @@
 use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context as _, Result};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+};
 
 use super::{Context, each, logs::Follower, need_root, talk};
 use crate::{
@@ -48,8 +51,7 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     drop(lock);
     let patience = Patience { timeout, interrupts: &interrupts };
     let reach = Reach::Running;
-    let answer =
-        launch::wait_until_up(&context.root, &state, &mut spawned, reach, &patience, &mut progress)?;
+    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, &patience, &mut progress)?;
     drop(progress);
     if let Some(text) = turned_away(&state, &answer) {
         super::note(context, &text);
@@ -101,21 +103,20 @@ pub fn attend(
         None => None,
     };
     let pidfd = spawned.child.pidfd.as_fd();
-    // A log has nothing to wait on: it is looked at now and then.
+    // A log is a file, and nothing tells when it grows.
     let patience = if log.is_some() { PollTimeout::from(50u8) } else { PollTimeout::NONE };
-    while !process::has_ended(pidfd, Duration::ZERO)? {
-        let mut fds =
-            [PollFd::new(pidfd, PollFlags::POLLIN), PollFd::new(interrupts.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, patience).context("poll")?;
-        if let Some(log) = &mut log {
-            log.copy()?;
+    let mut ended = false;
+    while !ended {
+        let mut fds = [pidfd, interrupts.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, patience) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("poll"),
         }
+        ended = fds[0].any() == Some(true);
+        log.as_mut().map_or(Ok(()), Follower::copy)?;
         while let Some(signal) = interrupts.next()? {
             process::signal(pidfd, signal)?;
         }
-    }
-    if let Some(mut log) = log {
-        log.copy()?;
     }
     let code = process::exit_code_of(spawned.child.pid)?;
     let _lock = context.root.lock(&state.spec.lab)?;

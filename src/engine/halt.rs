@@ -6,14 +6,7 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{
-    facts::node::Node,
-    plan,
-    spec::Name,
-    state::Root,
-    step::HostStep,
-    sys::process,
-};
+use crate::{facts::node::Node, plan, spec::Name, state::Root, step::HostStep, sys::process};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -63,7 +63,7 @@ pub fn bring_up(
 
 fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<Spawned> {
     state.init = Some(spawned.init);
-    state.boot_id = process::boot_id()?;
+    state.boot_id = process::boot_id()?.to_owned();
     state.started = now();
     node.save(state)?;
     spawned.release();
@@ -130,7 +130,9 @@ pub fn wait_until_up(
         if failure.recovers && reach == Reach::Running {
             return Err(hint::advise(
                 format!("`{name}` is not ready: {:#}", failure.error),
-                format!("it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it"),
+                format!(
+                    "it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it"
+                ),
             ));
         }
         let _lock = root.lock(&state.spec.lab)?;
@@ -165,7 +167,8 @@ fn listen(
         match ask(state, &node, phase).map_err(broken)? {
             Answer::NotYet(_) if Instant::now() < deadline => {}
             Answer::NotYet(why) => {
-                let error = format!("no answer after {}: {why}", humantime::format_duration(patience.timeout));
+                let error =
+                    format!("no answer after {}: {why}", humantime::format_duration(patience.timeout));
                 let recovers = phase == Phase::Starting;
                 return Err(Failure { recovers, ..Failure::of_wait(state, error, 1) });
             }

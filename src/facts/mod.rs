@@ -20,7 +20,7 @@ use crate::{
     plan::{Facts, ImageFacts},
     spec::{Name, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{LabState, NodeState, Root},
-    sys::{cgroup, link, netns, nft},
+    sys::{cgroup, link, memory, netns, nft},
 };
 
 /// The nodes of a lab, as remembered.
@@ -83,7 +83,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
         resolv_conf: resolv_conf(),
         file_sources: sources().filter(|p| p.is_file()).collect(),
         missing_sources: sources().filter(|p| !p.exists()).collect(),
-        whole_memory: whole_memory()?,
+        whole_memory: memory::total()?,
     })
 }
 
@@ -123,7 +123,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
     if dir.path().exists() {
         found.push(format!("the directory {}", dir.path().display()));
     }
-    if netns::list()?.contains(&names.netns) {
+    if netns::path(&names.netns).exists() {
         found.push(format!("the network namespace {}", names.netns));
     }
     if link::exists(&names.veth)? {
@@ -211,6 +211,9 @@ fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
             "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
         ));
     }
+    if spec.publish.is_empty() {
+        return Ok(());
+    }
     for lab in root.labs()? {
         for (name, state) in nodes(root, &lab)? {
             let other = &state.spec.publish;
@@ -257,15 +260,6 @@ fn resolv_conf() -> String {
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
     let text = files.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| usable(text));
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
-}
-
-fn whole_memory() -> Result<u64> {
-    let text = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    let kilobytes = text.lines().find_map(|line| line.strip_prefix("MemTotal:")?.trim().strip_suffix(" kB"));
-    kilobytes
-        .and_then(|n| n.trim().parse::<u64>().ok())
-        .map(|n| n << 10)
-        .context("/proc/meminfo has no MemTotal")
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.

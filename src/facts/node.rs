@@ -1,6 +1,6 @@
 //! The state of one node, asked of the kernel and of its pid 1, never of a stored status.
 
-use std::{fs, os::fd::OwnedFd};
+use std::os::fd::OwnedFd;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -10,7 +10,7 @@ use crate::{
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     state::{NodeDir, NodeState, Root},
-    sys::{cgroup, process},
+    sys::{self, cgroup, process},
 };
 
 /// Where a container is in its life, in the words of the OCI runtime specification.
@@ -146,7 +146,7 @@ fn look(lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node>
 /// What the node's pid 1 said last.
 pub fn status(dir: &NodeDir) -> Result<Status> {
     let path = dir.status_file();
-    let text = match fs::read_to_string(&path) {
+    let text = match sys::fs::read_to_string(&path) {
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
         other => other.with_context(|| format!("read {}", path.display()))?,
     };

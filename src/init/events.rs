@@ -23,6 +23,10 @@ use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log::Log;
 use crate::postgres::report::Exit;
+use crate::sys::memory;
+
+/// After this time without a signal the memory is let go that is only needed when there are some.
+const QUIET_MILLIS: u16 = 1000;
 
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +62,8 @@ pub struct Events {
     pipe: Option<(File, OwnedFd)>,
     log: Log,
     ended: VecDeque<(Pid, Exit)>,
+    /// Nothing has happened since pages were let go: there are none to let go of again.
+    settled: bool,
     watched: Option<(Pid, Option<Exit>)>,
     put_back: Option<Signal>,
 }
@@ -71,7 +77,15 @@ impl Events {
             true => Some(output_pipe()?),
             false => None,
         };
-        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None, put_back: None })
+        Ok(Events {
+            signals,
+            pipe,
+            log,
+            ended: VecDeque::new(),
+            settled: false,
+            watched: None,
+            put_back: None,
+        })
     }
 
     /// Where a child's stdout and stderr go; `None`: to our own.
@@ -121,7 +135,10 @@ impl Events {
 
     /// Sleeps until a signal is there or the time is over, copying output meanwhile.
     fn wait(&mut self, deadline: Option<Instant>) -> Result<()> {
+        // What comes next may be days away.
+        let settle = deadline.is_none() && !self.settled;
         let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
+            None if settle => PollTimeout::from(QUIET_MILLIS),
             None => PollTimeout::NONE,
             // Rounded up: waking too early would turn the last millisecond into a busy loop.
             Some(left) => {
@@ -133,6 +150,10 @@ impl Events {
             fds.push(PollFd::new(reader.as_fd(), PollFlags::POLLIN));
         }
         match poll(&mut fds, timeout) {
+            Ok(0) if settle => {
+                memory::settle();
+                self.settled = true;
+            }
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).context("poll"),
         }

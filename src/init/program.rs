@@ -58,7 +58,7 @@ impl Init<'_> {
             nix::unistd::setsid().context("setsid")?;
             become_payload(&config.cwd, &config.user, assume, program.protected)?;
             child::place_fds(&fds)?;
-            child::reset_signals()?;
+            child::unblock_signals()?;
             execute(&program.argv, &program.env)
         })
     }
@@ -73,7 +73,7 @@ impl Init<'_> {
                 .context("setsid")
                 .and_then(|_| become_payload(&config.cwd, &config.user, assume, false))
                 .and_then(|()| child::place_fds(&fds))
-                .and_then(|()| child::reset_signals())
+                .and_then(|()| child::unblock_signals())
                 .and_then(|()| body());
             match result {
                 Ok(()) => 0,

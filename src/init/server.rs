@@ -145,7 +145,6 @@ impl Init<'_> {
         program.protected = true;
         let pid = self.spawn(&program)?;
         drop(program);
-        crate::sys::child::trim_heap();
         let started = Instant::now();
         self.talk.status.pid = pid.as_raw();
         self.phase(Phase::Starting);

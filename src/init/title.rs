@@ -4,7 +4,7 @@
 //! kernel put them at the execve, and this process was never executed: it would show the command line of
 //! the user who typed `pgbox run -e POSTGRES_PASSWORD=...` to everybody in the container.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 /// Overwrites the inherited command line and environment with `pgbox-init`, and makes the process's memory
@@ -19,7 +19,7 @@ pub fn set() {
 }
 
 fn overwrite() -> Option<()> {
-    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    let stat = crate::sys::fs::read_to_string("/proc/self/stat").ok()?;
     // The name in parentheses can contain blanks; the fields after it are counted from 3.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

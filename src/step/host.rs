@@ -2,7 +2,8 @@
 //! recovery after a crash the same few lines.
 
 use std::{
-    fs, io,
+    fs,
+    io::{self, Write},
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -10,12 +11,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Lesson;
 use crate::{
     spec::Publish,
-    sys::{cgroup, link, netns, nft, sysctl},
+    sys::{self, cgroup, link, netns, nft, sysctl},
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,7 +167,7 @@ impl HostStep {
             // roll-back. `rm -v` removes volumes by name.
             Self::CreateVolume { dir } => remove_empty_volume(dir),
             Self::CreateBridge { name, alias, mac, own_port, .. } => {
-                remove_unused_bridge(name, alias, mac, own_port)
+                remove_unused_bridge(name, alias, *mac, own_port)
             }
             Self::CreateNat { table, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
                 true => Ok(()),
@@ -402,13 +404,8 @@ fn enable_forwarding(bridge: &str) -> Result<()> {
 
 /// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
 /// the kernel takes its namespace apart.
-fn remove_unused_bridge(name: &str, alias: &str, mac: &[u8; 6], own_port: &str) -> Result<()> {
-    // The alias comes in a second message. A command that was killed between the two leaves a bridge that is
-    // known by its address alone.
-    let ours = link::list()?.into_iter().any(|l| {
-        let unfinished = l.alias.is_none() && l.mac.as_ref() == Some(mac);
-        l.name == name && (unfinished || l.alias.as_deref() == Some(alias))
-    });
+fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_port: &str) -> Result<()> {
+    let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
     match !ours || is_in_use(name, own_port)? {
         true => Ok(()),
         false => link::delete(name).map(drop),
@@ -417,19 +414,22 @@ fn remove_unused_bridge(name: &str, alias: &str, mac: &[u8; 6], own_port: &str) 
 
 /// Whether other nodes are plugged into the bridge.
 fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
-    Ok(link::exists(bridge)? && link::ports(bridge)?.iter().any(|port| port != own_port))
+    match link::ports(bridge) {
+        Err(error) if error.downcast_ref() == Some(&Errno::ENODEV) => Ok(false),
+        ports => Ok(ports?.iter().any(|port| port != own_port)),
+    }
 }
 
 /// Whether adding a table failed because we have it already.
 fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
-    let exists = error.downcast_ref() == Some(&nix::errno::Errno::EEXIST);
+    let exists = error.downcast_ref() == Some(&Errno::EEXIST);
     let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
     Ok(exists && nft::list()?.into_iter().any(same))
 }
 
 /// Replaces or removes the line of `name`, keeping the file's inode.
 fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
-    let old = match fs::read_to_string(file) {
+    let old = match sys::fs::read_to_string(file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
@@ -443,7 +443,13 @@ fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> 
     if let Some(address) = address {
         new.push_str(&format!("{address} {name}\n"));
     }
-    fs::write(file, new).with_context(|| format!("write {}", file.display()))
+    // The text first and the end after it: a reader in between finds no empty file, and no block is freed.
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::options().create(true).truncate(false).write(true).open(file)?;
+        file.write_all(new.as_bytes())?;
+        file.set_len(new.len() as u64)
+    };
+    write().with_context(|| format!("write {}", file.display()))
 }
 
 const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
@@ -457,7 +463,7 @@ fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
 
 fn remove_cgroup(path: &Path) -> Result<()> {
     let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
-    if group.exists() && group.populated()? {
+    if group.populated()? {
         // pid 1 is gone or never was one: who is left belongs to nobody.
         group.kill()?;
     }

@@ -146,40 +146,40 @@ fn close_range(first: u32, last: u32, flags: u32) -> Result<()> {
     Errno::result(rc).map(drop).with_context(|| format!("close_range({first}, {last})"))
 }
 
-/// Gives every signal its default action and blocks none.
-pub fn reset_signals() -> Result<()> {
-    default_actions();
+/// Blocks no signal. For a child of a process that has called [`block_signals`]: the actions are the default ones
+/// since then, and a fork copies them.
+pub fn unblock_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("sigprocmask")
 }
 
-/// Gives every signal its default action and blocks all of them; they stay pending for a signalfd(2), also
+/// Gives every ignored signal its default action and blocks all of them; they stay pending for a signalfd(2), also
 /// those that were pending before.
 pub fn block_signals() -> Result<()> {
     SigSet::all().thread_set_mask().context("sigprocmask")?;
-    default_actions();
-    Ok(())
-}
-
-fn default_actions() {
     /// `struct sigaction` as the kernel has it, large enough on every architecture: all zero is SIG_DFL.
     const DEFAULT: [u64; 4] = [0; 4];
-    for number in 1..=64 {
+    let ignored = ignored_signals();
+    for number in (1..=64).filter(|number| ignored & 1 << (number - 1) != 0) {
         // SAFETY: DEFAULT outlives the call and runs no code of ours. SIGKILL and SIGSTOP answer EINVAL, which
         // changes nothing. Not through the C library: it hides the numbers 32 and 33, which a parent may
         // have ignored as well as any other.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0, 8) };
     }
+    Ok(())
 }
 
-/// Gives unused heap back to the kernel. malloc_trim(3)
-pub fn trim_heap() {
-    // SAFETY: takes a number of bytes to keep and has no other precondition.
-    unsafe { libc::malloc_trim(0) };
+/// The signals that this process ignores, as a mask: of all actions only this one survives an execve. All of them
+/// when /proc does not tell.
+fn ignored_signals() -> u64 {
+    let status = super::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::sys::signal::{SigHandler, Signal};
     use std::os::fd::AsFd;
     use std::sync::Mutex;
 
@@ -229,8 +229,10 @@ mod tests {
         let _one = ONE.lock();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let pid = spawn(|| {
+            // SAFETY: SIG_IGN runs no code of ours.
+            unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn)? };
             block_signals()?;
-            reset_signals()?;
+            unblock_signals()?;
             place_fds(&[writer.as_fd(), writer.as_fd(), writer.as_fd()])?;
             sh("grep -E 'Sig(Blk|Ign)' /proc/self/status")
         })

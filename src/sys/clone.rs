@@ -6,7 +6,9 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -27,10 +29,24 @@ pub struct Child {
 }
 
 /// Errors out if this process has more than one thread. Needs /proc.
+///
+/// A thread that was joined is still listed for a moment: join waits for its last memory access, not for its end in
+/// the kernel. It holds no lock any more, but only its absence proves that.
 pub fn ensure_single_threaded() -> Result<()> {
-    let tasks = std::fs::read_dir("/proc/self/task").context("read /proc/self/task")?.count();
-    ensure!(tasks == 1, "{tasks} threads are running where one may: a clone would inherit their locks");
-    Ok(())
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let begun = Instant::now();
+    loop {
+        // As in any directory, each entry below counts as a link: two for itself and one for each thread.
+        let tasks = std::fs::metadata("/proc/self/task").context("stat /proc/self/task")?.nlink() - 2;
+        if tasks == 1 {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{tasks} threads are running where one may: a clone would inherit their locks"
+        );
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Starts a child that runs `body` and exits with what it returns, born in the cgroup-v2 directory `cgroup` if there

@@ -9,6 +9,7 @@ pub mod credentials;
 pub mod exe;
 pub mod fs;
 pub mod link;
+pub mod memory;
 pub mod mount;
 pub mod netns;
 pub mod nft;

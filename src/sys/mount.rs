@@ -8,7 +8,7 @@
 use std::{
     ffi::CString,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::{Component, Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::{Context, Result};
@@ -187,21 +187,18 @@ impl Jail {
 
     /// Opens `path` as a mount point, and makes it, with its parents, when it is absent.
     pub fn place(&self, path: &Path, kind: Place) -> Result<OwnedFd> {
-        let mut so_far = PathBuf::new();
-        let names: Vec<_> = path.components().filter(|c| matches!(c, Component::Normal(_))).collect();
-        for (i, name) in names.iter().enumerate() {
-            let parent =
-                self.resolve(&so_far).with_context(|| format!("open /{} in the root", so_far.display()))?;
-            so_far.push(name);
-            let last = i + 1 == names.len();
-            if matches!(self.resolve(&so_far), Err(rustix::io::Errno::NOENT)) {
-                // A symlink that leads nowhere, as /etc/resolv.conf often is, gives way.
-                let _ = rustix::fs::unlinkat(&parent, Path::new(name), AtFlags::empty());
-                make(parent.as_fd(), Path::new(name), if last { kind } else { Place::Directory })
-                    .with_context(|| format!("make mount point /{}", so_far.display()))?;
-            }
+        match self.resolve(path) {
+            Err(rustix::io::Errno::NOENT) => {}
+            place => return place.with_context(|| format!("open mount point {}", path.display())),
         }
-        self.resolve(&so_far).with_context(|| format!("open mount point /{}", so_far.display()))
+        let parent = path.parent().unwrap_or(Path::new("/"));
+        let parent_fd = self.place(parent, Place::Directory)?;
+        let name = path.file_name().with_context(|| format!("{} names no mount point", path.display()))?;
+        // A symlink that leads nowhere, as /etc/resolv.conf often is, gives way.
+        let _ = rustix::fs::unlinkat(&parent_fd, name, AtFlags::empty());
+        make(parent_fd.as_fd(), Path::new(name), kind)
+            .with_context(|| format!("make mount point {}", path.display()))?;
+        self.resolve(path).with_context(|| format!("open mount point {}", path.display()))
     }
 }
 

@@ -3,12 +3,12 @@
 //! A namespace lives as long as something refers to it: a process, an open file or a mount. The name
 //! that `ip netns` shows is a bind mount of the namespace's file over an empty file in /run/netns. The
 //! rule that surprises people: `unshare` and `setns` move the calling *thread* only, and
-//! `/proc/self/ns` goes on showing the main thread's, so everything here happens in short-lived threads
-//! and through `/proc/thread-self`. They have ended before a function returns.
+//! `/proc/self/ns` goes on showing the main thread's, so everything here goes through `/proc/thread-self`.
+//! A function that enters another namespace has left it again when it returns; a thread of its own for that
+//! would cost 30 system calls and a stack.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::thread;
 
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
@@ -99,37 +99,42 @@ pub fn list() -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Runs `f` in a thread that has entered `ns`, and waits for it. A socket that `f` opens stays in that
-/// namespace wherever it is used later: open there, use here.
+/// Runs `f` in the namespace `ns`, and comes back. A socket that `f` opens stays in that namespace wherever it is
+/// used later: open there, use here.
 ///
 /// # Errors
-/// When the thread can't start or `setns` fails; what `f` returns is passed through. A panic of `f`
-/// goes on in the caller.
-pub fn run_in<T: Send>(ns: BorrowedFd, f: impl FnOnce() -> T + Send) -> Result<T> {
-    in_thread(|| {
-        setns(ns, CloneFlags::CLONE_NEWNET).context("enter network namespace: setns")?;
-        Ok(f())
-    })
-}
-
-fn in_thread<T: Send>(f: impl FnOnce() -> Result<T> + Send) -> Result<T> {
-    thread::scope(|scope| {
-        thread::Builder::new()
-            .spawn_scoped(scope, f)
-            .map_err(|error| io_errno(&error))
-            .context("start a thread for a network namespace: clone")?
-            .join()
-            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// When `setns` fails; what `f` returns is passed through.
+pub fn run_in<T>(ns: BorrowedFd, f: impl FnOnce() -> T) -> Result<T> {
+    let _home = Home::remember()?;
+    setns(ns, CloneFlags::CLONE_NEWNET).context("enter network namespace: setns")?;
+    Ok(f())
 }
 
 fn pin_new_namespace(path: &Path) -> Result<()> {
-    in_thread(|| {
-        unshare(CloneFlags::CLONE_NEWNET).context("create network namespace: unshare")?;
-        let own = "/proc/thread-self/ns/net";
-        mount(Some(own), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
-            .with_context(|| format!("mount {own} on {}", path.display()))
-    })
+    let _home = Home::remember()?;
+    unshare(CloneFlags::CLONE_NEWNET).context("create network namespace: unshare")?;
+    mount(Some(OWN), path, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .with_context(|| format!("mount {OWN} on {}", path.display()))
+}
+
+/// The namespace of the calling thread.
+const OWN: &str = "/proc/thread-self/ns/net";
+
+/// The network namespace to come back to, also when an error or a panic leads out of the other one.
+struct Home(OwnedFd);
+
+impl Home {
+    fn remember() -> Result<Home> {
+        let fd = open_file(OWN, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        Ok(Home(fd.with_context(|| format!("open {OWN}"))?))
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        // Whatever came next would happen to the wrong network: end here, where nothing but the step at hand is lost.
+        setns(&self.0, CloneFlags::CLONE_NEWNET).expect("come back to the own network namespace");
+    }
 }
 
 /// Makes /run/netns a shared mount point, as `ip netns add` does: only then does a name that is made

@@ -4,8 +4,8 @@
 //! (proc_pid_stat(5), field 22), checked again through a pidfd that keeps the number from being reused.
 
 use std::{
-    fs,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::OnceLock,
     time::Duration,
 };
 
@@ -51,7 +51,7 @@ impl ProcessId {
 }
 
 fn start_time(pid: i32) -> Result<Option<u64>> {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ok(None) };
+    let Ok(stat) = super::fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ok(None) };
     // The command name stands in parentheses and may hold any character, so count from its end.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     match after_name.split_whitespace().nth(19).map(str::parse) {
@@ -114,10 +114,16 @@ pub fn end_on_closed_pipe() {
     };
 }
 
-/// The kernel's name for this boot (random(4)): what was made in another one is gone.
-pub fn boot_id() -> Result<String> {
+/// The kernel's name for this boot (random(4)): what was made in another one is gone. Read once: no process lives
+/// through a boot.
+pub fn boot_id() -> Result<&'static str> {
+    static KNOWN: OnceLock<String> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known);
+    }
     let path = "/proc/sys/kernel/random/boot_id";
-    Ok(fs::read_to_string(path).with_context(|| format!("read {path}"))?.trim().to_owned())
+    let text = super::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    Ok(KNOWN.get_or_init(|| text.trim().to_owned()))
 }
 
 #[cfg(test)]

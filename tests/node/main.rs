@@ -15,4 +15,5 @@ mod life;
 mod limits;
 mod network;
 mod password;
+mod roll_back;
 mod volumes;

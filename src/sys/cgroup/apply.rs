@@ -14,8 +14,9 @@ use cgroups_rs::{
 };
 use nix::errno::Errno;
 
-use super::limits::{V1Memory, memory_limit, ordered, page_size, parse_limit};
+use super::limits::{V1Memory, memory_limit, ordered, parse_limit};
 use super::{Cgroup, Controller, Limits, UNLIMITED, Unmet, Value, Write, crate_error, os, read, stats};
+use crate::sys::memory::page_size;
 
 impl Cgroup {
     /// The files to write for this *existing* group, in an order that its present limits allow.

@@ -12,6 +12,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
@@ -101,17 +102,22 @@ pub struct Hierarchy {
     controllers: Vec<(Controller, Mount)>,
 }
 
-/// Reads /proc/self/mountinfo and the cgroup2 mount's `cgroup.controllers`.
+/// Reads /proc/self/mountinfo and the cgroup2 mount's `cgroup.controllers`, once in the life of this process: every
+/// step of a walk must mean the same places, and nobody mounts another cgroup file system meanwhile.
 ///
 /// # Errors
 /// When a controller of [`Controller::REQUIRED`] is in no mounted hierarchy: all the missing ones are named.
 pub fn detect() -> Result<Hierarchy> {
+    static KNOWN: OnceLock<Hierarchy> = OnceLock::new();
+    if let Some(known) = KNOWN.get() {
+        return Ok(known.clone());
+    }
     let file = "/proc/self/mountinfo";
-    let mountinfo = std::fs::read(file).map_err(os).with_context(|| format!("read {file}"))?;
-    Hierarchy::parse(&String::from_utf8_lossy(&mountinfo), |mount| {
-        let file = mount.join("cgroup.controllers");
-        std::fs::read_to_string(&file).map_err(os).with_context(|| format!("read {}", file.display()))
-    })
+    let mountinfo = crate::sys::fs::read(file).map_err(os).with_context(|| format!("read {file}"))?;
+    let found = Hierarchy::parse(&String::from_utf8_lossy(&mountinfo), |mount| {
+        super::read(&mount.join("cgroup.controllers"))
+    })?;
+    Ok(KNOWN.get_or_init(|| found).clone())
 }
 
 impl Hierarchy {

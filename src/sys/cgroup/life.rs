@@ -6,8 +6,8 @@
 //! asynchronous, so the state is read until it has happened.
 
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom};
-use std::os::fd::AsFd;
+use std::io;
+use std::os::{fd::AsFd, unix::fs::FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ impl Cgroup {
     /// Whether a live process is in the group or below it (a zombie is none). An absent group has none.
     pub fn populated(&self) -> Result<bool> {
         match self.events()? {
-            Some(mut events) => Ok(events.is("populated")?),
+            Some(events) => Ok(events.is("populated")?),
             None => Ok(!self.processes()?.is_empty()),
         }
     }
@@ -177,12 +177,11 @@ struct Events {
 }
 
 impl Events {
-    fn is(&mut self, field: &str) -> Result<bool> {
-        let Some(file) = &mut self.file else { return Ok(false) };
-        let mut text = String::new();
-        let read = file.seek(SeekFrom::Start(0)).and_then(|_| file.read_to_string(&mut text));
-        match read {
-            Ok(_) => Ok(stats::field(&text, field) == Some(1)),
+    fn is(&self, field: &str) -> Result<bool> {
+        let Some(file) = &self.file else { return Ok(false) };
+        let mut text = [0; 256];
+        match file.read_at(&mut text, 0) {
+            Ok(len) => Ok(stats::field(&String::from_utf8_lossy(&text[..len]), field) == Some(1)),
             Err(error) if error.raw_os_error() == Some(Errno::ENODEV as i32) => Ok(false), // removed meanwhile
             Err(error) => Err(os(error)).with_context(|| format!("read {}", self.path.display())),
         }
@@ -231,7 +230,7 @@ fn collect_processes(dir: &Path, pids: &mut Vec<Pid>) -> Result<()> {
     let absent = |error: &io::Error| {
         error.kind() == io::ErrorKind::NotFound || error.raw_os_error() == Some(Errno::ENODEV as i32)
     };
-    let text = match std::fs::read_to_string(dir.join("cgroup.procs")) {
+    let text = match crate::sys::fs::read_to_string(dir.join("cgroup.procs")) {
         Err(error) if absent(&error) => return Ok(()),
         text => text.map_err(os).with_context(|| format!("read {}/cgroup.procs", dir.display()))?,
     };

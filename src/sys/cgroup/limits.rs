@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::{Controller, Hierarchy};
+use crate::sys::memory::page_size;
 
 /// As a limit: none (`max` in v2, `-1` in v1).
 pub const UNLIMITED: u64 = u64::MAX;
@@ -113,11 +114,6 @@ fn pages(bytes: u64, page: u64) -> u64 {
 /// [`UNLIMITED`] for a v1 memory value that stands for it.
 pub(super) fn memory_limit(bytes: u64) -> u64 {
     if pages(bytes, page_size()) == pages(UNLIMITED, page_size()) { UNLIMITED } else { bytes }
-}
-
-pub(super) fn page_size() -> u64 {
-    let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
-    size.ok().flatten().map_or(4096, |size| size as u64)
 }
 
 /// One file to write.

@@ -118,22 +118,14 @@ impl Cgroup {
     }
 
     fn create_in(&self, mount: &Mount, made: &mut Vec<PathBuf>) -> Result<()> {
-        let controllers = self.hierarchy.controllers_of(mount);
-        let mut dir = mount.path.clone();
-        let mut parts = self.relative.components().peekable();
-        while let Some(part) = parts.next() {
-            if mount.v2 {
-                enable(&dir, &controllers)?;
-            }
-            dir.push(part);
-            match mkdir(&dir, Mode::from_bits_truncate(0o755)) {
-                Ok(()) => made.push(dir.clone()),
-                Err(Errno::EEXIST) if parts.peek().is_some() => {}
-                Err(errno) => {
-                    return Err(errno).with_context(|| format!("create cgroup {}: mkdir", dir.display()));
-                }
-            }
+        let dir = mount.path.join(&self.relative);
+        let controllers = if mount.v2 { self.hierarchy.controllers_of(mount) } else { Vec::new() };
+        if let Some(parent) = dir.parent() {
+            make_parent(parent, &mount.path, &controllers, made)?;
         }
+        mkdir(&dir, Mode::from_bits_truncate(0o755))
+            .with_context(|| format!("create cgroup {}: mkdir", dir.display()))?;
+        made.push(dir);
         Ok(())
     }
 
@@ -206,6 +198,8 @@ impl Cgroup {
                 let dir = mount.path.join(parent);
                 match nix_rmdir(&dir) {
                     Ok(()) | Err(Errno::ENOENT) => {}
+                    // On a read-only mount that is the answer for what is not there, too.
+                    Err(Errno::EROFS) if !dir.exists() => {}
                     Err(Errno::EBUSY | Errno::ENOTEMPTY) => break,
                     Err(errno) => {
                         return Err(errno).with_context(|| format!("remove cgroup {}", dir.display()));
@@ -217,21 +211,51 @@ impl Cgroup {
     }
 }
 
+/// Sees to it that `dir` is there and hands `controllers` on to its children. Its own parents are only looked at
+/// when it does not yet: a group has no more than its parent gives.
+fn make_parent(dir: &Path, top: &Path, controllers: &[Controller], made: &mut Vec<PathBuf>) -> Result<()> {
+    let there = match controllers {
+        [] => dir.is_dir(),
+        _ => match missing(dir, controllers) {
+            Ok(missing) if missing.is_empty() => return Ok(()),
+            Ok(_) => true,
+            Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => false,
+            Err(error) => return Err(error),
+        },
+    };
+    if let Some(parent) = dir.parent().filter(|_| dir != top && (!there || !controllers.is_empty())) {
+        make_parent(parent, top, controllers, made)?;
+    }
+    if !there {
+        match mkdir(dir, Mode::from_bits_truncate(0o755)) {
+            Ok(()) => made.push(dir.to_owned()),
+            Err(Errno::EEXIST) => {}
+            Err(errno) => {
+                return Err(errno).with_context(|| format!("create cgroup {}: mkdir", dir.display()));
+            }
+        }
+    }
+    enable(dir, controllers)
+}
+
+/// Those of `controllers` that the children of the v2 group `dir` don't have.
+fn missing(dir: &Path, controllers: &[Controller]) -> Result<Vec<Controller>> {
+    let now = read(&dir.join("cgroup.subtree_control"))?;
+    let on = |c: &Controller| now.split_whitespace().any(|name| name == c.name());
+    Ok(controllers.iter().copied().filter(|c| !on(c)).collect())
+}
+
 /// Enables `controllers` for the children of the v2 group `dir`, and reads that back.
 fn enable(dir: &Path, controllers: &[Controller]) -> Result<()> {
-    let file = dir.join("cgroup.subtree_control");
-    let missing = |now: &str| -> Vec<Controller> {
-        let on = |c: &Controller| now.split_whitespace().any(|name| name == c.name());
-        controllers.iter().copied().filter(|c| !on(c)).collect()
-    };
-    let wanted = missing(&read(&file)?);
+    let wanted = if controllers.is_empty() { Vec::new() } else { missing(dir, controllers)? };
     if wanted.is_empty() {
-        return Ok(()); // the usual case, and all that works where this file is not ours to write
+        return Ok(()); // all that works where this file is not ours to write
     }
+    let file = dir.join("cgroup.subtree_control");
     let request: Vec<_> = wanted.iter().map(|c| format!("+{c}")).collect();
     let request = request.join(" ");
     std::fs::write(&file, &request).map_err(os).with_context(|| refused(dir, &file, &request))?;
-    let still = missing(&read(&file)?);
+    let still = missing(dir, controllers)?;
     if !still.is_empty() {
         bail!("{}: wrote `{request}`, but it reads without {still:?}", file.display());
     }
@@ -255,21 +279,15 @@ fn refused(dir: &Path, file: &Path, request: &str) -> String {
 
 /// rmdir from the leaves upwards; a cgroup directory's files go with it.
 fn remove_tree(dir: &Path, deadline: Instant) -> Result<()> {
-    let entries = match std::fs::read_dir(dir) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?,
-    };
-    for entry in entries {
-        let entry = entry.map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?;
-        if entry.file_type().map_err(os)?.is_dir() {
-            remove_tree(&entry.path(), deadline)?;
-        }
-    }
     loop {
         match nix_rmdir(dir) {
             Ok(()) | Err(Errno::ENOENT) => return Ok(()),
-            // A group stays busy for some milliseconds after its last process was reaped.
-            Err(Errno::EBUSY) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(2)),
+            // Groups below it, or processes: it stays busy for some milliseconds after the last one was reaped.
+            Err(Errno::EBUSY) if Instant::now() < deadline => {
+                if !remove_children(dir, deadline)? {
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+            }
             Err(errno) => {
                 let pids = read(&dir.join("cgroup.procs")).unwrap_or_default();
                 let pids = pids.split_whitespace().collect::<Vec<_>>().join(", ");
@@ -279,6 +297,21 @@ fn remove_tree(dir: &Path, deadline: Instant) -> Result<()> {
             }
         }
     }
+}
+
+/// Removes the groups below `dir`; false if there are none.
+fn remove_children(dir: &Path, deadline: Instant) -> Result<bool> {
+    let entries =
+        std::fs::read_dir(dir).map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?;
+    let mut any = false;
+    for entry in entries {
+        let entry = entry.map_err(os).with_context(|| format!("list cgroup {}", dir.display()))?;
+        if entry.file_type().map_err(os)?.is_dir() {
+            remove_tree(&entry.path(), deadline)?;
+            any = true;
+        }
+    }
+    Ok(any)
 }
 
 fn nix_rmdir(dir: &Path) -> Result<(), Errno> {
@@ -313,7 +346,7 @@ impl Membership {
 }
 
 fn read(file: &Path) -> Result<String> {
-    std::fs::read_to_string(file).map_err(os).with_context(|| format!("read {}", file.display()))
+    super::fs::read_to_string(file).map_err(os).with_context(|| format!("read {}", file.display()))
 }
 
 /// An I/O error as a bare `Errno`, so that callers find one type at the root of every chain.

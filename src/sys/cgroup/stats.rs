@@ -116,7 +116,7 @@ pub(super) fn field(text: &str, name: &str) -> Option<u64> {
 }
 
 fn text(file: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(file) {
+    match crate::sys::fs::read_to_string(file) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         result => result.map(Some).map_err(os).with_context(|| format!("read {}", file.display())),
     }

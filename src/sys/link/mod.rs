@@ -6,34 +6,34 @@
 //! a millisecond where moving it there takes 20; and the kernel ignores an alias in the message that
 //! creates a link.
 //!
-//! Each public function opens its socket in the namespace of the calling thread (except [`configure`]),
-//! runs a current-thread runtime and has closed both when it returns: no thread outlives a call.
+//! Each public function opens its socket in the namespace of the calling thread (except [`configure`])
+//! and has closed it when it returns.
 
 mod read;
+mod socket;
 
 use std::net::Ipv4Addr;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
 };
-use netlink_sys::protocols::NETLINK_ROUTE;
-use netlink_sys::{Socket, TokioSocket};
 use nix::errno::Errno;
-use rtnetlink::{Handle, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    AddressMessageBuilder, LinkBridge, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 
 use super::netns;
-pub use read::{Address, Link, LinkStats, Route, addresses, exists, list, ports, routes, stats};
+pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, ports, routes, stats};
 use read::{find, lookup};
+use socket::Rtnl;
 
 /// How long a name may stay taken by a link that is ours and on its way out.
 const DYING: Duration = Duration::from_secs(1);
-
-/// The kernel answers within the system call. This is for a reply that the crate drops because it
-/// can't decode it (it logs and goes on): an error then, not a hang.
-const NO_ANSWER: Duration = Duration::from_secs(10);
 
 /// A bridge(8) with an address of its own, the gateway of what is plugged into it.
 #[derive(Debug, Clone)]
@@ -83,31 +83,28 @@ pub enum Created {
 /// `EEXIST` when the name belongs to something else.
 pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
     let name = &bridge.name;
-    rtnl(socket()?, async |handle| {
-        let mut message = LinkBridge::new(name).address(bridge.mac.to_vec());
-        if let Some(mtu) = bridge.mtu {
-            message = message.mtu(mtu);
-        }
-        let created = match handle.link().add(message.build()).execute().await {
-            Ok(()) => {
-                let mark = LinkUnspec::new_with_name(name).alias(&bridge.alias);
-                finish(&handle, name, mark).await?;
-                Created::New
-            }
-            Err(error) if errno(&error) == Some(Errno::EEXIST) => Created::Existed,
-            Err(error) => return failed(error, || format!("create bridge {name}: RTM_NEWLINK")),
-        };
-        let link = find(&handle, name).await?;
-        if created == Created::Existed {
-            let alias = link.alias.as_deref();
-            if link.kind.as_deref() != Some("bridge") || alias != Some(&bridge.alias) {
-                return Err(foreign(&link));
-            }
-            up(&handle, name).await?;
-        }
-        add_address(&handle, &link, bridge.address, bridge.prefix).await?;
-        Ok(created)
-    })
+    let mut rtnl = Rtnl::open()?;
+    let mut message = LinkBridge::new(name).address(bridge.mac.to_vec());
+    if let Some(mtu) = bridge.mtu {
+        message = message.mtu(mtu);
+    }
+    let created = match add(&mut rtnl, message.build()) {
+        Ok(()) => Created::New,
+        Err(error) if errno(&error) == Some(Errno::EEXIST) => Created::Existed,
+        Err(error) => return Err(error.context(format!("create bridge {name}: RTM_NEWLINK"))),
+    };
+    let link = find(&mut rtnl, name)?;
+    if created == Created::Existed && !link.is_bridge_of(&bridge.alias, bridge.mac) {
+        return Err(foreign(&link));
+    }
+    if link.alias.is_none() {
+        finish(&mut rtnl, name, LinkUnspec::new_with_name(name).alias(&bridge.alias))?;
+    }
+    if !link.up {
+        up(&mut rtnl, name)?;
+    }
+    add_address(&mut rtnl, &link, bridge.address, bridge.prefix)?;
+    Ok(created)
 }
 
 /// Makes a veth pair with one `RTM_NEWLINK`: the other end born in its namespace (still down, see
@@ -119,41 +116,34 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
 /// # Errors
 /// `ENODEV` when the bridge is missing; `EEXIST` when one of the two names belongs to something else.
 pub fn create_veth(veth: &Veth) -> Result<()> {
-    rtnl(socket()?, async |handle| {
-        let controller = find(&handle, &veth.bridge).await?.index;
-        let deadline = Instant::now() + DYING;
-        loop {
-            let error = match handle.link().add(veth_message(veth, controller)).execute().await {
-                Ok(()) => return finish(&handle, &veth.name, port(veth)).await,
-                Err(error) => error,
-            };
-            let present = match errno(&error) {
-                Some(Errno::EEXIST) => lookup(&handle, &veth.name).await?,
-                _ => None,
-            };
-            match present {
-                Some(link) if link.alias.as_deref() != Some(&veth.alias) => {
-                    return Err(foreign(&link));
-                }
-                Some(_) if Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Some(link) => remove(&handle, &link).await.map(drop)?,
-                // Gone between the two messages; or it was the other end's name that is taken.
-                None if errno(&error) == Some(Errno::EEXIST) && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                None => {
-                    return failed(error, || {
-                        format!(
-                            "create veth {} with {} in the other namespace: RTM_NEWLINK",
-                            veth.name, veth.peer_name
-                        )
-                    });
-                }
+    let mut rtnl = Rtnl::open()?;
+    let controller = find(&mut rtnl, &veth.bridge)?.index;
+    let deadline = Instant::now() + DYING;
+    loop {
+        let error = match add(&mut rtnl, veth_message(veth, controller)) {
+            Ok(()) => return finish(&mut rtnl, &veth.name, port(veth)),
+            Err(error) => error,
+        };
+        let present = match errno(&error) {
+            Some(Errno::EEXIST) => lookup(&mut rtnl, &veth.name)?,
+            _ => None,
+        };
+        match present {
+            Some(link) if link.alias.as_deref() != Some(&veth.alias) => return Err(foreign(&link)),
+            Some(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Some(link) => remove(&mut rtnl, &link).map(drop)?,
+            // Gone between the two messages; or it was the other end's name that is taken.
+            None if errno(&error) == Some(Errno::EEXIST) && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            None => {
+                return Err(error.context(format!(
+                    "create veth {} with {} in the other namespace: RTM_NEWLINK",
+                    veth.name, veth.peer_name
+                )));
             }
         }
-    })
+    }
 }
 
 /// Inside `netns`: brings `lo` up, gives `dev` its address, brings it up and sets the default route,
@@ -165,60 +155,29 @@ pub fn configure(
     prefix: u8,
     gateway: Option<Ipv4Addr>,
 ) -> Result<()> {
-    rtnl(netns::run_in(netns, socket)??, async |handle| {
-        up(&handle, "lo").await?;
-        let link = find(&handle, dev).await?;
-        // The address first: from the first moment that packets can arrive it answers for itself.
-        add_address(&handle, &link, address, prefix).await?;
-        up(&handle, dev).await?;
-        let Some(gateway) = gateway else { return Ok(()) };
-        let route =
-            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
-        match handle.route().add(route).replace().execute().await {
-            Ok(()) => Ok(()),
-            Err(error) => {
-                failed(error, || format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE"))
-            }
-        }
-    })
+    let mut rtnl = netns::run_in(netns, Rtnl::open)??;
+    up(&mut rtnl, "lo")?;
+    let link = find(&mut rtnl, dev)?;
+    // The address first: from the first moment that packets can arrive it answers for itself.
+    add_address(&mut rtnl, &link, address, prefix)?;
+    up(&mut rtnl, dev)?;
+    let Some(gateway) = gateway else { return Ok(()) };
+    let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
+    rtnl.change(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
+        .with_context(|| format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE"))
 }
 
 /// Removes an interface; false when there was none. With one end of a veth goes the other.
 pub fn delete(name: &str) -> Result<bool> {
-    rtnl(socket()?, async |handle| match lookup(&handle, name).await? {
-        Some(link) => remove(&handle, &link).await,
+    let mut rtnl = Rtnl::open()?;
+    match lookup(&mut rtnl, name)? {
+        Some(link) => remove(&mut rtnl, &link),
         None => Ok(false),
-    })
+    }
 }
 
-fn socket() -> Result<Socket> {
-    let open = || -> std::io::Result<Socket> {
-        let socket = Socket::new(NETLINK_ROUTE)?;
-        socket.set_non_blocking(true)?;
-        Ok(socket)
-    };
-    open()
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
-        .context("open an rtnetlink socket: socket")
-}
-
-/// Runs `work` on `socket` in a current-thread runtime that ends with it.
-fn rtnl<T>(socket: Socket, work: impl AsyncFnOnce(Handle) -> Result<T>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))
-        .context("start a runtime for rtnetlink: epoll_create")?;
-    runtime.block_on(async {
-        // SAFETY: into_raw_fd gives up the only owner of the descriptor, and it is a netlink socket.
-        let socket = unsafe { TokioSocket::from_raw_fd(socket.into_raw_fd()) };
-        let (connection, handle, _) = rtnetlink::from_socket(socket);
-        tokio::spawn(connection);
-        match tokio::time::timeout(NO_ANSWER, work(handle)).await {
-            Ok(result) => result,
-            Err(_) => bail!("rtnetlink: no answer that can be read in {NO_ANSWER:?}"),
-        }
-    })
+fn add(rtnl: &mut Rtnl, link: LinkMessage) -> Result<()> {
+    rtnl.change(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
 }
 
 fn veth_message(veth: &Veth, controller: u32) -> LinkMessage {
@@ -250,43 +209,39 @@ fn port(veth: &Veth) -> LinkMessageBuilder<LinkUnspec> {
 /// A second message, and only after the first succeeded: the kernel ignores an alias and port options
 /// when it creates a link, and handles every message of a datagram even if the one before failed, so that
 /// sending both at once would put our mark on somebody else's link.
-async fn finish(handle: &Handle, name: &str, message: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
-    match handle.link().change(message.build()).execute().await {
-        Ok(()) => Ok(()),
-        Err(error) => {
-            // Without its mark nobody would find it again.
-            if let Some(link) = lookup(handle, name).await? {
-                remove(handle, &link).await?;
-            }
-            failed(error, || format!("set the alias of {name}: RTM_NEWLINK"))
-        }
+fn finish(rtnl: &mut Rtnl, name: &str, message: LinkMessageBuilder<LinkUnspec>) -> Result<()> {
+    let Err(error) = rtnl.change(RouteNetlinkMessage::NewLink(message.build()), 0) else { return Ok(()) };
+    // Without its mark nobody would find it again.
+    if let Some(link) = lookup(rtnl, name)? {
+        remove(rtnl, &link)?;
     }
+    Err(error.context(format!("set the alias of {name}: RTM_NEWLINK")))
 }
 
-async fn up(handle: &Handle, name: &str) -> Result<()> {
+fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
     let message = LinkUnspec::new_with_name(name).up().build();
-    match handle.link().change(message).execute().await {
-        Ok(()) => Ok(()),
-        Err(error) => failed(error, || format!("bring {name} up: RTM_NEWLINK")),
-    }
+    rtnl.change(RouteNetlinkMessage::NewLink(message), 0)
+        .with_context(|| format!("bring {name} up: RTM_NEWLINK"))
 }
 
-async fn add_address(handle: &Handle, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
-    match handle.address().add(link.index, address.into(), prefix).execute().await {
-        Ok(()) => Ok(()),
+fn add_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
+    match rtnl.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()), // on this very interface
-        Err(error) => {
-            failed(error, || format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name))
+        other => {
+            other.with_context(|| format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name))
         }
     }
 }
 
 /// By index, not by name: between looking and removing, the name may have passed to another link.
-async fn remove(handle: &Handle, link: &Link) -> Result<bool> {
-    match handle.link().del(link.index).execute().await {
+fn remove(rtnl: &mut Rtnl, link: &Link) -> Result<bool> {
+    let mut message = LinkMessage::default();
+    message.header.index = link.index;
+    match rtnl.change(RouteNetlinkMessage::DelLink(message), 0) {
         Ok(()) => Ok(true),
         Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false), // its namespace was faster
-        Err(error) => failed(error, || format!("remove {}: RTM_DELLINK", link.name)),
+        Err(error) => Err(error.context(format!("remove {}: RTM_DELLINK", link.name))),
     }
 }
 
@@ -297,16 +252,6 @@ fn foreign(link: &Link) -> anyhow::Error {
         .context(format!("{} is somebody else's: a {kind} interface with {alias}", link.name))
 }
 
-fn errno(error: &rtnetlink::Error) -> Option<Errno> {
-    match error {
-        rtnetlink::Error::NetlinkError(message) => Some(Errno::from_raw(-message.raw_code())),
-        _ => None,
-    }
-}
-
-fn failed<T>(error: rtnetlink::Error, what: impl FnOnce() -> String) -> Result<T> {
-    match errno(&error) {
-        Some(errno) => Err(errno).with_context(what),
-        None => Err(error).with_context(what),
-    }
+fn errno(error: &Error) -> Option<Errno> {
+    error.downcast_ref().copied()
 }

@@ -4,16 +4,15 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 
-use anyhow::{Result, anyhow};
-use futures_util::stream::{Stream, StreamExt, TryStreamExt};
-use netlink_packet_route::AddressFamily;
+use anyhow::{Context, Result, anyhow};
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
-use rtnetlink::{Handle, RouteMessageBuilder};
+use rtnetlink::RouteMessageBuilder;
 
-use super::{errno, failed, rtnl, socket};
+use super::{Rtnl, errno};
 
 /// One interface, as `ip -d link` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +27,15 @@ pub struct Link {
     pub up: bool,
     /// `bridge`, `veth`, ...; a plain device has none.
     pub kind: Option<String>,
+}
+
+impl Link {
+    /// Whether this is the bridge that [`create_bridge`](super::create_bridge) marks so. Whoever was killed between
+    /// its two messages has left one without an alias: then the MAC, which came with the first, is the mark.
+    pub fn is_bridge_of(&self, alias: &str, mac: [u8; 6]) -> bool {
+        let marked = self.alias.as_deref().map_or(self.mac == Some(mac), |own| own == alias);
+        self.kind.as_deref() == Some("bridge") && marked
+    }
 }
 
 /// One IPv4 address of an interface.
@@ -64,12 +72,17 @@ pub struct LinkStats {
 
 /// Whether an interface of that name exists.
 pub fn exists(name: &str) -> Result<bool> {
-    rtnl(socket()?, async |handle| Ok(lookup(&handle, name).await?.is_some()))
+    Ok(get(name)?.is_some())
+}
+
+/// The interface of that name, if there is one.
+pub fn get(name: &str) -> Result<Option<Link>> {
+    lookup(&mut Rtnl::open()?, name)
 }
 
 /// Every interface, in the order of their indexes.
 pub fn list() -> Result<Vec<Link>> {
-    rtnl(socket()?, async |handle| links(&handle).await)
+    links(&mut Rtnl::open()?, None)
 }
 
 /// The names of the ports of a bridge.
@@ -77,43 +90,43 @@ pub fn list() -> Result<Vec<Link>> {
 /// # Errors
 /// `ENODEV` when there is no such bridge.
 pub fn ports(bridge: &str) -> Result<Vec<String>> {
-    rtnl(socket()?, async |handle| {
-        let index = find(&handle, bridge).await?.index;
-        let ports = links(&handle).await?.into_iter().filter(|l| l.controller == Some(index));
-        Ok(ports.map(|l| l.name).collect())
-    })
+    let mut rtnl = Rtnl::open()?;
+    let index = find(&mut rtnl, bridge)?.index;
+    Ok(links(&mut rtnl, Some(index))?.into_iter().map(|link| link.name).collect())
 }
 
 /// Every IPv4 address of every interface.
 pub fn addresses() -> Result<Vec<Address>> {
-    rtnl(socket()?, async |handle| {
-        let names = links(&handle).await?;
-        let mut request = handle.address().get();
-        request.message_mut().header.family = AddressFamily::Inet;
-        let messages = collect(request.execute(), "list addresses: RTM_GETADDR").await?;
-        let address = |message: &AddressMessage| {
-            // IFA_LOCAL is the interface's own; IFA_ADDRESS is the other side's on a point-to-point link.
-            let own = message.attributes.iter().find_map(|a| match a {
-                AddressAttribute::Local(IpAddr::V4(own)) => Some(*own),
-                _ => None,
-            })?;
-            let dev = name_of(&names, message.header.index)?;
-            Some(Address { dev, address: own, prefix: message.header.prefix_len })
-        };
-        Ok(messages.iter().filter_map(address).collect())
-    })
+    let mut rtnl = Rtnl::open()?;
+    let names = links(&mut rtnl, None)?;
+    let mut request = AddressMessage::default();
+    request.header.family = AddressFamily::Inet;
+    let replies =
+        rtnl.dump(RouteNetlinkMessage::GetAddress(request)).context("list addresses: RTM_GETADDR")?;
+    let address = |reply: &RouteNetlinkMessage| {
+        let RouteNetlinkMessage::NewAddress(message) = reply else { return None };
+        // IFA_LOCAL is the interface's own; IFA_ADDRESS is the other side's on a point-to-point link.
+        let own = message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(IpAddr::V4(own)) => Some(*own),
+            _ => None,
+        })?;
+        let dev = name_of(&names, message.header.index)?;
+        Some(Address { dev, address: own, prefix: message.header.prefix_len })
+    };
+    Ok(replies.iter().filter_map(address).collect())
 }
 
 /// The IPv4 routes of the main table, what `ip -4 route` shows.
 pub fn routes() -> Result<Vec<Route>> {
-    rtnl(socket()?, async |handle| {
-        let names = links(&handle).await?;
-        let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
-        let stream = handle.route().get(request).execute();
-        let messages = collect(stream, "list routes: RTM_GETROUTE").await?;
-        let main = messages.iter().filter(|m| m.header.table == RouteHeader::RT_TABLE_MAIN);
-        Ok(main.map(|m| route(m, &names)).collect())
-    })
+    let mut rtnl = Rtnl::open()?;
+    let names = links(&mut rtnl, None)?;
+    let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
+    let replies = rtnl.dump(RouteNetlinkMessage::GetRoute(request)).context("list routes: RTM_GETROUTE")?;
+    let main = replies.iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewRoute(m) if m.header.table == RouteHeader::RT_TABLE_MAIN => Some(m),
+        _ => None,
+    });
+    Ok(main.map(|m| route(m, &names)).collect())
 }
 
 /// The counters of an interface.
@@ -121,58 +134,60 @@ pub fn routes() -> Result<Vec<Route>> {
 /// # Errors
 /// `ENODEV` when there is none of that name.
 pub fn stats(name: &str) -> Result<LinkStats> {
-    rtnl(socket()?, async |handle| {
-        let message = get(&handle, name).await?.ok_or_else(|| absent(name))?;
-        let stats = message.attributes.iter().find_map(|a| match a {
-            LinkAttribute::Stats64(stats) => Some(stats),
-            _ => None,
-        });
-        let s = stats.ok_or_else(|| anyhow!("link {name}: the kernel sent no counters"))?;
-        Ok(LinkStats {
-            rx_bytes: s.rx_bytes,
-            rx_packets: s.rx_packets,
-            rx_errors: s.rx_errors,
-            rx_dropped: s.rx_dropped,
-            tx_bytes: s.tx_bytes,
-            tx_packets: s.tx_packets,
-            tx_errors: s.tx_errors,
-            tx_dropped: s.tx_dropped,
-        })
+    let message = message(&mut Rtnl::open()?, name, Vec::new())?.ok_or_else(|| absent(name))?;
+    let stats = message.attributes.iter().find_map(|a| match a {
+        LinkAttribute::Stats64(stats) => Some(stats),
+        _ => None,
+    });
+    let s = stats.ok_or_else(|| anyhow!("link {name}: the kernel sent no counters"))?;
+    Ok(LinkStats {
+        rx_bytes: s.rx_bytes,
+        rx_packets: s.rx_packets,
+        rx_errors: s.rx_errors,
+        rx_dropped: s.rx_dropped,
+        tx_bytes: s.tx_bytes,
+        tx_packets: s.tx_packets,
+        tx_errors: s.tx_errors,
+        tx_dropped: s.tx_dropped,
     })
 }
 
-async fn get(handle: &Handle, name: &str) -> Result<Option<LinkMessage>> {
-    let mut stream = std::pin::pin!(handle.link().get().match_name(name).execute());
-    match stream.try_next().await {
-        Ok(message) => Ok(message),
+fn message(rtnl: &mut Rtnl, name: &str, mask: Vec<LinkExtentMask>) -> Result<Option<LinkMessage>> {
+    let mut request = LinkMessage::default();
+    request.attributes = vec![LinkAttribute::IfName(name.to_owned()), LinkAttribute::ExtMask(mask)];
+    match rtnl.get(RouteNetlinkMessage::GetLink(request)) {
+        Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(message)),
+        Ok(_) => Err(anyhow!("look up {name}: RTM_GETLINK got another answer")),
         Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
-        Err(error) => failed(error, || format!("look up {name}: RTM_GETLINK")),
+        Err(error) => Err(error.context(format!("look up {name}: RTM_GETLINK"))),
     }
 }
 
-pub(super) async fn lookup(handle: &Handle, name: &str) -> Result<Option<Link>> {
-    Ok(get(handle, name).await?.map(|message| link(&message)))
+pub(super) fn lookup(rtnl: &mut Rtnl, name: &str) -> Result<Option<Link>> {
+    Ok(message(rtnl, name, without_counters())?.map(|message| link(&message)))
 }
 
-pub(super) async fn find(handle: &Handle, name: &str) -> Result<Link> {
-    lookup(handle, name).await?.ok_or_else(|| absent(name))
+pub(super) fn find(rtnl: &mut Rtnl, name: &str) -> Result<Link> {
+    lookup(rtnl, name)?.ok_or_else(|| absent(name))
 }
 
-async fn links(handle: &Handle) -> Result<Vec<Link>> {
-    let messages = collect(handle.link().get().execute(), "list links: RTM_GETLINK").await?;
-    Ok(messages.iter().map(link).collect())
+/// All links, or the ports of one bridge.
+fn links(rtnl: &mut Rtnl, controller: Option<u32>) -> Result<Vec<Link>> {
+    let mut request = LinkMessage::default();
+    request.attributes = vec![LinkAttribute::ExtMask(without_counters())];
+    request.attributes.extend(controller.map(LinkAttribute::Controller));
+    let replies = rtnl.dump(RouteNetlinkMessage::GetLink(request)).context("list links: RTM_GETLINK")?;
+    let links = replies.iter().filter_map(|reply| match reply {
+        RouteNetlinkMessage::NewLink(message) => Some(link(message)),
+        _ => None,
+    });
+    // Kernels before 4.4 don't know the filter.
+    Ok(links.filter(|link| controller.is_none() || link.controller == controller).collect())
 }
 
-async fn collect<T>(stream: impl Stream<Item = Result<T, rtnetlink::Error>>, what: &str) -> Result<Vec<T>> {
-    let mut stream = std::pin::pin!(stream);
-    let mut items = Vec::new();
-    while let Some(item) = stream.next().await {
-        match item {
-            Ok(item) => items.push(item),
-            Err(error) => return failed(error, || what.to_owned()),
-        }
-    }
-    Ok(items)
+/// They are half of the answer, and summed up over all processors.
+fn without_counters() -> Vec<LinkExtentMask> {
+    vec![LinkExtentMask::SkipStats]
 }
 
 fn link(message: &LinkMessage) -> Link {

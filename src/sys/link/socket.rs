@@ -1,0 +1,118 @@
+//! One rtnetlink socket, one question at a time. netlink(7), rtnetlink(7).
+//!
+//! The rule that makes it simple: the kernel does all the work, and queues its answer, within the system call that
+//! sends the question. So there is nothing to wait for and nothing for a runtime to do: two system calls a question.
+//! The crate `rtnetlink` builds the messages; its own connection, a task in a tokio runtime, takes six.
+
+use anyhow::{Context, Result, anyhow, bail};
+use netlink_packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
+use nix::errno::Errno;
+
+/// The kernel fills no datagram of a dump beyond this.
+const LARGEST: usize = 32 << 10;
+
+/// A list that changes while it is read is read again.
+const DUMP_ATTEMPTS: usize = 10;
+
+/// A socket in the network namespace of the thread that opened it, wherever it is used.
+pub(super) struct Rtnl {
+    socket: Socket,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+impl Rtnl {
+    pub(super) fn open() -> Result<Rtnl> {
+        let socket = Socket::new(NETLINK_ROUTE).map_err(errno).context("open an rtnetlink socket: socket")?;
+        Ok(Rtnl { socket, sequence: 0, buffer: Vec::new() })
+    }
+
+    /// Has the kernel change something. `flags` come on top of REQUEST and ACK.
+    ///
+    /// # Errors
+    /// The errno that the kernel answered, at the root of the chain.
+    pub(super) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
+        self.ask(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
+    }
+
+    /// Asks for one object.
+    ///
+    /// # Errors
+    /// As [`Rtnl::change`]; ENODEV when it is absent.
+    pub(super) fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
+        self.ask(message, NLM_F_REQUEST)?.0.pop().context("rtnetlink: an empty answer")
+    }
+
+    /// Asks for all objects of a kind.
+    pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
+        for _ in 0..DUMP_ATTEMPTS {
+            let (items, whole) = self.ask(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
+            if whole {
+                return Ok(items);
+            }
+        }
+        bail!("rtnetlink: the list changed {DUMP_ATTEMPTS} times while it was read")
+    }
+
+    /// What the kernel sends, and whether it is consistent.
+    fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(Vec<RouteNetlinkMessage>, bool)> {
+        self.sequence += 1;
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = flags;
+        request.header.sequence_number = self.sequence;
+        request.finalize();
+        let mut bytes = vec![0; request.buffer_len()];
+        request.serialize(&mut bytes);
+        self.socket.send(&bytes, 0).map_err(errno).context("rtnetlink: send")?;
+        let (mut items, mut whole) = (Vec::new(), true);
+        while self.receive(flags, &mut items, &mut whole)? {}
+        Ok((items, whole))
+    }
+
+    /// Reads one datagram; false when the answer is complete.
+    fn receive(
+        &mut self,
+        flags: u16,
+        items: &mut Vec<RouteNetlinkMessage>,
+        whole: &mut bool,
+    ) -> Result<bool> {
+        self.buffer.clear();
+        self.buffer.reserve(LARGEST);
+        let length = self.socket.recv(&mut self.buffer, nix::libc::MSG_TRUNC);
+        let length = length.map_err(errno).context("rtnetlink: recv")?;
+        if length > self.buffer.len() {
+            bail!("rtnetlink: an answer of {length} bytes");
+        }
+        let mut rest = &self.buffer[..];
+        while !rest.is_empty() {
+            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
+                .map_err(|error| anyhow!("rtnetlink: an answer that can't be read: {error}"))?;
+            let size = (message.header.length as usize).next_multiple_of(4).max(16);
+            rest = rest.get(size..).unwrap_or_default();
+            // What is left of an earlier question that ended in an error.
+            if message.header.sequence_number != self.sequence {
+                continue;
+            }
+            *whole &= message.header.flags & NLM_F_DUMP_INTR == 0;
+            match message.payload {
+                NetlinkPayload::InnerMessage(item) => items.push(item),
+                NetlinkPayload::Done(_) => return Ok(false),
+                NetlinkPayload::Error(error) => match error.code {
+                    None => return Ok(false),
+                    Some(code) => return Err(Errno::from_raw(-code.get()).into()),
+                },
+                _ => {}
+            }
+        }
+        // A dump ends with DONE and a change with its acknowledgement; a single object is all of its answer.
+        Ok(flags & (NLM_F_DUMP | NLM_F_ACK) != 0 || items.is_empty())
+    }
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_raw(error.raw_os_error().unwrap_or(0))
+}
