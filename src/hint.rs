@@ -105,6 +105,7 @@ const DISK_FULL: &str = "the disk is full; `df -h` and `pgbox image ls` show whe
 pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
     match errno_of(error)? {
         Errno::ENOSPC => Some(DISK_FULL),
+        Errno::EROFS => Some("the file system is mounted read-only; choose another place with --root"),
         Errno::EACCES | Errno::EPERM if !is_root => {
             Some("pgbox keeps its state for root; try again with sudo")
         }

@@ -142,8 +142,12 @@ impl Root {
         save(&self.lab_dir(lab).join("lab.json"), state)
     }
 
-    pub fn forget_lab(&self, lab: &Name) -> Result<()> {
-        remove_tree(&self.lab_dir(lab))
+    /// Forgets a lab that has no nodes any more, and with it its address range.
+    pub fn forget_empty_lab(&self, lab: &Name) -> Result<()> {
+        match self.nodes(lab)?.is_empty() {
+            true => remove_tree(&self.lab_dir(lab)),
+            false => Ok(()),
+        }
     }
 
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.

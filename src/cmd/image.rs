@@ -18,13 +18,17 @@ use crate::{
 };
 
 pub fn run(context: &Context, command: cli::Image) -> Result<i32> {
+    // Opening the store makes it; somebody who only looks has no use for that.
+    if let (cli::Image::Ls { json }, false) = (&command, context.root.path().exists()) {
+        return list(&[], *json).map(|()| 0);
+    }
     let store = Store::open(context.root.path())?;
     match command {
         cli::Image::Build(args) => build(context, &store, &args)?,
         cli::Image::Import { source, name } => {
-            println!("{}", import(&store, &source, name.as_deref())?.name());
+            import(&store, &source, name.as_deref())?;
         }
-        cli::Image::Ls { json } => list(&store, json)?,
+        cli::Image::Ls { json } => list(&store.list()?, json)?,
         cli::Image::Inspect { image, json } => inspect(&store.resolve(&image)?, json)?,
         cli::Image::Rm { images } => remove(context, &store, &images)?,
         cli::Image::Mount { image, dir } => {
@@ -39,11 +43,17 @@ pub fn run(context: &Context, command: cli::Image) -> Result<i32> {
     Ok(0)
 }
 
-fn import(store: &Store, source: &Path, name: Option<&str>) -> Result<Image> {
-    match std::io::stderr().is_terminal() {
+/// Imports an image and prints what it is called now.
+fn import(store: &Store, source: &Path, name: Option<&str>) -> Result<()> {
+    let image = match std::io::stderr().is_terminal() {
         true => store.import(source, name, &super::talk::Layers::new()),
         false => store.import(source, name, &image::Silent),
+    }?;
+    match name {
+        Some(name) => println!("{name}"),
+        None => image.names.iter().for_each(|name| println!("{name}")),
     }
+    Ok(())
 }
 
 fn build(context: &Context, store: &Store, args: &cli::Build) -> Result<()> {
@@ -68,7 +78,7 @@ fn build(context: &Context, store: &Store, args: &cli::Build) -> Result<()> {
         println!("{}", built.manifest);
         return Ok(());
     }
-    import_built(store, &built, args.name.as_deref())?;
+    import(store, &built.layout, args.name.as_deref())?;
     std::fs::remove_dir_all(&output).with_context(|| format!("remove {}", output.display()))
 }
 
@@ -81,25 +91,7 @@ fn recipe(word: &str) -> build::Recipe {
     }
 }
 
-fn import_built(store: &Store, built: &build::Built, name: Option<&str>) -> Result<()> {
-    let names: Vec<&str> = match name {
-        Some(name) => vec![name],
-        None => built.names.iter().map(String::as_str).collect(),
-    };
-    // The layout lists the one image under each of its names, and an import must choose.
-    let mut source = built.layout.clone().into_os_string();
-    if let Some(first) = built.names.first() {
-        source.push(format!(":{first}"));
-    }
-    for name in names {
-        import(store, Path::new(&source), Some(name))?;
-        println!("{name}");
-    }
-    Ok(())
-}
-
-fn list(store: &Store, as_json: bool) -> Result<()> {
-    let images = store.list()?;
+fn list(images: &[Image], as_json: bool) -> Result<()> {
     if as_json {
         let all: Vec<_> = images.iter().map(describe).collect();
         println!("{}", serde_json::to_string_pretty(&all)?);
@@ -111,7 +103,7 @@ fn list(store: &Store, as_json: bool) -> Result<()> {
     };
     print!(
         "{}",
-        table::render(&["IMAGE", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>())
+        table::render(&["NAMES", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>())
     );
     Ok(())
 }

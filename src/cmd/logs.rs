@@ -1,7 +1,7 @@
 //! `pgbox logs`: what a node has written, and what it writes.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read, Seek, SeekFrom, Write},
     os::{fd::AsFd, unix::fs::MetadataExt},
     path::Path,
@@ -15,14 +15,21 @@ use crate::{cli, engine::launch, facts::node, plan, sys::process};
 
 pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    if plan::data_dir(&node.state.plan.init).is_none() {
-        eprintln!("note: `{}` runs a command; what it wrote went to whoever ran it", node.name);
+    let is_command = plan::data_dir(&node.state.plan.init).is_none();
+    if is_command && fs::metadata(node.dir.log()).map_or(0, |meta| meta.size()) == 0 && node.pidfd.is_none() {
+        super::note(
+            context,
+            &format!("`{}` ran in the foreground: what it wrote was shown there", node.name),
+        );
         return Ok(0);
     }
     let mut log = Follower::open(&node.dir.log())?;
     match args.tail {
         Some(lines) => {
-            launch::tail(&node.dir.log(), lines).iter().for_each(|line| println!("{line}"));
+            let latest = launch::tail(&node.dir.log(), lines);
+            // The log was moved aside some time ago, and has not as many lines yet.
+            let before = launch::tail(&node.dir.previous_log(), lines - latest.len());
+            before.iter().chain(&latest).for_each(|line| println!("{line}"));
             log.skip_to_end()?;
         }
         None => {

@@ -56,10 +56,7 @@ pub fn remove(root: &Root, node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
     all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
     node.dir.remove()?;
-    if root.nodes(&node.lab)?.is_empty() {
-        root.forget_lab(&node.lab)?;
-    }
-    Ok(())
+    root.forget_empty_lab(&node.lab)
 }
 
 /// Removes what there is of a node of which nothing is remembered.
@@ -68,10 +65,7 @@ pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
     all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
     root.node(lab, node).remove()?;
-    if root.nodes(lab)?.is_empty() {
-        root.forget_lab(lab)?;
-    }
-    Ok(())
+    root.forget_empty_lab(lab)
 }
 
 fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {

@@ -49,7 +49,7 @@ pub fn bring_up(
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
     super::apply(&state.plan, reach, &journal, &mut tell)
-        .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
+        .map_err(|failure| super::roll_back(root, state, reach, failure))?;
     let group = cgroup_of(state)?;
     match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned))
     {
@@ -271,7 +271,7 @@ fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Er
     let has_log = index + 1 >= state.plan.inner.len();
     let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
     end_all(state);
-    let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
+    let host = taken_back(root, state, reach, state.plan.host.len());
     let cause = hint::cause_text(&error);
     // A program that failed on a full disk often says so earlier than in its last words.
     let hint = hint::for_inner_step(&cause).or_else(|| log.iter().rev().find_map(|l| hint::for_log_line(l)));
@@ -294,14 +294,20 @@ fn end_all(state: &NodeState) {
 
 /// The last lines of a file, or none.
 pub fn tail(path: &Path, lines: usize) -> Vec<String> {
-    const ENOUGH: i64 = 16 << 10;
     let read = || -> std::io::Result<String> {
         let mut file = std::fs::File::open(path)?;
-        let length = file.metadata()?.len() as i64;
-        file.seek(SeekFrom::Start((length - ENOUGH).max(0) as u64))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
-        Ok(String::from_utf8_lossy(&bytes).into_owned())
+        let length = file.metadata()?.len();
+        let mut back = 16 << 10;
+        // More than is needed is read, but not all of a long log for its last few lines.
+        loop {
+            let mut bytes = Vec::new();
+            file.seek(SeekFrom::Start(length.saturating_sub(back)))?;
+            file.read_to_end(&mut bytes)?;
+            if back >= length || bytes.iter().filter(|b| **b == b'\n').count() > lines {
+                return Ok(String::from_utf8_lossy(&bytes).into_owned());
+            }
+            back *= 4;
+        }
     };
     let text = read().unwrap_or_default();
     let all: Vec<&str> = text.lines().collect();

@@ -15,7 +15,7 @@ use anyhow::{Error, Result};
 
 use crate::{
     hint,
-    state::{NodeDir, Plan, Progress},
+    state::{NodeState, Plan, Progress, Root},
     step::{HostStep, Lesson},
 };
 
@@ -103,11 +103,12 @@ pub fn undo(plan: &Plan, reach: Reach, begun: usize) -> Vec<Error> {
 
 /// Takes back what an interrupted walk has done, and tells the whole story as one error. A step that failed
 /// because its object exists already is not undone: the object is somebody else's.
-pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted) -> Error {
+pub fn roll_back(root: &Root, state: &NodeState, reach: Reach, failure: Interrupted) -> Error {
+    let plan = &state.plan;
     let step = &plan.host[failure.index];
     let foreign = hint::errno_of(&failure.error) == Some(nix::errno::Errno::EEXIST);
     let begun = if foreign { failure.index } else { failure.index + 1 };
-    let host = taken_back(plan, reach, node, begun);
+    let host = taken_back(root, state, reach, begun);
     Error::new(StepFailed {
         number: failure.index + 1,
         total: total(plan),
@@ -121,11 +122,12 @@ pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted
 }
 
 /// Undoes `begun` host steps and says in one line what state the host is in.
-pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> String {
-    let mut errors = undo(plan, reach, begun);
-    let name = node.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+pub fn taken_back(root: &Root, state: &NodeState, reach: Reach, begun: usize) -> String {
+    let mut errors = undo(&state.plan, reach, begun);
+    let (lab, name) = (&state.spec.lab, &state.spec.node);
     if reach == Reach::All && errors.is_empty() {
-        errors.extend(node.remove().err());
+        let removed = root.node(lab, name).remove();
+        errors.extend(removed.and_then(|()| root.forget_empty_lab(lab)).err());
     }
     match (errors.is_empty(), reach, begun) {
         (true, Reach::All, 0) => "nothing was done".to_owned(),

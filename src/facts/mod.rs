@@ -126,9 +126,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
     if netns::path(&names.netns).exists() {
         found.push(format!("the network namespace {}", names.netns));
     }
-    if link::exists(&names.veth)? {
-        found.push(format!("the interface {}", names.veth));
-    }
+    // Not the interface: it may still be there for some milliseconds while the kernel takes its namespace apart.
     if cgroup::Cgroup::new(&cgroup::detect()?, &names.cgroup)?.exists() {
         found.push(format!("the cgroup {}", names.cgroup.display()));
     }

@@ -32,7 +32,7 @@ const UNNAMED: u64 = 16 << 20;
 
 impl Store {
     /// Imports an image from a layout directory, an OCI archive or a saved image, `src`; `PATH:NAME` chooses among
-    /// several. It is called `name`, or else what the source calls it, or else as its file is called. All threads
+    /// several. It is called `name`, or else all that the source calls it, or else as its file is called. All threads
     /// have ended when this returns. An image that is already there is only named, without reading a layer.
     pub fn import(&self, src: &Path, name: Option<&str>, progress: &dyn Progress) -> Result<Image> {
         self.import_from(src, name, progress).with_context(|| format!("import {}", src.display()))
@@ -42,13 +42,14 @@ impl Store {
         let (path, select) = split_selection(src);
         let source = Source::open(&path, &self.layers, &self.limits)?;
         let picked = source.pick(select.as_deref(), &|digest| self.document(digest), &self.limits)?;
-        let name = self.name_for(name, &picked, &source)?;
+        let names = self.names_for(name, &picked, &source)?;
         let (_, diffs) = ImageConfig::parse(&picked.config).context("configuration of the image")?;
         let manifest: Manifest = serde_json::from_slice(&picked.manifest)?;
         let digest = Digest::of(&picked.manifest);
         manifest.check(&diffs, &self.limits).with_context(|| format!("manifest {digest}"))?;
-        if self.has_name(&name, &digest)?
-            && let Ok(image) = self.resolve(&name.to_string())
+        let known = names.iter().map(|name| self.has_name(name, &digest)).collect::<Result<Vec<_>>>()?;
+        if known.iter().all(|known| *known)
+            && let Ok(image) = self.resolve(&names[0].to_string())
         {
             return Ok(image);
         }
@@ -66,19 +67,23 @@ impl Store {
         .layers()?;
         self.keep(&[&picked.manifest[..], &picked.config[..]])?;
         self.keep(&picked.indexes.iter().map(|i| &i[..]).collect::<Vec<_>>())?;
-        self.set_name(&name, &picked.manifest, &picked.indexes)?;
-        self.resolve(&name.to_string())
+        for name in &names {
+            self.set_name(name, &picked.manifest, &picked.indexes)?;
+        }
+        self.resolve(&names[0].to_string())
     }
 
-    fn name_for(&self, name: Option<&str>, picked: &Picked, source: &Source) -> Result<Reference> {
+    /// What the image will be called; at least one name.
+    fn names_for(&self, name: Option<&str>, picked: &Picked, source: &Source) -> Result<Vec<Reference>> {
         if let Some(name) = name {
-            return Reference::parse(name);
+            return Ok(vec![Reference::parse(name)?]);
         }
-        if let Some(Ok(name)) = picked.name.as_deref().map(Reference::parse) {
-            return Ok(name);
+        let names: Vec<Reference> = picked.names.iter().filter_map(|n| Reference::parse(n).ok()).collect();
+        if !names.is_empty() {
+            return Ok(names);
         }
         let own = source.own_name().context("the image has no name: give it one with --name")?;
-        Reference::parse(&own)
+        Ok(vec![Reference::parse(&own)?])
     }
 }
 

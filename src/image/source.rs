@@ -30,8 +30,8 @@ enum Form {
 
 /// One image of a source, its documents verified, its layers not yet opened.
 pub struct Picked {
-    /// The name that the source gives to it.
-    pub name: Option<String>,
+    /// The names that the source gives to it, or the one of them that was asked for.
+    pub names: Vec<String>,
     pub manifest: Vec<u8>,
     pub config: Vec<u8>,
     /// Index documents on the way to the manifest.
@@ -114,7 +114,9 @@ impl Source {
         let bytes = index.bytes(limits.document).context("index.json")?;
         let top: Index = serde_json::from_slice(&bytes).context("read index.json")?;
         let mut found = self.choose(&top, select)?.clone();
-        let name = found.name().map(|n| self.full_name(n));
+        let same = top.manifests.iter().filter(|d| d.digest == found.digest && select.is_none());
+        let named = same.chain(select.is_some().then_some(&found)).filter_map(Descriptor::name);
+        let names: Vec<String> = named.map(|n| self.full_name(n)).collect();
         let mut indexes = Vec::new();
         for _ in 0..4 {
             let bytes = self.document(&found, known, limits)?;
@@ -128,7 +130,7 @@ impl Source {
                 Document::Manifest(manifest) => {
                     return self
                         .layers(&manifest, bytes, known, limits)
-                        .map(|p| Picked { name, indexes, ..p })
+                        .map(|p| Picked { names, indexes, ..p })
                         .with_context(shown);
                 }
             }
@@ -162,7 +164,7 @@ impl Source {
             Ok(LayerBlob { member: blob_name(&digest), stored: Some((digest, l.size)) })
         });
         let layers = layers.collect::<Result<Vec<_>>>()?;
-        Ok(Picked { name: None, manifest: bytes, config, indexes: Vec::new(), layers })
+        Ok(Picked { names: Vec::new(), manifest: bytes, config, indexes: Vec::new(), layers })
     }
 
     fn choose<'i>(&self, index: &'i Index, select: Option<&str>) -> Result<&'i Descriptor> {
@@ -181,6 +183,8 @@ impl Source {
         match &all[..] {
             [] => bail!("the index.json of {} lists no image", self.path.display()),
             [only] => Ok(only),
+            // One image under several names.
+            [first, rest @ ..] if rest.iter().all(|d| d.digest == first.digest) => Ok(first),
             several if several.iter().all(|d| d.platform.is_some() && d.name() == several[0].name()) => {
                 index.for_platform()
             }
@@ -219,9 +223,10 @@ impl Source {
                 diffs.len()
             );
         }
-        let name = image.repo_tags.iter().flatten().next().cloned();
+        let asked = |tag: &&String| select.is_none_or(|name| same_name(tag, name));
+        let names = image.repo_tags.iter().flatten().filter(asked).cloned().collect();
         let manifest = made_up_manifest(&config, &diffs, &sizes)?;
-        Ok(Picked { name, manifest, config, indexes: Vec::new(), layers })
+        Ok(Picked { names, manifest, config, indexes: Vec::new(), layers })
     }
 
     /// A mere tag, which is what many tools write into a layout, belongs to the layout's own name.

@@ -105,9 +105,11 @@ impl Store {
         let mut images = Vec::new();
         for digest in digests {
             let image = self.image(&index, &digest.parse()?);
-            images.push(
-                image.with_context(|| format!("`pgbox image rm {digest}` removes what is left of it"))?,
-            );
+            images.push(image.with_context(|| {
+                format!(
+                    "image {digest} can't be read; if it is damaged, `pgbox image rm {digest}` removes it"
+                )
+            })?);
         }
         images.sort_by(|a, b| a.names.cmp(&b.names));
         Ok(images)

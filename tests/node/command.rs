@@ -52,3 +52,39 @@ fn a_processs_power_is_limited() {
     }
     host.fails(1, &["run", "--rm", "t", "tiny", "--", "mount", "-t", "tmpfs", "none", "/tmp"]);
 }
+
+#[test]
+fn what_fails_before_the_command_is_125() {
+    let Some(host) = Host::new() else { return };
+    let command = ["--", "true"];
+    for (args, word) in [
+        (&["run", "--rm", "t", "no-such-image"][..], "no image no-such-image"),
+        (&["run", "--rm", "t", "tiny", "-v", "/etc/hostname:/etc/passwd/x"], "Not a directory"),
+        (&["run", "--rm", "t", "tiny", "--subnet", "127.0.0.0/8"], "in use"),
+    ] {
+        let said = host.fails(125, &[args, &command].concat());
+        assert!(said.contains(word), "{said}");
+        host.is_clean();
+    }
+    host.fails(2, &["run", "--rm", "t", "tiny", "--memory", "much", "--", "true"]);
+    // Of a server the same is a plain failure.
+    host.fails(1, &["run", "t", "no-such-image"]);
+}
+
+#[test]
+fn a_command_that_was_kept_can_be_started_again() {
+    let Some(host) = Host::new() else { return };
+    let script = "date >>/count; wc -l </count";
+    assert_eq!(host.pgbox(&["run", "t", "tiny", "--", "sh", "-c", script]).trim(), "1");
+    let state = || host.json(&["ps", "--json"])[0]["state"].clone();
+    assert_eq!(state(), "completed");
+    host.is_clean();
+    assert_eq!(host.pgbox(&["start", "t"]), "t is started\n");
+    host.pgbox(&["wait", "t", "--for", "stopped"]);
+    assert_eq!(host.pgbox(&["logs", "t"]).trim(), "2");
+    assert!(host.fails(1, &["uri", "t"]).contains("runs no Postgres"));
+    assert!(host.fails(1, &["psql", "t"]).contains("runs no Postgres"));
+    host.pgbox(&["rm", "t"]);
+    host.fails(4, &["run", "t", "tiny", "--", "sh", "-c", "exit 4"]);
+    assert_eq!(state(), "crashed");
+}

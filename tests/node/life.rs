@@ -172,3 +172,126 @@ fn a_start_that_fails_takes_back_its_steps_and_keeps_the_node() {
     host.pgbox(&["start", "n"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }
+
+#[test]
+fn restart_of_a_stopped_node_starts_it_and_start_of_a_running_one_does_nothing() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    let pid = host.init_pid("n");
+    let output = host.try_pgbox(&["start", "n"]);
+    assert!(output.status.success() && text(&output.stderr).contains("runs already"));
+    assert_eq!(host.init_pid("n"), pid);
+    host.pgbox(&["stop", "n"]);
+    let output = host.try_pgbox(&["stop", "n"]);
+    assert!(output.status.success() && text(&output.stderr).contains("does not run"));
+    host.pgbox(&["restart", "n"]);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn one_node_that_fails_does_not_keep_the_others_from_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.pgbox(&["run", "b", "postgres:15"]);
+    let said = host.fails(1, &["stop", "a", "nobody", "b"]);
+    assert!(said.contains("no node `nobody`"), "{said}");
+    let states = host.json(&["ps", "--json"]);
+    assert_eq!((&states[0]["state"], &states[1]["state"]), (&"stopped".into(), &"stopped".into()));
+    host.fails(1, &["rm", "a", "nobody", "b"]);
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+#[test]
+fn modes_of_stop() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    let uri = host.pgbox(&["uri", "n"]);
+    let busy = || {
+        let mut client = std::process::Command::new("psql");
+        let client = client.args(["-Xqc", "SELECT pg_sleep(100)", uri.trim()]);
+        let client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let count = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'";
+        until("it is busy", 10, || host.pgbox(&["psql", "n", "-Atc", count]).trim() == "1");
+        client
+    };
+    // A smart shutdown waits for the client, but no longer than it may.
+    let mut client = busy();
+    let begun = Instant::now();
+    let output = host.try_pgbox(&["stop", "--mode", "smart", "-t", "1", "n"]);
+    assert!(output.status.success() && text(&output.stderr).contains("did not stop in 1 s"));
+    assert!((1..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
+    client.wait().unwrap();
+    assert!(host.pgbox(&["logs", "n"]).contains("received smart shutdown request"));
+    host.pgbox(&["start", "n"]);
+    let mut client = busy();
+    host.pgbox(&["stop", "--mode", "immediate", "n"]);
+    client.wait().unwrap();
+    assert!(host.pgbox(&["logs", "-n", "5", "n"]).contains("received immediate shutdown request"));
+    host.pgbox(&["start", "n"]);
+    assert!(host.pgbox(&["logs", "n"]).contains("automatic recovery in progress"));
+}
+
+#[test]
+fn logs_from_the_end_and_of_a_stopped_node() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.sql(
+        "n",
+        &[],
+        "DO $$ BEGIN FOR i IN 1..400 LOOP RAISE LOG 'line % %', i, repeat('x', 100); END LOOP; END $$",
+    );
+    let lines = |n: &str| host.pgbox(&["logs", "-n", n, "n"]);
+    assert_eq!(lines("0"), "");
+    assert_eq!(lines("7").lines().count(), 7);
+    // However long: no fixed buffer stands between.
+    assert_eq!(lines("600").lines().count(), 600);
+    host.pgbox(&["stop", "n"]);
+    assert!(lines("1").contains("database system is shut down"));
+    assert!(host.pgbox(&["logs", "-f", "-n", "1", "n"]).contains("database system is shut down"));
+}
+
+/// Nothing but the result on standard output, the same names in the table and in JSON, colours nowhere.
+#[test]
+fn reading_commands_have_tables_and_json() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-p", "127.0.0.1:5433:5432"]);
+    for command in [&["ps"][..], &["stats"], &["image", "ls"]] {
+        let table = host.pgbox(command);
+        let header: Vec<String> = table.lines().next().unwrap().split("  ").map(str::to_owned).collect();
+        let rows = host.json(&[command, &["--json"]].concat());
+        assert_eq!(rows.as_array().unwrap().len(), table.lines().count() - 1, "{table}");
+        let names = rows[0].as_object().unwrap();
+        let first = header[0].to_lowercase();
+        assert!(names.keys().any(|name| name.starts_with(&first)), "{first} is not in {names:?}");
+        assert!(!table.contains('\x1b'), "{table:?}");
+    }
+    for command in [&["inspect", "n"][..], &["image", "inspect", "postgres:15"], &["uri", "n"]] {
+        let value = host.json(&[command, &["--json"]].concat());
+        let object = if value.is_array() { &value[0] } else { &value };
+        let text = host.pgbox(command);
+        if command[0] != "uri" {
+            assert!(
+                object.as_object().unwrap().keys().all(|key| text.contains(&format!("{key}:"))),
+                "{text}"
+            );
+        }
+    }
+    assert!(host.pgbox(&["uri", "--published", "n"]).contains("@127.0.0.1:5433/"));
+    assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
+}
+
+#[test]
+fn hints_work_as_they_are_printed() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["--lab", "other", "run", "n", "postgres:15"]);
+    host.pgbox(&["--lab", "other", "stop", "n"]);
+    let said = host.fails(1, &["--lab", "other", "exec", "n", "--", "true"]);
+    let hint = said.lines().find_map(|l| l.trim().strip_prefix("hint:")).expect("a hint");
+    let command: Vec<&str> = hint.split("pgbox ").nth(1).unwrap().split_whitespace().collect();
+    host.pgbox(&command);
+    let root = host.root.to_str().unwrap().to_owned();
+    let output = host.command(&["--root", &root, "rm", "n"]).env_remove("PGBOX_ROOT").output().unwrap();
+    assert!(text(&output.stderr).contains(&format!("pgbox --root {root} ps")), "{}", text(&output.stderr));
+    let said = host.pgbox(&["--lab", "third", "run", "n", "postgres:15"]);
+    assert!(said.contains("pgbox --lab third psql n"), "{said}");
+}

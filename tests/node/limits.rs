@@ -31,3 +31,33 @@ fn a_backend_that_takes_too_much_dies_and_the_server_answers_again() {
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     assert!(host.json(&["stats", "--json", "n"])[0]["oom_kills"].as_u64().unwrap() >= 1);
 }
+
+#[test]
+fn a_limit_below_what_is_in_use_is_refused_and_changes_nothing() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--memory", "512m", "--cpus", "1", "-c", "shared_buffers=200MB"]);
+    // 130 MB of shared buffers in use: page cache could be reclaimed, these can't.
+    let fill = "CREATE EXTENSION pg_prewarm; CREATE TABLE t AS SELECT repeat(md5(i::text), 50) FROM \
+                generate_series(1, 80000) i; SELECT pg_prewarm('t')";
+    host.sql("n", &[], fill);
+    let limits = || {
+        let stats = host.json(&["stats", "--json", "n"])[0].clone();
+        let pid = host.init_pid("n");
+        let quota = host.json(&["inspect", "--json", "n"])[0]["spec"]["limits"].clone();
+        (stats["memory_max"].clone(), quota, pid)
+    };
+    let before = limits();
+    let said = host.fails(1, &["limit", "n", "--memory", "80m", "--cpus", "2"]);
+    assert!(said.contains("in use") && said.contains("nothing was changed"), "{said}");
+    assert_eq!(limits(), before);
+    assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
+    assert!(host.fails(1, &["limit", "n"]).contains("no limit was given"));
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+    // Of a stopped node it is a wish for the next start.
+    host.pgbox(&["stop", "n"]);
+    assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
+    host.pgbox(&["limit", "n", "--memory", "600m", "--pids", "200"]);
+    host.pgbox(&["start", "n"]);
+    let stats = host.json(&["stats", "--json", "n"])[0].clone();
+    assert_eq!((&stats["memory_max"], &stats["pids_max"]), (&(600 << 20).into(), &200.into()));
+}
