@@ -180,6 +180,11 @@ impl NodeDir {
         self.0.join("log.1")
     }
 
+    /// What pgbox remembers of the node.
+    pub fn state_file(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
     /// Kept by the node's pid 1: how far it is, and how it ended.
     pub fn status_file(&self) -> PathBuf {
         self.0.join("status.json")
@@ -212,11 +217,11 @@ impl NodeDir {
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {
-        load(&self.0.join("state.json"))
+        load(&self.state_file())
     }
 
     pub fn save(&self, state: &NodeState) -> Result<()> {
-        save(&self.0.join("state.json"), state)
+        save(&self.state_file(), state)
     }
 
     pub fn remove(&self) -> Result<()> {
@@ -296,8 +301,8 @@ fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     let write = || -> io::Result<()> {
         // No fsync: every object that the file speaks of is gone after a power cut as well.
         let temporary = path.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec_pretty(value)?)?;
-        fs::rename(&temporary, path)
+        let written = fs::write(&temporary, serde_json::to_vec_pretty(value)?);
+        written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
     };
     with_parent(path, write).with_context(|| format!("write {}", path.display()))
 }

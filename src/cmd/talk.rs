@@ -5,19 +5,21 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{engine::launch::Talk, postgres::report::Phase};
+use super::Context;
+use crate::{engine::launch::Talk, hint, postgres::report::Phase};
 
 /// Progress of a node that comes up.
 pub struct Progress {
     bar: ProgressBar,
+    options: String,
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub fn new(context: &Context) -> Self {
         let bar =
             if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
         bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or(ProgressStyle::default_spinner()));
-        Self { bar }
+        Self { bar, options: context.options.clone() }
     }
 }
 
@@ -33,6 +35,7 @@ impl Talk for Progress {
     }
 
     fn note(&mut self, text: &str) {
+        let text = hint::with_options(text, &self.options);
         self.bar.suspend(|| eprintln!("note: {text}"));
     }
 }

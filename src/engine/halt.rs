@@ -6,7 +6,7 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{facts::node::Node, state::Root, sys::process};
+use crate::{facts::node::Node, plan, spec::Name, state::Root, step::HostStep, sys::process};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +58,18 @@ pub fn remove(root: &Root, node: &Node) -> Result<()> {
     node.dir.remove()?;
     if root.nodes(&node.lab)?.is_empty() {
         root.forget_lab(&node.lab)?;
+    }
+    Ok(())
+}
+
+/// Removes what there is of a node of which nothing is remembered.
+pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
+    let steps = plan::remains(root, lab, node);
+    let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
+    all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
+    root.node(lab, node).remove()?;
+    if root.nodes(lab)?.is_empty() {
+        root.forget_lab(lab)?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
 pub mod halt;
+pub mod interrupt;
 pub mod launch;
 pub mod ready;
 

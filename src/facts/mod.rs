@@ -27,11 +27,24 @@ use crate::{
 pub fn nodes(root: &Root, lab: &Name) -> Result<Vec<(Name, NodeState)>> {
     let mut nodes = Vec::new();
     for name in root.nodes(lab)? {
-        if let Some(state) = root.node(lab, &name).load()? {
+        if let Some(state) = load(root, lab, &name)? {
             nodes.push((name, state));
         }
     }
     Ok(nodes)
+}
+
+/// What is remembered of a node.
+///
+/// # Errors
+/// When that is damaged, with the way to be rid of it.
+pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
+    root.node(lab, node).load().map_err(|error| {
+        advise(
+            format!("what is remembered of node `{node}` can't be read: {error:#}"),
+            format!("`pgbox rm --force {node}` removes the node and keeps its volumes"),
+        )
+    })
 }
 
 /// Gathers what a plan for a new node needs. The caller holds the lab's lock.
@@ -83,7 +96,8 @@ fn nat(root: &Root, spec: &NodeSpec) -> bool {
 }
 
 fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
-    if root.node(&spec.lab, &spec.node).path().exists() {
+    let dir = root.node(&spec.lab, &spec.node);
+    if dir.path().exists() && dir.load()?.is_some() {
         return Err(advise(
             format!("the name `{}` is taken in lab `{}`", spec.node, spec.lab),
             format!(
@@ -92,14 +106,33 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
             ),
         ));
     }
-    let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
-    if netns::path(&names.netns).exists() {
-        return Err(advise(
-            format!("a network namespace {} is there already, and belongs to no node", names.netns),
+    match remains(root, &spec.lab, &spec.node)?.first() {
+        Some(what) => Err(advise(
+            format!("{what} is there already, and belongs to no node"),
             format!("remove what is left of an earlier node: `pgbox rm --force {}`", spec.node),
-        ));
+        )),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What there is of a node, by its names and not by what is remembered of it.
+pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
+    let names = ObjectNames::new(root.path(), lab, node);
+    let mut found = Vec::new();
+    let dir = root.node(lab, node);
+    if dir.path().exists() {
+        found.push(format!("the directory {}", dir.path().display()));
+    }
+    if netns::list()?.contains(&names.netns) {
+        found.push(format!("the network namespace {}", names.netns));
+    }
+    if link::exists(&names.veth)? {
+        found.push(format!("the interface {}", names.veth));
+    }
+    if cgroup::Cgroup::new(&cgroup::detect()?, &names.cgroup)?.exists() {
+        found.push(format!("the cgroup {}", names.cgroup.display()));
+    }
+    Ok(found)
 }
 
 fn free_address(lab: &LabState, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
