@@ -48,11 +48,10 @@ pub fn bring_up(
     let journal = node.progress()?;
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
-    super::apply(&state.plan, reach, &journal, &mut tell)
+    super::apply(&state.plan, &journal, &mut tell)
         .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
-    let group = cgroup_of(state)?;
-    match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned))
-    {
+    let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
+    match born.and_then(|spawned| remember(&node, state, spawned)) {
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);

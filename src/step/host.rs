@@ -163,25 +163,25 @@ impl HostStep {
     pub fn undo(&self) -> Result<()> {
         match self {
             Self::CreateBundle { dir, files } => remove_bundle(dir, files),
-            // A volume is only given back while nothing was ever stored in it: data is never removed by a
-            // roll-back. `rm -v` removes volumes by name.
-            Self::CreateVolume { dir } => remove_empty_volume(dir),
+            // Data is never removed by a roll-back, and an empty volume may be another node's as well, which would
+            // lose its mount. `rm -v` removes volumes by name.
+            Self::CreateVolume { .. } => Ok(()),
             Self::CreateBridge { name, alias, mac, own_port, .. } => {
                 remove_unused_bridge(name, alias, *mac, own_port)
             }
-            Self::CreateNat { table, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
+            Self::CreateNat { table, comment, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
                 true => Ok(()),
-                false => nft::delete(table),
+                false => delete_own_table(table, comment),
             },
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),
             // A connection whose client has not closed it stays half-open for up to a minute after the server
             // has gone, and keeps the namespace alive, its end of the cable included.
-            Self::CreateVeth { name, serves: true, .. } => link::delete(name).map(drop),
+            Self::CreateVeth { name, alias, serves: true, .. } => delete_own_link(name, alias),
             // Otherwise it dies with the namespace, off the path: deleting a veth costs 15-30 ms.
             Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
-            Self::PublishPorts { table, .. } => nft::delete(table),
+            Self::PublishPorts { table, comment, .. } => delete_own_table(table, comment),
             Self::AddHostName { file, name, .. } => edit_hosts(file, name, None),
             Self::CreateCgroup { path, .. } => remove_cgroup(path),
             // The limits are files of the cgroup.
@@ -389,13 +389,6 @@ fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     Ok(())
 }
 
-fn remove_empty_volume(dir: &Path) -> Result<()> {
-    match fs::remove_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        other => absent_is_ok(other).with_context(|| format!("rmdir {}", dir.display())),
-    }
-}
-
 fn enable_forwarding(bridge: &str) -> Result<()> {
     sysctl::set("net.ipv4.ip_forward", "1")?;
     sysctl::set(&sysctl::ipv4_conf(bridge, "route_localnet"), "1")?;
@@ -417,6 +410,23 @@ fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
     match link::ports(bridge) {
         Err(error) if error.downcast_ref() == Some(&Errno::ENODEV) => Ok(false),
         ports => Ok(ports?.iter().any(|port| port != own_port)),
+    }
+}
+
+/// Deletes a link unless it carries somebody else's mark.
+fn delete_own_link(name: &str, alias: &str) -> Result<()> {
+    match link::get(name)? {
+        Some(link) if link.alias.as_deref().is_none_or(|a| a == alias) => link::delete(name).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a table unless it carries somebody else's mark.
+fn delete_own_table(table: &str, comment: &str) -> Result<()> {
+    let ours = |t: &nft::Found| t.name == table && t.comment.as_deref().is_none_or(|c| c == comment);
+    match nft::list()?.iter().any(ours) {
+        true => nft::delete(table),
+        false => Ok(()),
     }
 }
 
@@ -512,22 +522,7 @@ mod tests {
         let text = fs::read_to_string(&file).unwrap();
         assert_eq!(text, format!("{HOSTS_HEAD}10.0.0.3 b\n10.0.0.4 a\n"));
         edit_hosts(&file, "b", None).unwrap();
-        assert!(!fs::read_to_string(&file).unwrap().contains('b') || !text.is_empty());
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("{HOSTS_HEAD}10.0.0.4 a\n"));
         assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap()), inode);
-    }
-
-    #[test]
-    fn a_volume_with_data_is_never_undone() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = dir.path().join("v");
-        let step = HostStep::CreateVolume { dir: volume.clone() };
-        step.apply().unwrap();
-        fs::write(volume.join("x"), "").unwrap();
-        step.undo().unwrap();
-        assert!(volume.join("x").exists());
-        fs::remove_file(volume.join("x")).unwrap();
-        step.undo().unwrap();
-        step.undo().unwrap();
-        assert!(!volume.exists());
     }
 }
