@@ -1,10 +1,8 @@
 //! `pgbox start`, and what `run` and `start` share: staying with a node in the foreground.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context as _, Result};
-use std::time::Duration;
-
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},

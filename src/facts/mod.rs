@@ -124,7 +124,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
     if dir.path().exists() {
         found.push(format!("the directory {}", dir.path().display()));
     }
-    if netns::list()?.contains(&names.netns) {
+    if netns::path(&names.netns).exists() {
         found.push(format!("the network namespace {}", names.netns));
     }
     if link::exists(&names.veth)? {

@@ -2,7 +2,8 @@
 
 use std::{
     fs,
-    process::{Child, Stdio},
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStdout, Stdio},
     time::Instant,
 };
 
@@ -19,6 +20,14 @@ fn begin(host: &Host, args: &[&str]) -> Child {
 
 fn send(child: &Child, signal: Signal) {
     kill(Pid::from_raw(child.id() as i32), signal).unwrap();
+}
+
+/// Begins to run a node in the foreground, and waits until the log is shown; gives what was read of it.
+fn attended(host: &Host, more: &[&str]) -> (Child, BufReader<ChildStdout>) {
+    let mut command = begin(host, &[&["run", "n", "postgres:15", "--foreground"], more].concat());
+    let mut log = BufReader::new(command.stdout.take().unwrap());
+    assert!(!log.fill_buf().unwrap().is_empty(), "the log ended");
+    (command, log)
 }
 
 /// Its exit code, standard output and standard error.
@@ -121,10 +130,11 @@ fn stop_and_rm_end_a_node_in_its_init_scripts_at_once() {
 fn the_foreground_shows_the_log_and_a_signal_is_a_fast_shutdown() {
     let Some(host) = Host::new() else { return };
     for (signal, more) in [(Signal::SIGINT, &[][..]), (Signal::SIGTERM, &["--rm"])] {
-        let command = begin(&host, &[&["run", "n", "postgres:15", "--foreground"], more].concat());
-        until("it runs", 20, || state(&host) == "running");
+        let (command, mut output) = attended(&host, more);
         send(&command, signal);
-        let (code, log, said) = end(command);
+        let mut log = String::new();
+        output.read_to_string(&mut log).unwrap();
+        let (code, _, said) = end(command);
         assert_eq!((code, said.as_str()), (Some(0), ""));
         for words in ["ready to accept connections", "fast shutdown request", "system is shut down"] {
             assert!(log.contains(words), "{words:?} is not in: {log}");
@@ -139,18 +149,15 @@ fn the_foreground_shows_the_log_and_a_signal_is_a_fast_shutdown() {
 #[test]
 fn the_foreground_ends_with_the_node_whoever_ends_it() {
     let Some(host) = Host::new() else { return };
-    let run = ["run", "n", "postgres:15", "--foreground"];
     for (ending, left) in [(&["stop", "n"][..], "n\n"), (&["rm", "--force", "n"], "")] {
-        let command = begin(&host, &run);
-        until("it runs", 20, || state(&host) == "running");
+        let (command, _output) = attended(&host, &[]);
         host.pgbox(ending);
         let (code, _, said) = end(command);
         assert_eq!((code, said.as_str()), (Some(0), ""), "{ending:?}");
         assert_eq!(host.pgbox(&["ps", "-q"]), left);
         host.try_pgbox(&["rm", "n"]);
     }
-    let command = begin(&host, &run);
-    until("it runs", 20, || state(&host) == "running");
+    let (command, _output) = attended(&host, &[]);
     kill(Pid::from_raw(host.init_pid("n")), Signal::SIGKILL).unwrap();
     assert_eq!(end(command).0, Some(137));
     host.is_clean();
