@@ -66,7 +66,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     }
     let data = plan::data_on_host(&plan);
     check_data(&facts, &plan, data.as_deref())?;
-    warn(context, &spec, &facts);
+    warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
         spec,
@@ -181,7 +181,7 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
-fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts) {
+fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
     if !facts.nat {
         eprintln!(
             "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
@@ -197,7 +197,7 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts) {
         );
     }
     if spec.command().is_none() {
-        warn_of_libc(context, spec, facts);
+        warn_of_libc(context, spec, facts, data);
         warn_of_memory(spec, facts);
     }
 }
@@ -223,9 +223,9 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
 }
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
-fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts) {
-    let volume = facts.root.volume_dir(&spec.lab, &spec.node);
-    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
+fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
+    let Some(volume) = data.and_then(Path::parent) else { return };
+    let known = state::load_volume(volume).ok().flatten().and_then(|v| v.libc);
     let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
     if let (Some(known), Some(now)) = (known, now)
         && known != now
