@@ -1,14 +1,12 @@
-//! Compiles `src/sys/seccomp.json` to BPF, so that starting a program compiles nothing: runc spends 24 ms of
-//! CPU on it each time. seccomp(2), and `include!`d by `src/sys/seccomp.rs`.
+//! Turns `src/sys/seccomp.json` into tables that `src/sys/seccomp.rs` includes, so that no JSON and no table of names is
+//! left at run time (runc spends 24 ms of CPU on them at each start). seccomp(2).
 //!
 //! The profile has the form that `docker run --security-opt seccomp=FILE` takes, and one rule of its own: a
 //! call that the profile names but does not permit is EPERM, a call that it does not name is ENOSYS, as if
 //! the kernel were older. C libraries fall back on ENOSYS only.
 //!
-//! Which calls are permitted depends on the capabilities that the program keeps, which are known when it
-//! starts. seccompiler writes every call as a block of instructions that jumps only within itself, so
-//! the output here is blocks in groups, one group for each set of capabilities, and loading puts the groups one
-//! after the other between a common head and tail.
+//! Which calls are permitted depends on the capabilities that the program keeps, and those are known when it starts. So
+//! a table here says for each call which capabilities open it, and what else happens: a verdict, in instructions.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -16,15 +14,24 @@ use std::path::Path;
 use std::str::FromStr;
 use std::{env, fs};
 
-use seccompiler::{
-    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-    TargetArch, sock_filter,
-};
 use serde::Deserialize;
 
 const PROFILE: &str = "src/sys/seccomp.json";
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
+
+// <linux/seccomp.h>, <linux/bpf_common.h>
+const RET_ALLOW: u32 = 0x7fff_0000;
+const RET_ERRNO: u32 = 0x0005_0000;
+const LOAD_WORD: u16 = 0x20;
+const AND: u16 = 0x54;
+const JUMP_IF_EQUAL: u16 = 0x15;
+const JUMP_IF_GREATER: u16 = 0x25;
+const JUMP_IF_NOT_LESS: u16 = 0x35;
+const RETURN: u16 = 0x06;
+
+/// A `struct sock_filter`: code, jump if true, jump if false, k.
+type Instruction = (u16, u8, u8, u32);
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -65,18 +72,19 @@ struct Argument {
     value_two: u32,
 }
 
-/// What happens to a call when no capability speaks for it.
-enum Verdict {
-    Allow,
-    AllowIf(Vec<SeccompRule>),
-    Errno(u32),
-}
-
-/// One system call: its verdict, and the capabilities any of which permits it altogether.
+/// One system call: what happens to it, and the capabilities any of which permits it altogether.
 #[derive(Default)]
 struct Call {
     verdict: Option<Verdict>,
     caps: BTreeSet<String>,
+}
+
+/// What happens to a call when no capability speaks for it.
+enum Verdict {
+    Allow,
+    /// Allowed if one of these holds; of each, all conditions must.
+    AllowIf(Vec<Vec<Instruction>>),
+    Errno(u32),
 }
 
 fn main() {
@@ -84,45 +92,48 @@ fn main() {
     println!("cargo:rerun-if-changed=build.rs");
     let text = fs::read_to_string(PROFILE).expect("read the seccomp profile");
     let profile: Profile = serde_json::from_str(&text).unwrap_or_else(|e| panic!("{PROFILE}: {e}"));
-    assert_eq!(
-        (profile.default_action.as_str(), profile.default_errno_ret),
-        ("SCMP_ACT_ERRNO", ENOSYS),
-        "{PROFILE}"
-    );
+    let default = (profile.default_action.as_str(), profile.default_errno_ret);
+    assert_eq!(default, ("SCMP_ACT_ERRNO", ENOSYS), "{PROFILE}");
 
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the target");
-    let code = compile(&profile, &arch);
+    let code = tables(&profile, &arch);
     let out = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("seccomp.rs");
     fs::write(&out, code).unwrap_or_else(|e| panic!("write {}: {e}", out.display()));
 }
 
-/// The Rust text of `HEAD`, `GROUPS` and `TAIL` for one architecture.
-fn compile(profile: &Profile, arch: &str) -> String {
-    let target = TargetArch::try_from(arch).unwrap_or_else(|e| panic!("no seccomp for {arch}: {e}"));
-    let (head, tail) = frame(target);
-    let mut groups: BTreeMap<BTreeSet<String>, BTreeMap<i64, Verdict>> = BTreeMap::new();
+/// The Rust text of `AUDIT_ARCH`, `VERDICTS` and `CALLS` for one architecture.
+fn tables(profile: &Profile, arch: &str) -> String {
+    let audit_arch = match arch {
+        "x86_64" => 0xc000_003e_u32,
+        "aarch64" => 0xc000_00b7,
+        other => panic!("no system call table for {other}"),
+    };
+    let mut verdicts = vec![vec![errno(ENOSYS)], vec![(RETURN, 0, 0, RET_ALLOW)]];
+    let mut rows = BTreeMap::new();
     for (name, call) in calls(profile) {
         let Some(number) = number(&name, arch) else { continue };
-        let verdict = call.verdict.unwrap_or(Verdict::Errno(EPERM));
-        groups.entry(call.caps).or_default().insert(number, verdict);
+        let code = call.verdict.unwrap_or(Verdict::Errno(EPERM)).code();
+        let index = verdicts.iter().position(|known| *known == code).unwrap_or_else(|| {
+            verdicts.push(code);
+            verdicts.len() - 1
+        });
+        let any = call.caps.iter().fold("CapabilitySet::empty()".to_string(), |set, cap| {
+            format!("{set}.union(CapabilitySet::{})", cap.strip_prefix("CAP_").expect("a capability"))
+        });
+        rows.insert(number, format!("Call {{ number: {number}, any: {any}, verdict: {index} }}, // {name}"));
     }
 
-    let mut text = String::new();
-    writeln!(text, "static HEAD: &[sock_filter] = {};", array(&head)).unwrap();
-    writeln!(text, "static TAIL: &[sock_filter] = {};", array(&tail)).unwrap();
-    writeln!(text, "static GROUPS: &[Group] = &[").unwrap();
-    for (caps, calls) in groups {
-        let all = calls.keys().map(|number| (*number, Vec::new())).collect();
-        let held = if caps.is_empty() { Vec::new() } else { blocks(target, all, SeccompAction::Allow) };
-        let missing = verdicts(target, calls);
-        let set: Vec<_> = caps.iter().map(|cap| format!("CapabilitySet::{}", &cap[4..])).collect();
-        let any =
-            set.iter().fold("CapabilitySet::empty()".to_string(), |sum, one| format!("{sum}.union({one})"));
-        writeln!(text, "Group {{ any: {any}, held: {}, missing: {} }},", array(&held), array(&missing))
-            .unwrap();
+    let mut text = format!("const AUDIT_ARCH: u32 = {audit_arch:#x};\n");
+    text += "/// The first is for calls without a name, the second allows.\n";
+    text += "static VERDICTS: &[&[sock_filter]] = &[\n";
+    for code in verdicts {
+        let items: String =
+            code.iter().map(|(c, t, f, k)| format!("instruction({c}, {t}, {f}, {k}), ")).collect();
+        writeln!(text, "    &[{items}],").unwrap();
     }
-    writeln!(text, "];").unwrap();
-    text
+    text += "];\nstatic CALLS: &[Call] = &[\n";
+    rows.values().for_each(|row| writeln!(text, "    {row}").unwrap());
+    text + "];\n"
 }
 
 /// Collects what all entries say about each call.
@@ -135,9 +146,8 @@ fn calls(profile: &Profile) -> BTreeMap<String, Call> {
                 ("SCMP_ACT_ERRNO", [], Some(errno)) if call.verdict.is_none() => {
                     call.verdict = Some(Verdict::Errno(errno));
                 }
-                ("SCMP_ACT_ALLOW", [], None) => call.allow(name, rule(&entry.args)),
+                ("SCMP_ACT_ALLOW", [], None) => call.allow(name, &entry.args),
                 ("SCMP_ACT_ALLOW", [cap], None) if entry.args.is_empty() => {
-                    assert!(cap.starts_with("CAP_"), "{PROFILE}: {cap}");
                     call.caps.insert(cap.clone());
                 }
                 _ => panic!("{PROFILE}: the entries for {name} contradict one another or are not understood"),
@@ -148,109 +158,65 @@ fn calls(profile: &Profile) -> BTreeMap<String, Call> {
 }
 
 impl Call {
-    fn allow(&mut self, name: &str, rule: Option<SeccompRule>) {
-        match (&mut self.verdict, rule) {
-            (verdict @ None, None) => *verdict = Some(Verdict::Allow),
-            (verdict @ None, Some(rule)) => *verdict = Some(Verdict::AllowIf(vec![rule])),
-            (Some(Verdict::AllowIf(rules)), Some(rule)) => rules.push(rule),
+    fn allow(&mut self, name: &str, args: &[Argument]) {
+        match (&mut self.verdict, args) {
+            (verdict @ None, []) => *verdict = Some(Verdict::Allow),
+            (verdict @ None, args) => *verdict = Some(Verdict::AllowIf(vec![rule(args)])),
+            (Some(Verdict::AllowIf(rules)), args) if !args.is_empty() => rules.push(rule(args)),
             _ => panic!("{PROFILE}: {name} is listed twice"),
         }
     }
 }
 
-/// The conditions of one entry, all of which must hold.
-///
-/// Compared are the low 32 bits, because that is what the kernel looks at in all four calls that have
-/// conditions; a 64-bit comparison could be dodged by setting a high bit (CVE-2019-7303).
-fn rule(args: &[Argument]) -> Option<SeccompRule> {
-    let conditions: Vec<_> = args
-        .iter()
-        .map(|arg| {
-            let (op, value) = match arg.op.as_str() {
-                "SCMP_CMP_NE" => (SeccompCmpOp::Ne, arg.value),
-                "SCMP_CMP_LT" => (SeccompCmpOp::Lt, arg.value),
-                "SCMP_CMP_EQ" => (SeccompCmpOp::Eq, arg.value),
-                "SCMP_CMP_GT" => (SeccompCmpOp::Gt, arg.value),
-                // libseccomp's order: first the mask, then what must be left of the argument.
-                "SCMP_CMP_MASKED_EQ" => (SeccompCmpOp::MaskedEq(arg.value.into()), arg.value_two),
-                other => panic!("{PROFILE}: no comparison {other}"),
-            };
-            SeccompCondition::new(arg.index, SeccompCmpArgLen::Dword, op, value.into())
-                .expect("argument index")
-        })
-        .collect();
-    (!conditions.is_empty()).then(|| SeccompRule::new(conditions).expect("at least one condition"))
-}
-
-/// The number of a call, or `None` where this architecture has no such call (`open` on aarch64).
-fn number(name: &str, arch: &str) -> Option<i64> {
-    let x86_64 = syscalls::x86_64::Sysno::from_str(name).ok().map(|call| i64::from(call.id()));
-    let aarch64 = syscalls::aarch64::Sysno::from_str(name).ok().map(|call| i64::from(call.id()));
-    assert!(x86_64.or(aarch64).is_some(), "{PROFILE}: no system call {name} on any architecture");
-    match arch {
-        "x86_64" => x86_64,
-        "aarch64" => aarch64,
-        other => panic!("no system call table for {other}"),
-    }
-}
-
-/// The blocks of a group for when its capabilities are missing.
-fn verdicts(target: TargetArch, calls: BTreeMap<i64, Verdict>) -> Vec<sock_filter> {
-    let mut allowed = BTreeMap::new();
-    let mut refused: BTreeMap<u32, BTreeMap<i64, Vec<SeccompRule>>> = BTreeMap::new();
-    for (number, verdict) in calls {
-        match verdict {
-            Verdict::Allow => drop(allowed.insert(number, Vec::new())),
-            Verdict::AllowIf(rules) => drop(allowed.insert(number, rules)),
-            Verdict::Errno(errno) => drop(refused.entry(errno).or_default().insert(number, Vec::new())),
+impl Verdict {
+    fn code(self) -> Vec<Instruction> {
+        match self {
+            Verdict::Allow => vec![(RETURN, 0, 0, RET_ALLOW)],
+            Verdict::AllowIf(rules) => rules.into_iter().flatten().chain([errno(EPERM)]).collect(),
+            Verdict::Errno(number) => vec![errno(number)],
         }
     }
-    let mut code = blocks(target, allowed, SeccompAction::Allow);
-    for (errno, calls) in refused {
-        code.extend(blocks(target, calls, SeccompAction::Errno(errno)));
+}
+
+fn errno(number: u32) -> Instruction {
+    (RETURN, 0, 0, RET_ERRNO | number)
+}
+
+/// Allows if all conditions hold, else goes on behind itself.
+///
+/// Compared are the low 32 bits, because that is what the kernel looks at in every call that has conditions here; a
+/// 64-bit comparison could be dodged by setting a high bit (CVE-2019-7303).
+fn rule(args: &[Argument]) -> Vec<Instruction> {
+    let mut code = vec![(RETURN, 0, 0, RET_ALLOW)];
+    // Backwards, for each condition must know how far behind it the rule ends.
+    for arg in args.iter().rev() {
+        let out = u8::try_from(code.len()).expect("a short rule");
+        let mut condition = vec![(LOAD_WORD, 0, 0, low_word(arg.index))];
+        condition.extend(match arg.op.as_str() {
+            "SCMP_CMP_EQ" => vec![(JUMP_IF_EQUAL, 0, out, arg.value)],
+            "SCMP_CMP_NE" => vec![(JUMP_IF_EQUAL, out, 0, arg.value)],
+            "SCMP_CMP_GT" => vec![(JUMP_IF_GREATER, 0, out, arg.value)],
+            "SCMP_CMP_LT" => vec![(JUMP_IF_NOT_LESS, out, 0, arg.value)],
+            // libseccomp's order: first the mask, then what must be left of the argument.
+            "SCMP_CMP_MASKED_EQ" => vec![(AND, 0, 0, arg.value), (JUMP_IF_EQUAL, 0, out, arg.value_two)],
+            other => panic!("{PROFILE}: no comparison {other}"),
+        });
+        code.splice(0..0, condition);
     }
     code
 }
 
-/// One block a call, without head and tail. A call whose conditions do not hold is EPERM.
-fn blocks(
-    target: TargetArch,
-    calls: BTreeMap<i64, Vec<SeccompRule>>,
-    action: SeccompAction,
-) -> Vec<sock_filter> {
-    if calls.is_empty() {
-        return Vec::new();
-    }
-    let otherwise = SeccompAction::Errno(if action == SeccompAction::Errno(EPERM) { ENOSYS } else { EPERM });
-    let program = program(target, calls, otherwise, action);
-    let (head, tail) = frame(target);
-    assert!(program.starts_with(&head), "seccompiler changed the head of its programs");
-    program[head.len()..program.len() - tail.len()].to_vec()
+/// Where `struct seccomp_data` has the low half of an argument: behind nr, arch and the instruction pointer. Both
+/// architectures are little-endian.
+fn low_word(argument: u8) -> u32 {
+    assert!(argument < 6, "{PROFILE}: a system call has six arguments");
+    16 + 8 * u32::from(argument)
 }
 
-/// What stands before the first block (kill on a foreign architecture, load the call's number) and after
-/// the last one (ENOSYS).
-fn frame(target: TargetArch) -> (Vec<sock_filter>, Vec<sock_filter>) {
-    const BLOCK: usize = 5;
-    let one = BTreeMap::from([(0, Vec::new())]);
-    let program = program(target, one, SeccompAction::Errno(ENOSYS), SeccompAction::Allow);
-    let (rest, tail) = program.split_at(program.len() - 1);
-    (rest[..rest.len() - BLOCK].to_vec(), tail.to_vec())
-}
-
-fn program(
-    target: TargetArch,
-    calls: BTreeMap<i64, Vec<SeccompRule>>,
-    otherwise: SeccompAction,
-    action: SeccompAction,
-) -> BpfProgram {
-    SeccompFilter::new(calls, otherwise, action, target)
-        .and_then(BpfProgram::try_from)
-        .unwrap_or_else(|e| panic!("{PROFILE}: {e}"))
-}
-
-fn array(code: &[sock_filter]) -> String {
-    let items: String =
-        code.iter().map(|i| format!("instruction({},{},{},{}),", i.code, i.jt, i.jf, i.k)).collect();
-    format!("&[{items}]")
+/// The number of a call, or `None` where this architecture has no such call (`open` on aarch64).
+fn number(name: &str, arch: &str) -> Option<i32> {
+    let x86_64 = syscalls::x86_64::Sysno::from_str(name).ok().map(|call| call.id());
+    let aarch64 = syscalls::aarch64::Sysno::from_str(name).ok().map(|call| call.id());
+    assert!(x86_64.or(aarch64).is_some(), "{PROFILE}: no system call {name} on any architecture");
+    if arch == "x86_64" { x86_64 } else { aarch64 }
 }

@@ -2,9 +2,9 @@
  *
  *   floor LOWER:LOWER:LOWER SCRATCH PROGRAM [ARG...]
  *
- * Six namespaces, an overlay of three, pivot_root, /proc, /dev and /sys, a bridge with an address, a veth pair
- * whose peer is born in the new namespace with an address and a route, a cgroup with limits, the program,
- * and all of it taken back. No checks beyond "did the call work", no state, no roll-back, no capabilities,
+ * Six namespaces, an overlay of three, pivot_root, /proc, /dev and /sys, a bridge with an address (left in place
+ * for the next call), a veth pair whose peer is born in the new namespace with an address and a route (the
+ * kernel removes it with the namespace), a cgroup with limits, the program, and the rest taken back. No checks beyond "did the call work", no state, no roll-back, no capabilities,
  * no seccomp, no masked paths: nobody should run a container with this.
  *
  * clone(2), overlayfs, pivot_root(2), rtnetlink(7), cgroups(7).
@@ -32,7 +32,6 @@
 #include <unistd.h>
 
 #define BRIDGE "pgbfloor"
-#define VETH "pgvfloor"
 
 static void must(int result, const char *what)
 {
@@ -111,6 +110,9 @@ static void address(int fd, int index, const char *text, int prefix)
 
 static int make_bridge(int fd)
 {
+	int index = if_nametoindex(BRIDGE);
+	if (index)
+		return index;
 	struct message m;
 	struct ifinfomsg link = { .ifi_flags = IFF_UP, .ifi_change = IFF_UP };
 	start(&m, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &link, sizeof link);
@@ -119,7 +121,7 @@ static int make_bridge(int fd)
 	attribute(&m, IFLA_INFO_KIND, "bridge", 6);
 	close_nest(&m, info);
 	ask(fd, &m, "bridge");
-	int index = if_nametoindex(BRIDGE);
+	index = if_nametoindex(BRIDGE);
 	address(fd, index, "10.212.0.1", 24);
 	return index;
 }
@@ -129,7 +131,10 @@ static void make_veth(int fd, int bridge, int pid)
 	struct message m;
 	struct ifinfomsg link = { .ifi_flags = IFF_UP, .ifi_change = IFF_UP }, none = { 0 };
 	start(&m, RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, &link, sizeof link);
-	attribute(&m, IFLA_IFNAME, VETH, sizeof VETH);
+	char name[IFNAMSIZ];
+	/* The last one may take another 30 ms to go: no two have one name. */
+	int length = snprintf(name, sizeof name, "pgvf%d", pid);
+	attribute(&m, IFLA_IFNAME, name, length + 1);
 	attribute(&m, IFLA_MASTER, &bridge, 4);
 	struct rtattr *info = attribute(&m, IFLA_LINKINFO, NULL, 0);
 	attribute(&m, IFLA_INFO_KIND, "veth", 4);
@@ -141,14 +146,6 @@ static void make_veth(int fd, int bridge, int pid)
 	close_nest(&m, data);
 	close_nest(&m, info);
 	ask(fd, &m, "veth");
-}
-
-static void remove_link(int fd, int index)
-{
-	struct message m;
-	struct ifinfomsg link = { .ifi_index = index };
-	start(&m, RTM_DELLINK, 0, &link, sizeof link);
-	ask(fd, &m, "remove link");
 }
 
 static void configure_inside(void)
@@ -267,12 +264,15 @@ int main(int argc, char **argv)
 
 	int status;
 	must(waitpid(pid, &status, 0), "waitpid");
-	remove_link(fd, bridge);
 	for (int i = 0; dirs[i]; i++)
 		must(rmdir(dirs[i]), dirs[i]);
-	char inner[300];
-	snprintf(inner, sizeof inner, "%s/work", path[1]);
-	rmdir(inner);
+	/* What overlayfs leaves in its work directory: the mark of a volatile mount. */
+	const char *left[] = { "work/incompat/volatile/dirty", "work/incompat/volatile", "work/incompat", "work" };
+	for (int i = 0; i < 4; i++) {
+		char inner[300];
+		snprintf(inner, sizeof inner, "%s/%s", path[1], left[i]);
+		must(remove(inner), inner);
+	}
 	for (int i = 2; i >= 0; i--)
 		must(rmdir(path[i]), path[i]);
 	must(rmdir(argv[2]), argv[2]);

@@ -6,6 +6,8 @@
  * directly; only it is timed. PREPARE and CLEANUP go to sh. `{i}` in any of them is the number of the round.
  * Commands alternate within a round, so that whatever else the machine does meets all of them alike.
  *
+ * What a command writes is thrown away, but when it fails for the first time, its standard error is shown.
+ *
  * Output: LABEL, median wall ms, median CPU ms (user and system, of the command and of all it waited for),
  * least wall ms, peak RSS in KB (the largest of its processes), failures; between tabs.
  *
@@ -33,6 +35,8 @@ struct command {
 	long peak;
 	int failures;
 };
+
+static FILE *said;
 
 static char *numbered(const char *text, int round)
 {
@@ -70,7 +74,10 @@ static void run(struct command *c, int round)
 	posix_spawn_file_actions_init(&files);
 	posix_spawn_file_actions_addopen(&files, 0, "/dev/null", O_RDONLY, 0);
 	posix_spawn_file_actions_addopen(&files, 1, "/dev/null", O_WRONLY, 0);
-	posix_spawn_file_actions_addopen(&files, 2, "/dev/null", O_WRONLY, 0);
+	rewind(said);
+	if (ftruncate(fileno(said), 0))
+		err(1, "ftruncate");
+	posix_spawn_file_actions_adddup2(&files, fileno(said), 2);
 	struct timespec before, after;
 	struct rusage usage;
 	pid_t pid;
@@ -81,9 +88,11 @@ static void run(struct command *c, int round)
 	clock_gettime(CLOCK_MONOTONIC, &after);
 	posix_spawn_file_actions_destroy(&files);
 
-	if (status) {
-		c->failures++;
-		fprintf(stderr, "measure: status %d: %s\n", WEXITSTATUS(status), c->line);
+	if (status && c->failures++ == 0) {
+		char text[4096];
+		rewind(said);
+		size_t length = fread(text, 1, sizeof text, said);
+		fprintf(stderr, "measure: status %d: %s\n%.*s\n", WEXITSTATUS(status), c->line, (int)length, text);
 	}
 	c->wall[round] = (after.tv_sec - before.tv_sec) * 1e3 + (after.tv_nsec - before.tv_nsec) / 1e6;
 	c->cpu[round] = (usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) * 1e3 +
@@ -113,6 +122,8 @@ int main(int argc, char **argv)
 	size_t size = 0;
 	if (rounds < 1 || rounds > MAX_ROUNDS)
 		errx(2, "usage: measure ROUNDS < PLAN");
+	if (!(said = tmpfile()))
+		err(1, "tmpfile");
 	while (count < MAX_COMMANDS && getline(&line, &size, stdin) > 0) {
 		char *rest = strdup(line);
 		struct command *c = &commands[count++];

@@ -42,17 +42,6 @@ use crate::sys::tty::{self, Pty, Winsize};
 
 mod relay;
 
-/// What a node keeps of root's power: of Docker's fourteen, the seven that Postgres images use (an entrypoint that
-/// chowns PGDATA, becomes `postgres`, and signals it). Left out, with what then fails: MKNOD, NET_RAW (raw `ping`),
-/// NET_BIND_SERVICE (ports below 1024), SETFCAP and SETPCAP, SYS_CHROOT, AUDIT_WRITE (`sudo`'s log).
-pub const DEFAULT_CAPABILITIES: CapabilitySet = CapabilitySet::CHOWN
-    .union(CapabilitySet::DAC_OVERRIDE)
-    .union(CapabilitySet::FOWNER)
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::KILL)
-    .union(CapabilitySet::SETGID)
-    .union(CapabilitySet::SETUID);
-
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a running container is to `exec`.
@@ -79,7 +68,7 @@ pub struct EnterRequest {
     pub tty: bool,
     /// Pass our stdin on (`-i`); otherwise it reads nothing.
     pub stdin: bool,
-    /// What it keeps of root's power; usually [`DEFAULT_CAPABILITIES`].
+    /// What it keeps of root's power; usually `plan::CAPABILITIES`.
     pub capabilities: CapabilitySet,
     /// Load the system call filter that goes with `capabilities`.
     pub seccomp: bool,

@@ -28,6 +28,7 @@ use crate::{
     sys::{
         capability::{self, CapabilitySet},
         cgroup::Cgroup,
+        child,
         clone::{self, Child},
         credentials::Credentials,
         process::{self, ProcessId},
@@ -99,10 +100,26 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
 /// A child that fails at once is gone before it can be moved: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100)) {
-        Ok(Heard::Report(Report::StepFailed { error, .. })) => Some(anyhow::Error::msg(error)),
+        Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
         _ => None,
     }
 }
+
+/// An inner step that failed so early that pid 1 was gone before it was in its cgroup.
+#[derive(Debug)]
+pub struct InnerFailed {
+    /// Counted from 0 over the inner steps.
+    pub index: usize,
+    pub error: String,
+}
+
+impl std::fmt::Display for InnerFailed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.error)
+    }
+}
+
+impl std::error::Error for InnerFailed {}
 
 /// What pid 1 keeps open on the host: files only, never a directory.
 struct Files {
@@ -169,10 +186,12 @@ impl Birth<'_> {
     /// The namespaces that clone3 could not make, and a life apart from the command line's.
     fn enter(&self) -> Result<()> {
         let files = &self.files;
-        let mut kept = vec![self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()];
+        let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
+        let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
         let others = files.log.iter().flatten().chain(&files.secret).chain([&files.status]);
         kept.extend(others.map(|file| file.as_fd()));
-        clone::close_others(&kept)?;
+        child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
         nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
         if self.stdio == Stdio::Log {

@@ -117,9 +117,7 @@ fn imports(source: &Source) -> BTreeSet<String> {
             let after = &code[at + start.len()..];
             // `$crate` and paths such as `xcrate::` are none of ours.
             let before = code[..at].chars().next_back().unwrap_or(' ');
-            if !before.is_alphanumeric() && before != '_' && before != '(' {
-                found.extend(heads(after));
-            } else if before == '(' && !code[..at].ends_with("pub(") {
+            if !before.is_alphanumeric() && before != '_' && !code[..at].ends_with("pub(") {
                 found.extend(heads(after));
             }
         }

@@ -1,10 +1,9 @@
 //! `pgbox start`, and what `run` and `start` share: staying with a node in the foreground.
 
-use std::os::fd::AsFd;
+use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context as _, Result};
 use nix::{
-    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         signal::{SigSet, Signal},
@@ -81,21 +80,22 @@ pub fn attend(context: &Context, state: &NodeState, spawned: Spawned, remove: bo
     let received =
         SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
     let pidfd = spawned.child.pidfd.as_fd();
-    // A log is a file, and nothing tells when it grows.
+    // A log has nothing to wait on: it is looked at now and then.
     let patience = if log.is_some() { PollTimeout::from(50u8) } else { PollTimeout::NONE };
-    let mut ended = false;
-    while !ended {
-        let mut fds = [pidfd, received.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-        match poll(&mut fds, patience) {
-            Ok(_) | Err(Errno::EINTR) => {}
-            Err(errno) => return Err(errno).context("poll"),
+    while !process::has_ended(pidfd, Duration::ZERO)? {
+        let mut fds =
+            [PollFd::new(pidfd, PollFlags::POLLIN), PollFd::new(received.as_fd(), PollFlags::POLLIN)];
+        poll(&mut fds, patience).context("poll")?;
+        if let Some(log) = &mut log {
+            log.copy()?;
         }
-        ended = fds[0].any() == Some(true);
-        log.as_mut().map_or(Ok(()), Follower::copy)?;
-        if let Some(info) = received.read_signal().context("read signalfd")? {
+        while let Some(info) = received.read_signal().context("read signalfd")? {
             let signal = Signal::try_from(info.ssi_signo as i32).context("signal")?;
             process::signal(pidfd, signal)?;
         }
+    }
+    if let Some(mut log) = log {
+        log.copy()?;
     }
     let code = process::exit_code_of(spawned.child.pid)?;
     let _lock = context.root.lock(&state.spec.lab)?;

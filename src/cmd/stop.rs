@@ -88,5 +88,5 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
 
 fn is_new(node: &Node, before: i32) -> Result<bool> {
     let status = node::status(&node.dir).context("ask pid 1")?;
-    Ok(status.pid != before && matches!(status.phase, Phase::Starting | Phase::Running))
+    Ok(status.pid != before && status.phase == Phase::Running)
 }

@@ -53,7 +53,10 @@ pub fn bring_up(
     match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned))
     {
         Ok(spawned) => Ok(spawned),
-        Err(error) => Err(inner_failure(root, state, reach, 0, &error, 125)),
+        Err(error) => {
+            let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
+            Err(give_up(root, state, reach, Failure { index, error, code: 125 }))
+        }
     }
 }
 
@@ -79,7 +82,22 @@ fn cgroup_of(state: &NodeState) -> Result<cgroup::Cgroup> {
     cgroup::Cgroup::new(&cgroup::detect()?, path.context("the plan has no cgroup")?)
 }
 
-/// Listens to pid 1 until the node is up: its server answers, or its command runs.
+/// Why a node did not come up: the step, counted over inner steps and then after steps.
+struct Failure {
+    index: usize,
+    error: Error,
+    code: i32,
+}
+
+impl Failure {
+    /// Of pid 1 itself, the last of the inner steps.
+    fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
+        Self { index: state.plan.inner.len() - 1, error, code }
+    }
+}
+
+/// Listens to pid 1 until the node is up: its server answers, or its command runs. The caller does not hold
+/// the lab's lock: other nodes may come and go meanwhile.
 ///
 /// # Errors
 /// [`StepFailed`] with the end of the log, after the node was ended and everything within `reach` taken back.
@@ -91,58 +109,85 @@ pub fn wait_until_up(
     timeout: Duration,
     talk: &mut dyn Talk,
 ) -> Result<()> {
+    listen(root, state, spawned, timeout, talk).or_else(|failure| {
+        let _lock = root.lock(&state.spec.lab)?;
+        Err(give_up(root, state, reach, failure))
+    })
+}
+
+fn listen(
+    root: &Root,
+    state: &NodeState,
+    spawned: &mut Spawned,
+    timeout: Duration,
+    talk: &mut dyn Talk,
+) -> Result<(), Failure> {
     let node = root.node(&state.spec.lab, &state.spec.node);
     let deadline = Instant::now() + timeout;
+    let broken = |error| Failure::of_init(state, error, 1);
     let mut phase = Phase::Preparing;
     loop {
         // While the server starts, look every millisecond: a bare start takes 40 ms.
         let patience = if phase == Phase::Preparing { 1000 } else { 1 };
-        match spawned.reports.next(Duration::from_millis(patience))? {
-            spawn::Heard::Report(Report::Phase(new)) => {
-                phase = new;
-                talk.phase(new);
-            }
-            spawn::Heard::Report(Report::Note(text)) => talk.note(&on_host(state, &text)),
-            spawn::Heard::Report(Report::StepFailed { index, error }) => {
-                return Err(inner_failure(root, state, reach, index, &Error::msg(error), 125));
-            }
-            spawn::Heard::Report(Report::Failed { error, in_use, code }) => {
-                let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
-                let last = state.plan.inner.len() - 1;
-                return Err(inner_failure(root, state, reach, last, &Error::msg(error), code));
-            }
+        match spawned.reports.next(Duration::from_millis(patience)).map_err(broken)? {
+            spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(()),
-            spawn::Heard::End
-                if process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1))? =>
-            {
-                let last = state.plan.inner.len() - 1;
-                let how =
-                    crate::facts::node::status(&node)?.error.unwrap_or_else(|| "pid 1 ended".to_owned());
-                return Err(inner_failure(root, state, reach, last, &Error::msg(how), 1));
-            }
-            spawn::Heard::End | spawn::Heard::Nothing => {}
+            spawn::Heard::End => still_alive(state, &node, spawned)?,
+            spawn::Heard::Nothing => {}
         }
-        match ask(state, &node, phase)? {
+        match ask(state, &node, phase).map_err(broken)? {
             Answer::Ready => return Ok(()),
             Answer::Refused(why) => {
                 talk.note(&refused(state, &why));
                 return Ok(());
             }
-            Answer::NotYet(_) => {}
-        }
-        if Instant::now() >= deadline {
-            return Err(too_late(root, state, reach, timeout));
+            Answer::NotYet(_) if Instant::now() < deadline => {}
+            Answer::NotYet(why) => {
+                let error = format!("no answer after {}: {why}", humantime::format_duration(timeout));
+                return Err(Failure { index: state.plan.inner.len(), error: Error::msg(error), code: 1 });
+            }
         }
     }
+}
+
+/// Passes a report on; gives the new phase, if it is one.
+fn hear(
+    root: &Root,
+    state: &NodeState,
+    report: Report,
+    talk: &mut dyn Talk,
+) -> Result<Option<Phase>, Failure> {
+    match report {
+        Report::Phase(phase) => {
+            talk.phase(phase);
+            return Ok(Some(phase));
+        }
+        Report::Note(text) => talk.note(&on_host(state, &text)),
+        Report::StepFailed { index, error } => {
+            return Err(Failure { index, error: Error::msg(error), code: 125 });
+        }
+        Report::Failed { error, in_use, code } => {
+            let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
+            return Err(Failure::of_init(state, Error::msg(error), code));
+        }
+    }
+    Ok(None)
+}
+
+fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
+    let broken = |error| Failure::of_init(state, error, 1);
+    if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
+        return Ok(());
+    }
+    let status = crate::facts::node::status(node).map_err(broken)?;
+    Err(broken(Error::msg(status.error.unwrap_or_else(|| "pid 1 ended".to_owned()))))
 }
 
 fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
     match state.plan.after.first() {
         None if phase == Phase::Running => Ok(Answer::Ready),
-        // Before, only the server that runs the init scripts could answer, and it listens on no address.
-        Some(AfterStep::WaitUntilReady { address, .. })
-            if matches!(phase, Phase::Starting | Phase::Running) =>
-        {
+        // Asked earlier it would only write "the database system is starting up" into its log.
+        Some(AfterStep::WaitUntilReady { address, .. }) if phase == Phase::Running => {
             ready::probe(node, *address)
         }
         _ => Ok(Answer::NotYet(phase.word().to_owned())),
@@ -193,31 +238,19 @@ pub fn holder(root: &Root, data: &Path, except: &str) -> Option<String> {
     Some(found.name.to_string())
 }
 
-fn too_late(root: &Root, state: &NodeState, reach: Reach, timeout: Duration) -> Error {
-    let index = state.plan.inner.len();
-    let cause = Error::msg(format!("no answer after {}", humantime::format_duration(timeout)));
-    inner_failure(root, state, reach, index, &cause, 1)
-}
-
-/// Ends what runs, takes back the host steps, and tells it as one error. `index` counts inner steps, and
-/// after steps behind them.
-fn inner_failure(
-    root: &Root,
-    state: &NodeState,
-    reach: Reach,
-    index: usize,
-    error: &Error,
-    code: i32,
-) -> Error {
+/// Ends what runs, takes back the host steps, and tells it as one error. The caller holds the lab's lock.
+fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Error {
+    let Failure { index, error, code } = failure;
     let node = root.node(&state.spec.lab, &state.spec.node);
     let number = state.plan.host.len() + index + 1;
     let title = super::lessons(&state.plan).nth(number - 1).map(|l| l.title).unwrap_or_default();
-    let log = tail(&node.log(), 15);
+    // Before pid 1 starts something there is nothing new in the log.
+    let has_log = index + 1 >= state.plan.inner.len();
+    let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
     // Killing pid 1 takes all of its pid namespace along. Nothing answered yet, so nothing was promised.
     end_all(state);
-    let _lock = root.lock(&state.spec.lab);
     let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
-    let cause = crate::hint::cause_text(error);
+    let cause = hint::cause_text(&error);
     let hint = hint::for_inner_step(&cause);
     // 125 to 127 are what `docker run` has for a command that could not be started.
     let code = if state.plan.after.is_empty() { code } else { 1 };

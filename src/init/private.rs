@@ -20,7 +20,7 @@ use crate::postgres::postmaster::PostmasterPid;
 use crate::postgres::report::Exit;
 
 /// How often a starting server is asked whether it accepts connections.
-pub const POLL: Duration = Duration::from_millis(10);
+pub const POLL: Duration = Duration::from_millis(2);
 
 impl Init<'_> {
     /// Starts a server that nobody outside can reach, and waits until it accepts connections.

@@ -8,6 +8,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use nix::errno::Errno;
@@ -28,11 +29,24 @@ pub struct Child {
 }
 
 /// Errors out if this process has more than one thread. Needs /proc.
+///
+/// A thread that was joined is still listed for a moment: join waits for its last memory access, not for its end in
+/// the kernel. It holds no lock any more, but only its absence proves that.
 pub fn ensure_single_threaded() -> Result<()> {
-    // As in any directory, each entry below counts as a link: two for itself and one for each thread.
-    let tasks = std::fs::metadata("/proc/self/task").context("stat /proc/self/task")?.nlink() - 2;
-    ensure!(tasks == 1, "{tasks} threads are running where one may: a clone would inherit their locks");
-    Ok(())
+    const PATIENCE: Duration = Duration::from_millis(200);
+    let begun = Instant::now();
+    loop {
+        // As in any directory, each one below counts as a link: two for itself and one for each thread.
+        let tasks = std::fs::metadata("/proc/self/task").context("stat /proc/self/task")?.nlink() - 2;
+        if tasks == 1 {
+            return Ok(());
+        }
+        ensure!(
+            begun.elapsed() < PATIENCE,
+            "{tasks} threads are running where one may: a clone would inherit their locks"
+        );
+        std::thread::sleep(Duration::from_micros(100));
+    }
 }
 
 /// Starts a child that runs `body` and exits with what it returns, born in the cgroup-v2 directory `cgroup` if there
@@ -84,23 +98,6 @@ pub fn close_all_but(kept: OwnedFd) -> Result<OwnedFd> {
     Errno::result(rc).context("close_range")?;
     // SAFETY: FIRST was opened above (or was `kept` itself, given up by into_raw_fd) and has no other owner.
     Ok(unsafe { OwnedFd::from_raw_fd(FIRST) })
-}
-
-/// Closes every descriptor but stdin, stdout, stderr and `kept`, which keep their numbers and flags. For a child that
-/// goes on in this program: whatever owned the others here is left with stale numbers.
-pub fn close_others(kept: &[BorrowedFd<'_>]) -> Result<()> {
-    let mut numbers: Vec<RawFd> = kept.iter().map(|fd| fd.as_raw_fd()).collect();
-    numbers.sort_unstable();
-    let mut next: RawFd = 3;
-    for number in numbers.into_iter().chain([RawFd::MAX]) {
-        if number > next {
-            // SAFETY: plain numbers; by contract nothing that owns one of them is used again.
-            let rc = unsafe { libc::syscall(libc::SYS_close_range, next, number - 1, 0) };
-            Errno::result(rc).context("close_range")?;
-        }
-        next = next.max(number.saturating_add(1));
-    }
-    Ok(())
 }
 
 /// Makes stdin, stdout and stderr copies of `file`.

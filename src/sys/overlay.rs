@@ -103,9 +103,15 @@ fn mount_by_parts(
     if options.volatile && upper.is_some() {
         told(&context, mount::fsconfig_set_flag(&context, "volatile"), || "overlay: volatile".into())?;
     }
-    told(&context, mount::fsconfig_create(&context), || {
-        format!("create the overlay for {}", target.display())
-    })?;
+    let created = mount::fsconfig_create(&context);
+    let said = if created.is_err() { log_of(&context) } else { String::new() };
+    // Before Linux 6.5 overlayfs takes any option, and refuses what it does not know only now, without a word.
+    if created == Err(Errno::INVAL) && said.is_empty() {
+        return Err(NoLowerdirPlus.into());
+    }
+    created
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("create the overlay for {}{said}", target.display()))?;
     let attributes =
         if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
@@ -214,6 +220,11 @@ fn told<T>(context: impl AsFd, result: rustix::io::Result<T>, what: impl FnOnce(
         Ok(value) => return Ok(value),
         Err(e) => std::io::Error::from(e),
     };
+    Err(error).with_context(|| format!("{}{}", what(), log_of(&context)))
+}
+
+/// What the kernel has to say of a context, in parentheses.
+fn log_of(context: impl AsFd) -> String {
     let mut log = [0; 1024];
     let mut said = String::new();
     while let Ok(len) = rustix::io::read(&context, &mut log) {
@@ -223,7 +234,7 @@ fn told<T>(context: impl AsFd, result: rustix::io::Result<T>, what: impl FnOnce(
         let line = String::from_utf8_lossy(&log[..len]).into_owned();
         let _ = write!(said, " ({})", line.trim_end().trim_start_matches(['e', 'w', 'i', ' ']));
     }
-    Err(error).with_context(|| format!("{}{said}", what()))
+    said
 }
 
 #[cfg(test)]

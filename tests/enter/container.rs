@@ -8,11 +8,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Mutex;
 
 use nix::sys::signal::{Signal, kill};
+use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe};
-use pgbox::enter::{DEFAULT_CAPABILITIES, EnterRequest, NotStarted, Target, enter};
+use pgbox::enter::{EnterRequest, NotStarted, Target, enter};
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\npg:x:999:998::/home/pg:/bin/sh\n";
 const GROUP: &str = "root:x:0:\npg:x:998:\nssl:x:101:pg\n";
@@ -31,7 +33,6 @@ touch dev/null && mount --bind /dev/null dev/null
 printf %s "$PASSWD" > etc/passwd; printf %s "$GROUP" > etc/group
 printf 'not a program' > bin/garbage; chmod 755 bin/garbage
 printf 'no permission' > bin/secret; chmod 644 bin/secret
-printf '#!/proc/self/exe\n' > bin/evil; chmod 755 bin/evil
 chown 999:998 home/pg; chmod 1777 tmp
 hostname inside
 pivot_root . .
@@ -102,10 +103,14 @@ pub fn request(target: &Target, argv: &[&str]) -> EnterRequest {
         user: target.user("root").unwrap(),
         tty: false,
         stdin: false,
-        capabilities: DEFAULT_CAPABILITIES,
+        capabilities: kept(),
         seccomp: true,
     }
 }
+
+/// Held during a fork, and by a test that makes an error itself meanwhile: with RUST_BACKTRACE that takes a lock of std, which
+/// a child forked just then would wait for in vain.
+pub static FORK: Mutex<()> = Mutex::new(());
 
 /// A process in which `enter` runs, as `pgbox exec` would be.
 pub struct Entered {
@@ -123,6 +128,8 @@ impl Entered {
     ) -> Entered {
         let body = || {
             dup2_stdin(&stdio[0]).and(dup2_stdout(&stdio[1])).and(dup2_stderr(&stdio[2])).unwrap();
+            // Unlike what the command is to have.
+            umask(Mode::S_IRWXG | Mode::S_IRWXO);
             prepare();
             close_what_belongs_to_tests();
             enter(target, request).unwrap_or_else(|error| {
@@ -131,6 +138,7 @@ impl Entered {
                 code
             })
         };
+        let _alone = FORK.lock();
         // SAFETY: glibc's fork leaves malloc usable, and the child has only this thread; it ends by _exit.
         match unsafe { fork() }.unwrap() {
             ForkResult::Child => {
@@ -203,4 +211,9 @@ fn close_what_belongs_to_tests() {
             unsafe { libc::close(number) };
         }
     }
+}
+
+/// What a node's processes keep of root's power.
+pub fn kept() -> pgbox::sys::capability::CapabilitySet {
+    pgbox::sys::capability::parse(&pgbox::plan::CAPABILITIES.join(",")).unwrap()
 }

@@ -113,3 +113,44 @@ fn a_parallel_hash_join_fits_into_dev_shm() {
                SELECT count(*) FROM a JOIN a b USING (i)";
     assert!(host.sql("n", &[], sql).ends_with("1000000"));
 }
+
+#[test]
+fn another_c_library_under_the_data_is_warned_of() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["rm", "-f", "n"]);
+    let file = host.root.join("volumes/default/n/volume.json");
+    let known = fs::read_to_string(&file).unwrap();
+    assert!(known.contains("glibc 2.36"), "{known}");
+    fs::write(&file, known.replace("glibc 2.36", "glibc 2.27")).unwrap();
+    let output = host.try_pgbox(&["run", "n", "postgres:15"]);
+    let said = crate::harness::text(&output.stderr);
+    assert!(output.status.success() && said.contains("glibc 2.27") && said.contains("REINDEX"), "{said}");
+}
+
+#[test]
+fn another_password_for_old_data_is_told_and_changes_nothing() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_PASSWORD=first"]);
+    host.pgbox(&["rm", "-f", "n"]);
+    let output = host.try_pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_PASSWORD=second"]);
+    let said = crate::harness::text(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("refuses the password") && said.contains("\\password"),
+        "{said}"
+    );
+    assert_eq!(host.pgbox(&["psql", "n", "-Atc", "SELECT 1"]).trim(), "1");
+}
+
+#[test]
+fn tuning_is_derived_from_the_limit_and_told() {
+    let Some(host) = Host::new() else { return };
+    let output = host.try_pgbox(&["run", "n", "postgres:15", "--memory", "400m", "--tune", "auto"]);
+    let said = crate::harness::text(&output.stderr);
+    assert!(output.status.success() && said.contains("shared_buffers = 100MB"), "{said}");
+    assert_eq!(host.sql("n", &[], "SHOW shared_buffers"), "100MB");
+    let output =
+        host.try_pgbox(&["run", "m", "postgres:15", "--memory", "200m", "-c", "shared_buffers=150MB"]);
+    let said = crate::harness::text(&output.stderr);
+    assert!(said.contains("warning: shared_buffers = 150MB"), "{said}");
+}

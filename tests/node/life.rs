@@ -156,3 +156,19 @@ fn wait_returns_when_it_is_ready_and_when_it_has_stopped() {
     host.pgbox(&["wait", "n", "--for", "stopped"]);
     assert!(host.fails(1, &["wait", "n"]).contains("does not run"));
 }
+
+#[test]
+fn a_start_that_fails_takes_back_its_steps_and_keeps_the_node() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["stop", "n"]);
+    // An inner step that must fail at once, with the lab's lock still held by the command.
+    let upper = host.root.join("labs/default/nodes/n/upper");
+    fs::rename(&upper, upper.with_extension("away")).unwrap();
+    let said = host.fails(1, &["start", "n"]);
+    assert!(said.contains("mount the overlay") && said.contains("`n` is stopped"), "{said}");
+    host.is_clean();
+    fs::rename(upper.with_extension("away"), &upper).unwrap();
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}

@@ -13,3 +13,4 @@ mod harness;
 mod life;
 mod limits;
 mod network;
+mod roll_back;

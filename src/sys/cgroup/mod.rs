@@ -198,6 +198,8 @@ impl Cgroup {
                 let dir = mount.path.join(parent);
                 match nix_rmdir(&dir) {
                     Ok(()) | Err(Errno::ENOENT) => {}
+                    // On a read-only mount that is the answer for what is not there, too.
+                    Err(Errno::EROFS) if !dir.exists() => {}
                     Err(Errno::EBUSY | Errno::ENOTEMPTY) => break,
                     Err(errno) => {
                         return Err(errno).with_context(|| format!("remove cgroup {}", dir.display()));

@@ -1,0 +1,54 @@
+//! A step that fails: everything before it is taken back, and one error tells what, why, and what is left.
+
+use crate::harness::{Host, run};
+
+#[test]
+fn a_read_only_cgroup_mount_is_named_and_nothing_is_left() {
+    let Some(host) = Host::new() else { return };
+    // In this test's own mount namespace: a read-only view lies over the machine's mount.
+    let place = ["/sys/fs/cgroup/memory", "/sys/fs/cgroup"].into_iter().find(|p| {
+        std::fs::read_to_string("/proc/self/mounts").unwrap().lines().any(|l| {
+            let fields: Vec<&str> = l.split(' ').collect();
+            fields[1] == *p && fields[2].starts_with("cgroup")
+        })
+    });
+    let place = place.expect("a cgroup mount");
+    run("mount", &["--bind", place, place]);
+    run("mount", &["-o", "remount,bind,ro", place]);
+    let said = host.fails(1, &["run", "n", "postgres:15", "-p", "5433:5432"]);
+    run("umount", &[place]);
+    for words in ["failed: create the cgroup", place, "EROFS", "inside a container", "nothing of `n` is left"]
+    {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
+    assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
+}
+
+#[test]
+fn what_is_somebody_elses_is_not_taken_back() {
+    let Some(host) = Host::new() else { return };
+    let names = pgbox::spec::ObjectNames::new(&host.root, &"default".parse().unwrap(), &"n".parse().unwrap());
+    run("ip", &["link", "add", &names.bridge, "type", "bridge"]);
+    let said = host.fails(1, &["run", "n", "postgres:15"]);
+    assert!(said.contains("somebody else's") && said.contains(&names.bridge), "{said}");
+    assert!(run("ip", &["-o", "link"]).contains(&names.bridge), "a foreign bridge was removed");
+    run("ip", &["link", "delete", &names.bridge]);
+    host.is_clean();
+}
+
+#[test]
+fn the_printed_steps_are_those_that_ran() {
+    let Some(host) = Host::new() else { return };
+    let args = ["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "300m"];
+    let printed = host.pgbox(&[&args[..], &["--dry-run"]].concat());
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]), "", "a dry run must make nothing");
+    host.pgbox(&args);
+    let state = std::fs::read_to_string(host.root.join("labs/default/nodes/n/state.json")).unwrap();
+    let state: pgbox::state::NodeState = serde_json::from_str(&state).unwrap();
+    let ran = pgbox::show::plan::render(&state.plan, pgbox::show::plan::Depth::Commands);
+    assert_eq!(printed, ran);
+}
