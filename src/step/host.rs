@@ -379,7 +379,9 @@ fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
 
 fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
-        absent_is_ok(fs::remove_dir_all(dir.join(name)))
+        // `merged` is empty out here: what is seen in it is mounted inside.
+        let path = dir.join(name);
+        absent_is_ok(fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)))
             .with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
     for (name, _) in files {
