@@ -118,6 +118,9 @@ pub fn attend(
             process::signal(pidfd, signal)?;
         }
     }
+    if let Some(mut log) = log {
+        log.copy()?;
+    }
     let code = process::exit_code_of(spawned.child.pid)?;
     let _lock = context.root.lock(&state.spec.lab)?;
     // Another command may have removed it, or started it again.
