@@ -201,7 +201,7 @@ pub struct Exec {
     /// Run as this user of the image
     #[arg(short, long, value_name = "USER[:GROUP]")]
     pub user: Option<String>,
-    /// Set an environment variable
+    /// Set an environment variable (KEY alone takes it from here)
     #[arg(short, long = "env", value_name = "KEY=VALUE")]
     pub env: Vec<String>,
     /// Working directory in the node

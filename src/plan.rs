@@ -43,10 +43,10 @@ pub struct Facts {
     /// The node's address with the lab's prefix.
     pub address: Ipv4Net,
     pub resolv_conf: String,
-    /// Targets and sources of `-v` that are no directories, and sources that don't exist.
+    /// Sources of `-v` that are no directories, and those that don't exist.
     pub file_sources: Vec<PathBuf>,
     pub missing_sources: Vec<PathBuf>,
-    /// Where the image has its init scripts, if it was asked for scripts at all.
+    /// Bytes of memory that this machine has.
     pub whole_memory: u64,
 }
 
@@ -222,10 +222,10 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             subnet: facts.gateway.trunc(),
             own_port: names.veth.clone(),
         });
+        // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback
+        // address. The table's guard must stand first.
+        steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     }
-    // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback address.
-    // The table's guard must stand first.
-    steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     if !spec.publish.is_empty() {
         steps.push(HostStep::PublishPorts {
             table: names.publish_table.clone(),

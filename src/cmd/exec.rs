@@ -46,9 +46,15 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
     let mut env: Vec<(OsString, OsString)> =
         init.env.iter().map(|(k, v)| (OsString::from(k), OsString::from(v))).collect();
     for setting in &wanted.env {
-        let (key, value) = setting.split_once('=').unwrap_or((setting, ""));
-        env.retain(|(known, _)| known.to_str() != Some(key));
-        env.push((key.into(), value.into()));
+        // As with `run`: a bare name takes its value from the caller, and is left out if it has none.
+        let (key, value) = match setting.split_once('=') {
+            Some((key, value)) => (key, Some(value.into())),
+            None => (setting.as_str(), std::env::var_os(setting)),
+        };
+        if let Some(value) = value {
+            env.retain(|(known, _)| known.to_str() != Some(key));
+            env.push((key.into(), value));
+        }
     }
     let request = EnterRequest {
         argv: wanted.command.into_iter().map(OsString::from).collect(),

@@ -16,12 +16,12 @@ use crate::{cli, engine::launch, facts::node, plan, sys::process};
 pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
     let is_command = plan::data_dir(&node.state.plan.init).is_none();
-    if is_command && fs::metadata(node.dir.log()).map_or(0, |meta| meta.size()) == 0 && node.pidfd.is_none() {
-        super::note(
-            context,
-            &format!("`{}` ran in the foreground: what it wrote was shown there", node.name),
-        );
-        return Ok(0);
+    if is_command && fs::metadata(node.dir.log()).map_or(0, |meta| meta.size()) == 0 {
+        let text = format!("what `{}` writes in the foreground is only shown there", node.name);
+        super::note(context, &text);
+        if !node.dir.log().exists() {
+            return Ok(0);
+        }
     }
     let mut log = Follower::open(&node.dir.log())?;
     match args.tail {

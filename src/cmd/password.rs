@@ -2,7 +2,11 @@
 //! to have another one. It is set when the data directory is made; later ones are not taken over (as in the
 //! official image, docker-library/postgres#723), but here that is said.
 
-use std::{fs, io::Read, path::Path};
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context as _, Result};
 
@@ -14,7 +18,7 @@ use crate::{
         launch::{Password, Payload, PostgresPayload, Source},
         password, uri,
     },
-    state::{self, NodeDir, NodeState},
+    state::{self, NodeDir, NodeState, Root},
     step::AfterStep,
 };
 
@@ -32,7 +36,7 @@ pub enum Origin {
 }
 
 /// Puts the password into the files of a new node.
-pub fn keep(node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<Origin> {
+pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<Origin> {
     let Some(postgres) = postgres(state) else { return Ok(Origin::Nowhere) };
     let (secret, origin) = match &postgres.password {
         Password::Unset => return Ok(Origin::Nowhere),
@@ -40,13 +44,18 @@ pub fn keep(node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<
             Some(secret) => (secret, Origin::Given),
             None => return Ok(Origin::Nowhere),
         },
-        Password::Descriptor => match (given, remembered(state)) {
+        Password::Descriptor => match (given, remembered(root, state)) {
             (Some(secret), _) => (secret, Origin::Given),
             (None, Some(secret)) => (secret, Origin::Remembered),
             (None, None) => (generated()?, Origin::Generated),
         },
     };
     write(node, postgres, &secret)?;
+    if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
+        // The cluster may be made with it and this very run fail later: nobody else knows it.
+        fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
+        state::write_secret(&home.join("password"), &secret)?;
+    }
     Ok(origin)
 }
 
@@ -84,9 +93,12 @@ fn forget(node: &NodeDir) -> Result<()> {
 }
 
 /// The password that was kept beside the data when an earlier node on it was removed.
-fn remembered(state: &NodeState) -> Option<String> {
-    let volume = state.data.as_deref()?.parent()?;
-    fs::read_to_string(volume.join("password")).ok().filter(|s| !s.is_empty())
+fn remembered(root: &Root, state: &NodeState) -> Option<String> {
+    fs::read_to_string(home(root, state)?.join("password")).ok().filter(|s| !s.is_empty())
+}
+
+fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
+    root.volume_home(&state.spec.lab, state.data.as_deref()?)
 }
 
 fn generated() -> Result<String> {
@@ -97,13 +109,19 @@ fn generated() -> Result<String> {
 
 /// What a server's answer says about the password of a node that came up. Gives what the user should know;
 /// afterwards the node's files have the right password, or none that is known to be wrong.
-pub fn settle(node: &NodeDir, state: &NodeState, origin: Origin, answer: &Answer) -> Result<Option<String>> {
+pub fn settle(
+    root: &Root,
+    node: &NodeDir,
+    state: &NodeState,
+    origin: Origin,
+    answer: &Answer,
+) -> Result<Option<String>> {
     let Answer::WrongPassword(why) = answer else { return Ok(refused(state, answer)) };
     let name = &state.spec.node;
     let change = format!("To change it: pgbox psql {name} -c '\\password'");
     let Some(postgres) = postgres(state).filter(|_| node.secret_file().exists()) else { return Ok(None) };
     if origin == Origin::Given
-        && let Some(old) = remembered(state)
+        && let Some(old) = remembered(root, state)
         && works(node, state, postgres, &old)?
     {
         let file = node.secret_file();

@@ -46,7 +46,7 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
-    halt::remove(&context.root, &node)?;
+    halt::remove(&node)?;
     for volume in volumes {
         match user(context, &volume)? {
             Some(other) => {
@@ -110,9 +110,8 @@ fn user(context: &Context, volume: &Path) -> Result<Option<Name>> {
 
 /// The named volumes of a node; what it has of the host's own directories is never touched.
 fn volumes(context: &Context, node: &Node) -> Vec<PathBuf> {
-    let home = context.root.path().join("volumes");
     let made = node.state.plan.host.iter().filter_map(|step| match step {
-        HostStep::CreateVolume { dir } => dir.parent().filter(|v| v.starts_with(&home)).map(PathBuf::from),
+        HostStep::CreateVolume { dir } => context.root.volume_home(&node.lab, dir),
         _ => None,
     });
     made.filter(|volume| volume.exists()).collect()

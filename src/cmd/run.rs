@@ -91,7 +91,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
         launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress)?;
     drop(progress);
     let node = context.root.node(&state.spec.lab, &state.spec.node);
-    if let Some(text) = password::settle(&node, &state, origin, &answer)? {
+    if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
         super::note(context, &text);
     }
     remember_volume(&state, &facts, &answer)?;
@@ -252,7 +252,7 @@ fn remember(
     }
     let node = context.root.node(lab, &state.spec.node);
     let draft = node.draft()?;
-    let origin = password::keep(&draft, state, secret)?;
+    let origin = password::keep(&context.root, &draft, state, secret)?;
     draft.save(state)?;
     node.adopt(draft)?;
     Ok(origin)
@@ -261,19 +261,17 @@ fn remember(
 /// Keeps beside a named volume what the next node on it should know.
 fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> Result<()> {
     let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
-    let Some(volume) = data.parent().filter(|v| v.starts_with(facts.root.path().join("volumes"))) else {
-        return Ok(());
-    };
+    let Some(volume) = facts.root.volume_home(&state.spec.lab, data) else { return Ok(()) };
     let node = facts.root.node(&state.spec.lab, &state.spec.node);
     if *answer == Answer::Ready {
-        password::remember(&node, state, volume)?;
+        password::remember(&node, state, &volume)?;
     }
     let known = state::VolumeState {
         version: state::VolumeState::VERSION,
         image: facts.image.digest.clone(),
         libc: postgres.libc.clone(),
     };
-    state::save_volume(volume, &known)
+    state::save_volume(&volume, &known)
 }
 
 fn announce(context: &Context, state: &NodeState) {

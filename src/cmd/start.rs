@@ -126,7 +126,7 @@ pub fn attend(
     }
     let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
     if remove {
-        halt::remove(&context.root, &node)?;
+        halt::remove(&node)?;
     } else {
         halt::take_down(&node)?;
     }

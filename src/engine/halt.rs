@@ -52,11 +52,10 @@ pub fn take_down(node: &Node) -> Result<()> {
 }
 
 /// Removes a node that does not run: every host step backwards, then its directory.
-pub fn remove(root: &Root, node: &Node) -> Result<()> {
+pub fn remove(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
     all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
-    node.dir.remove()?;
-    root.forget_empty_lab(&node.lab)
+    node.dir.remove()
 }
 
 /// Removes what there is of a node of which nothing is remembered.
@@ -64,8 +63,7 @@ pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
     let steps = plan::remains(root, lab, node);
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
     all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
-    root.node(lab, node).remove()?;
-    root.forget_empty_lab(lab)
+    root.node(lab, node).remove()
 }
 
 fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {

@@ -15,7 +15,7 @@ use anyhow::{Error, Result};
 
 use crate::{
     hint,
-    state::{NodeState, Plan, Progress, Root},
+    state::{NodeDir, Plan, Progress},
     step::{HostStep, Lesson},
 };
 
@@ -79,13 +79,15 @@ impl Reach {
 }
 
 /// Applies the host steps in order, telling each title before it.
+///
+/// Steps whose result a stopped node keeps are applied as well: they find it there, or make what a killed command
+/// had not come to.
 pub fn apply(
     plan: &Plan,
-    reach: Reach,
     journal: &Progress,
     talk: &mut dyn FnMut(usize, &HostStep),
 ) -> Result<(), Interrupted> {
-    for (index, step) in plan.host.iter().enumerate().filter(|(_, s)| reach.includes(s)) {
+    for (index, step) in plan.host.iter().enumerate() {
         let failed = |error| Interrupted { index, error };
         journal.set(index + 1).map_err(failed)?;
         talk(index, step);
@@ -103,12 +105,11 @@ pub fn undo(plan: &Plan, reach: Reach, begun: usize) -> Vec<Error> {
 
 /// Takes back what an interrupted walk has done, and tells the whole story as one error. A step that failed
 /// because its object exists already is not undone: the object is somebody else's.
-pub fn roll_back(root: &Root, state: &NodeState, reach: Reach, failure: Interrupted) -> Error {
-    let plan = &state.plan;
+pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted) -> Error {
     let step = &plan.host[failure.index];
     let foreign = hint::errno_of(&failure.error) == Some(nix::errno::Errno::EEXIST);
     let begun = if foreign { failure.index } else { failure.index + 1 };
-    let host = taken_back(root, state, reach, begun);
+    let host = taken_back(plan, reach, node, begun);
     Error::new(StepFailed {
         number: failure.index + 1,
         total: total(plan),
@@ -122,12 +123,11 @@ pub fn roll_back(root: &Root, state: &NodeState, reach: Reach, failure: Interrup
 }
 
 /// Undoes `begun` host steps and says in one line what state the host is in.
-pub fn taken_back(root: &Root, state: &NodeState, reach: Reach, begun: usize) -> String {
-    let mut errors = undo(&state.plan, reach, begun);
-    let (lab, name) = (&state.spec.lab, &state.spec.node);
+pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> String {
+    let mut errors = undo(plan, reach, begun);
+    let name = node.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
     if reach == Reach::All && errors.is_empty() {
-        let removed = root.node(lab, name).remove();
-        errors.extend(removed.and_then(|()| root.forget_empty_lab(lab)).err());
+        errors.extend(node.remove().err());
     }
     match (errors.is_empty(), reach, begun) {
         (true, Reach::All, 0) => "nothing was done".to_owned(),

@@ -8,6 +8,7 @@ pub mod node;
 use std::{
     collections::BTreeSet,
     fs,
+    io::Read,
     net::{Ipv4Addr, TcpListener},
     path::Path,
 };
@@ -81,7 +82,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
         gateway: with_prefix(lab.gateway())?,
         address: with_prefix(address)?,
         resolv_conf: resolv_conf(),
-        file_sources: sources().filter(|p| p.is_file()).collect(),
+        file_sources: sources().filter(|p| p.exists() && !p.is_dir()).collect(),
         missing_sources: sources().filter(|p| !p.exists()).collect(),
         whole_memory: memory::total()?,
     })
@@ -260,9 +261,20 @@ fn resolv_conf() -> String {
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
 }
 
+/// Reads a file that a container may have put there: neither a symlink out of it nor a fifo without an end.
+fn read_plain_file(path: &Path) -> std::io::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a plain file"));
+    }
+    std::io::read_to_string(file.take(1 << 10))
+}
+
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.
 pub fn data_version(path: &Path) -> Result<Option<u32>> {
-    match fs::read_to_string(path.join("PG_VERSION")) {
+    match read_plain_file(&path.join("PG_VERSION")) {
         Ok(text) => crate::postgres::version::parse_pg_version(&text).map(Some),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             Ok(None)

@@ -25,7 +25,7 @@ use super::log::Log;
 use crate::postgres::report::Exit;
 use crate::sys::memory;
 
-/// After this time without a signal the memory is let go that is only needed when there are some.
+/// After this time in which nothing happened, the memory is let go that is only needed when something does.
 const QUIET_MILLIS: u16 = 1000;
 
 /// Something has happened.
@@ -62,8 +62,6 @@ pub struct Events {
     pipe: Option<(File, OwnedFd)>,
     log: Log,
     ended: VecDeque<(Pid, Exit)>,
-    /// Nothing has happened since pages were let go: there are none to let go of again.
-    settled: bool,
     watched: Option<(Pid, Option<Exit>)>,
     put_back: Option<Signal>,
 }
@@ -77,15 +75,7 @@ impl Events {
             true => Some(output_pipe()?),
             false => None,
         };
-        Ok(Events {
-            signals,
-            pipe,
-            log,
-            ended: VecDeque::new(),
-            settled: false,
-            watched: None,
-            put_back: None,
-        })
+        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None, put_back: None })
     }
 
     /// Where a child's stdout and stderr go; `None`: to our own.
@@ -135,11 +125,8 @@ impl Events {
 
     /// Sleeps until a signal is there or the time is over, copying output meanwhile.
     fn wait(&mut self, deadline: Option<Instant>) -> Result<()> {
-        // What comes next may be days away.
-        let settle = deadline.is_none() && !self.settled;
         let timeout = match deadline.map(|at| at.saturating_duration_since(Instant::now())) {
-            None if settle => PollTimeout::from(QUIET_MILLIS),
-            None => PollTimeout::NONE,
+            None => PollTimeout::from(QUIET_MILLIS),
             // Rounded up: waking too early would turn the last millisecond into a busy loop.
             Some(left) => {
                 PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
@@ -149,11 +136,13 @@ impl Events {
         if let Some((reader, _)) = &self.pipe {
             fds.push(PollFd::new(reader.as_fd(), PollFlags::POLLIN));
         }
-        match poll(&mut fds, timeout) {
-            Ok(0) if settle => {
-                memory::settle();
-                self.settled = true;
-            }
+        let mut ready = poll(&mut fds, timeout);
+        if ready == Ok(0) && deadline.is_none() {
+            // What comes next may be days away.
+            memory::settle();
+            ready = poll(&mut fds, PollTimeout::NONE);
+        }
+        match ready {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).context("poll"),
         }

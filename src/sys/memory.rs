@@ -33,6 +33,7 @@ pub fn settle() {
 
 /// Forgets the pages of each segment that is mapped without permission to write. What is in them is what is in the
 /// file: nothing is lost. (Read-only data that the loader has relocated is part of a writable segment.)
+// SAFETY: only for dl_iterate_phdr, which calls it with an object that is valid during the call.
 unsafe extern "C" fn forget_segments(
     object: *mut libc::dl_phdr_info,
     _size: libc::size_t,

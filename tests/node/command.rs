@@ -27,6 +27,13 @@ fn exec_has_the_nodes_environment_and_gives_exit_codes() {
     host.pgbox(&["run", "n", "postgres:15", "-e", "MINE=a b"]);
     assert_eq!(host.pgbox(&["exec", "n", "--", "sh", "-c", "echo $MINE $PG_MAJOR"]), "a b 15\n");
     host.fails(7, &["exec", "n", "--", "sh", "-c", "exit 7"]);
+    let script = "echo $HERE ${NOWHERE-unset} $MINE";
+    let args = ["exec", "-e", "HERE", "-e", "NOWHERE", "-e", "MINE=c", "n", "--", "sh", "-c", script];
+    let output = host.command(&args).env("HERE", "x").env_remove("NOWHERE").output().unwrap();
+    assert_eq!(text(&output.stdout), "x unset c\n");
+    host.fails(137, &["exec", "n", "--", "sh", "-c", "kill -9 $$"]);
+    host.fails(126, &["exec", "-w", "/nowhere", "n", "--", "true"]);
+    assert!(host.fails(1, &["exec", "-u", "nobody-here", "n", "--", "true"]).contains("nobody-here"));
     host.fails(127, &["exec", "n", "--", "no-such-program"]);
     assert_eq!(host.pgbox(&["exec", "-u", "postgres", "n", "--", "id", "-un"]), "postgres\n");
     let output = host

@@ -1,6 +1,8 @@
 //! Addresses, names and published ports.
 
-use crate::harness::{Host, run};
+use std::process::Command;
+
+use crate::harness::{Host, run, text, until};
 
 #[test]
 fn nodes_know_each_other_by_name() {
@@ -46,7 +48,7 @@ fn a_port_is_published_on_one_address_or_on_all() {
     assert_eq!(ask("127.0.0.1", "5433"), "5432");
     assert_eq!(ask("10.99.0.1", "5433"), "5432");
     assert_eq!(ask("10.99.0.1", "5434"), "5432");
-    let refused = std::process::Command::new("psql")
+    let refused = Command::new("psql")
         .args(["-h", "127.0.0.1", "-p", "5434", "-U", "postgres", "-c", "SELECT 1"])
         .output()
         .unwrap();
@@ -63,4 +65,80 @@ fn two_labs_have_two_networks() {
     assert_ne!(bridge("default"), bridge("other"));
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     assert_eq!(host.json(&["ps", "--all-labs", "--json"]).as_array().unwrap().len(), 2);
+}
+
+/// Another machine: a network namespace at the other end of a cable from this host, in which `script` runs.
+fn outside(script: &str) -> std::process::Child {
+    run("ip", &["link", "add", "up0", "type", "veth", "peer", "name", "up1"]);
+    run("ip", &["addr", "add", "192.0.2.1/24", "dev", "up0"]);
+    run("ip", &["link", "set", "up0", "up"]);
+    let setup = format!(
+        "set -e; ip link set lo up; until ip link show up1 >/dev/null 2>&1; do sleep 0.02; done; \
+         ip addr add 192.0.2.2/24 dev up1; ip link set up1 up; set +e; {script}"
+    );
+    let child = Command::new("unshare")
+        .args(["--net", "sh", "-c", &setup])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id().to_string();
+    let own = std::fs::read_link("/proc/thread-self/ns/net").unwrap();
+    until("it has a network of its own", 10, || {
+        std::fs::read_link(format!("/proc/{pid}/ns/net")).is_ok_and(|other| other != own)
+    });
+    run("ip", &["link", "set", "up1", "netns", &pid]);
+    child
+}
+
+#[test]
+fn a_node_reaches_a_server_outside_and_has_the_hosts_address_there() {
+    let Some(host) = Host::new() else { return };
+    // It tells its client the address that it comes from.
+    let server = r#"exec python3 -c '
+import socket
+client, address = socket.create_server(("192.0.2.2", 7000)).accept()
+client.sendall(address[0].encode())
+client.close()'"#;
+    let mut server = outside(server);
+    host.pgbox(&["run", "n", "postgres:15"]);
+    let ask = "until exec 3<>/dev/tcp/192.0.2.2/7000; do sleep 0.1; done 2>/dev/null; cat <&3";
+    assert_eq!(host.pgbox(&["exec", "n", "--", "timeout", "10", "bash", "-c", ask]), "192.0.2.1");
+    server.wait().unwrap();
+}
+
+#[test]
+fn a_published_port_answers_another_machine_and_the_node_itself_does_not() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_HOST_AUTH_METHOD=trust", "-p", "5433:5432"]);
+    let node = host.json(&["ps", "--json"])[0]["address"].as_str().unwrap().to_owned();
+    let ask = "PGCONNECT_TIMEOUT=2 psql -U postgres -XAtc 'SELECT 40 + 2' -h";
+    let route = "ip route add default via 192.0.2.1";
+    let client = outside(&format!("{ask} 192.0.2.1 -p 5433; {route}; {ask} {node} || echo guarded"));
+    assert_eq!(text(&client.wait_with_output().unwrap().stdout), "42\nguarded\n");
+}
+
+#[test]
+fn names_are_known_to_every_user_as_nodes_come_and_go() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.pgbox(&["run", "b", "postgres:15"]);
+    let as_postgres = |node: &str, command: &[&str]| {
+        host.pgbox(&[&["exec", "-u", "postgres", node, "--"], command].concat())
+    };
+    let hosts = || as_postgres("a", &["cat", "/etc/hosts"]);
+    let rows = host.json(&["ps", "--json"]);
+    let line = |i: usize| {
+        format!("{} {}\n", rows[i]["address"].as_str().unwrap(), rows[i]["node"].as_str().unwrap())
+    };
+    assert!(hosts().ends_with(&format!("{}{}", line(0), line(1))), "{}", hosts());
+    assert!(as_postgres("b", &["getent", "hosts", "a"]).starts_with(rows[0]["address"].as_str().unwrap()));
+    host.pgbox(&["stop", "b"]);
+    host.pgbox(&["start", "b"]);
+    assert_eq!(hosts().matches(&line(1)).count(), 1, "{}", hosts());
+    host.pgbox(&["rm", "-f", "b"]);
+    assert!(!hosts().contains(" b\n"), "{}", hosts());
+    assert_eq!(as_postgres("a", &["cat", "/etc/hostname"]), "a\n");
+    let outside = std::fs::read_to_string("/etc/resolv.conf").unwrap();
+    let reachable = outside.lines().any(|l| l.starts_with("nameserver") && !l.contains(" 127."));
+    assert!(!reachable || as_postgres("a", &["cat", "/etc/resolv.conf"]) == outside);
 }
