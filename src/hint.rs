@@ -115,12 +115,22 @@ pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
 
 /// What to try when a line of the node's log says what is missing.
 pub fn for_log_line(line: &str) -> Option<String> {
-    line.contains("No space left on device").then(|| DISK_FULL.to_owned())
+    let table = [
+        ("could not resize shared memory segment", SHM_FULL),
+        ("No space left on device", DISK_FULL),
+        ("Cannot fork", PIDS),
+        ("could not fork", PIDS),
+    ];
+    table.iter().find(|(mark, _)| line.contains(mark)).map(|(_, hint)| (*hint).to_owned())
 }
+
+const SHM_FULL: &str = "/dev/shm is full: give more with --shm-size";
+const PIDS: &str = "it may have no more processes: give more with --pids, or leave that out";
 
 /// What to try when an inner step failed, from its text: the error comes from another process.
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
+        ("could not resize shared memory segment", SHM_FULL),
         ("No space left", DISK_FULL),
         (
             "overlay",

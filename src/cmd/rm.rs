@@ -1,6 +1,7 @@
 //! `pgbox rm`: the host steps backwards, and the node's directory.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     time::Duration,
@@ -114,5 +115,7 @@ fn volumes(context: &Context, node: &Node) -> Vec<PathBuf> {
         HostStep::CreateVolume { dir } => context.root.volume_home(&node.lab, dir),
         _ => None,
     });
-    made.filter(|volume| volume.exists()).collect()
+    // One volume may be mounted at several places.
+    let volumes: BTreeSet<PathBuf> = made.filter(|volume| volume.exists()).collect();
+    volumes.into_iter().collect()
 }

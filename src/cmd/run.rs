@@ -29,6 +29,7 @@ use crate::{
     spawn::Stdio,
     spec::{NodeLimits, NodeSpec, VolumeSource},
     state::{self, NodeState, Plan},
+    step::InnerStep,
 };
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
@@ -47,12 +48,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     need_root("pgbox run")?;
     crate::sys::exe::reexec_read_only()?;
     let (spec, secret) = spec(context, &args)?;
-    if args.rm && !args.foreground && spec.command().is_none() {
-        return Err(advise(
-            "nobody would be there to remove the node when it ends",
-            "use --rm together with --foreground, or remove the node later with `pgbox rm`",
-        ));
-    }
+    check_spec(&spec, &args)?;
     let store = Store::open(context.root.path())?;
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
@@ -100,6 +96,20 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     }
     announce(context, &state);
     Ok(0)
+}
+
+/// Refuses what can't be meant.
+fn check_spec(spec: &NodeSpec, args: &cli::Run) -> Result<()> {
+    if let Some(text) = spec.contradiction() {
+        return Err(advise(text, "leave one of them out"));
+    }
+    if args.rm && !args.foreground && spec.command().is_none() {
+        return Err(advise(
+            "nobody would be there to remove the node when it ends",
+            "use --rm together with --foreground, or remove the node later with `pgbox rm`",
+        ));
+    }
+    Ok(())
 }
 
 /// What the user asked for, and the password apart from it.
@@ -164,6 +174,20 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
 /// Refuses a data directory that this image can't serve, before anything is made.
 fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
+    if data.exists() && !data.is_dir() {
+        return Err(advise(
+            format!("{} can't be the data directory: it is no directory", data.display()),
+            "mount a directory there with -v, or leave -v out and pgbox keeps a volume",
+        ));
+    }
+    let holders =
+        plan.inner.iter().filter(|step| matches!(step, InnerStep::Bind { source, .. } if source == data));
+    if holders.count() > 1 {
+        return Err(advise(
+            format!("the volume of {} would be mounted twice: it holds the data directory", data.display()),
+            "give the other volume another name than the node's",
+        ));
+    }
     if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir))
     {
         let (source, target) = (source.display(), target.display());

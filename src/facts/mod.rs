@@ -149,6 +149,12 @@ fn lab(root: &Root, spec: &NodeSpec) -> Result<LabState> {
         (Some(lab), _) => Ok(lab),
         (None, Some(asked)) => {
             let asked = asked.trunc();
+            if asked.network().is_multicast() || asked.network().octets()[0] >= 240 {
+                return Err(advise(
+                    format!("{asked} is no range for hosts"),
+                    "give a private one (RFC 1918)",
+                ));
+            }
             if asked.prefix_len() > 29 {
                 return Err(advise(format!("{asked} has room for no lab"), "give a range of /29 or larger"));
             }
@@ -227,7 +233,12 @@ fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
         if let Err(e) = TcpListener::bind((ip, port.host_port)) {
             let why = match e.kind() {
                 std::io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
-                std::io::ErrorKind::AddrNotAvailable => format!("{ip} is no address of this host"),
+                std::io::ErrorKind::AddrNotAvailable => {
+                    return Err(advise(
+                        format!("can't publish on {ip}: it is no address of this host"),
+                        "see `ip -brief address`; without an address the port is published on all",
+                    ));
+                }
                 _ => e.to_string(),
             };
             return Err(taken(port, &why));
@@ -241,7 +252,8 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
     advise(
         format!("can't publish on {ip}:{}: {why}", port.host_port),
         format!(
-            "publish on another port, for example -p {}:{}",
+            "publish on another port, for example -p {}{}:{}",
+            port.host_ip.map_or(String::new(), |ip| format!("{ip}:")),
             port.host_port.wrapping_add(1).max(1024),
             port.port
         ),

@@ -56,6 +56,11 @@ impl Contract {
         if let Some(method) = &auth_method {
             super::hba::check_method(method)?;
         }
+        for name in ["PGDATA", "POSTGRES_INITDB_WALDIR"] {
+            if let Some(path) = get(name).filter(|path| !path.starts_with('/')) {
+                bail!("{name} is {path:?}, and must be an absolute path");
+            }
+        }
         Ok(Contract {
             superuser: source("POSTGRES_USER")?.unwrap_or(Source::Value(DEFAULT_USER.to_owned())),
             database: source("POSTGRES_DB")?,

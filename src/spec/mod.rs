@@ -40,6 +40,18 @@ pub struct NodeSpec {
 }
 
 impl NodeSpec {
+    /// What in it excludes something else in it.
+    pub fn contradiction(&self) -> Option<String> {
+        let volumes = pairs(&self.volumes).find(|(a, b)| a.target == b.target);
+        let ports = pairs(&self.publish).find(|(a, b)| a.collides(b));
+        let place = volumes.map(|(a, b)| {
+            format!("{} and {} can't both be mounted at {}", a.source, b.source, a.target.display())
+        });
+        place.or_else(|| {
+            ports.map(|(a, b)| format!("{a} and {b} can't both be published: one port leads to one place"))
+        })
+    }
+
     /// The command to run instead of a server, if the words after `--` are one. As with the official
     /// image, words that start with `-` are options for `postgres`, and `postgres` itself is the server.
     pub fn command(&self) -> Option<&[String]> {
@@ -98,6 +110,11 @@ impl std::str::FromStr for Restart {
             _ => Err(format!("`{text}` is not a restart policy; use no, on-crash or on-crash:N")),
         }
     }
+}
+
+/// Every two of a list.
+fn pairs<T>(list: &[T]) -> impl Iterator<Item = (&T, &T)> {
+    list.iter().enumerate().flat_map(|(i, a)| list[i + 1..].iter().map(move |b| (a, b)))
 }
 
 #[cfg(test)]

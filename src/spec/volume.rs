@@ -60,6 +60,10 @@ fn lawful_target(text: &str) -> Result<PathBuf, String> {
             "`{text}` can't be a volume's place in the node: give an absolute path without `..`"
         ));
     }
+    // These are made after the volumes are in place, and would hide them.
+    if let Some(own) = ["/proc", "/sys", "/dev"].iter().find(|own| path.starts_with(own)) {
+        return Err(format!("`{text}` can't be a volume's place in the node: {own} is the kernel's"));
+    }
     Ok(path.components().collect())
 }
 
@@ -89,7 +93,17 @@ mod tests {
 
     #[test]
     fn a_target_stays_inside() {
-        for bad in ["data:x", "data:/", "data:/../x", "data:/a/../b", "data", "a:/b:/c", "UP:/x"] {
+        for bad in [
+            "data:x",
+            "data:/",
+            "data:/../x",
+            "data:/a/../b",
+            "data",
+            "a:/b:/c",
+            "UP:/x",
+            "a:/proc/x",
+            "a:/dev",
+        ] {
             assert!(bad.parse::<Volume>().is_err(), "{bad}");
         }
     }

@@ -111,3 +111,44 @@ fn without_root_it_says_so() {
     let said = crate::harness::text(&output.stderr);
     assert!(!output.status.success() && said.contains("needs root") && said.contains("sudo"), "{said}");
 }
+
+#[test]
+fn volumes_and_ports_that_exclude_each_other() {
+    let Some(host) = Host::new() else { return };
+    let data = "/var/lib/postgresql/data";
+    let run =
+        |more: &[&str], words: &[&str]| refused(&host, &[&["run", "n", "postgres:15"], more].concat(), words);
+    run(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
+    run(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
+    run(&["-v", "n:/elsewhere"], &["mounted twice"]);
+    run(&["-v", &format!("/etc/passwd:{data}")], &["/etc/passwd", "no directory"]);
+    run(&["-e", "PGDATA=relative"], &["PGDATA", "absolute"]);
+    run(&["-p", "198.51.100.7:5433:5432"], &["no address of this host"]);
+    run(&["--subnet", "224.0.0.0/24"], &["no range for hosts"]);
+    assert!(host.fails(2, &["run", "n", "postgres:15", "-v", "a:/proc/x"]).contains("/proc"));
+    // One volume at two places is lawful, and removed once.
+    host.pgbox(&[
+        "run",
+        "--rm",
+        "t",
+        "tiny",
+        "-v",
+        "a:/1",
+        "-v",
+        "a:/2",
+        "--",
+        "sh",
+        "-c",
+        "echo x >/1/f; cat /2/f",
+    ]);
+    host.pgbox(&["run", "t", "tiny", "-v", "a:/1", "-v", "a:/2", "--", "true"]);
+    host.pgbox(&["rm", "-v", "t"]);
+    assert!(!host.root.join("volumes/default/a").exists());
+}
+
+#[test]
+fn limits_too_small_for_initdb_name_the_option() {
+    let Some(host) = Host::new() else { return };
+    refused(&host, &["run", "n", "postgres:15", "--shm-size", "1k"], &["initdb failed", "--shm-size"]);
+    refused(&host, &["run", "n", "postgres:15", "--pids", "3"], &["initdb failed", "--pids"]);
+}
