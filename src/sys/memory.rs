@@ -4,8 +4,6 @@
 //! its own, for as long as it lives, also those of an initialisation that is long over. The kernel takes them away
 //! only when memory is short.
 
-use std::ptr;
-
 use anyhow::{Context, Result};
 
 /// All of the machine's memory in bytes: MemTotal of proc_meminfo(5).
@@ -21,35 +19,46 @@ pub fn page_size() -> u64 {
 }
 
 /// For a process that now waits for a long time: gives unused heap back, and lets go of all pages of its program
-/// file. Those that it needs after all come back from the page cache, 16 at a time and without reading a disk.
+/// file. Those that it needs after all come back from the page cache, a few dozen at a time and without reading a disk.
 pub fn settle() {
-    // SAFETY: malloc_trim takes a number of bytes to keep and has no other precondition. The callback of
-    // dl_iterate_phdr is called before it returns, with pointers that are valid during the call.
+    let mut segments: Vec<Segment> = Vec::new();
+    // SAFETY: the callback is called before dl_iterate_phdr returns, with pointers that are valid during the call;
+    // `segments` outlives it. malloc_trim takes a number of bytes to keep and has no other precondition.
     unsafe {
+        libc::dl_iterate_phdr(Some(collect), (&raw mut segments).cast());
         libc::malloc_trim(0);
-        libc::dl_iterate_phdr(Some(forget_segments), ptr::null_mut());
+    }
+    // Nothing but this loop after the first one is gone: whatever runs now comes back at once.
+    for (start, length) in segments {
+        // SAFETY: whole pages of one mapping of a file. They were never written to, so that reading them again gives
+        // what was there, this function's own instructions included. An error leaves them mapped.
+        unsafe { libc::madvise(start as *mut _, length, libc::MADV_DONTNEED) };
     }
 }
 
-/// Forgets the pages of each segment that is mapped without permission to write. What is in them is what is in the
-/// file: nothing is lost. (Read-only data that the loader has relocated is part of a writable segment.)
-unsafe extern "C" fn forget_segments(
+/// Where a segment begins, and its length in bytes.
+type Segment = (usize, usize);
+
+/// Finds the whole pages of each segment that is mapped without permission to write: what is in them is what is in
+/// the file. (Read-only data that the loader has relocated is part of a writable segment.)
+unsafe extern "C" fn collect(
     object: *mut libc::dl_phdr_info,
     _size: libc::size_t,
-    _data: *mut libc::c_void,
+    segments: *mut libc::c_void,
 ) -> libc::c_int {
-    // SAFETY: dl_iterate_phdr gives a valid object whose `dlpi_phdr` points to `dlpi_phnum` headers.
-    let (base, headers) = unsafe {
-        ((*object).dlpi_addr, std::slice::from_raw_parts((*object).dlpi_phdr, (*object).dlpi_phnum.into()))
+    // SAFETY: dl_iterate_phdr gives a valid object whose `dlpi_phdr` points to `dlpi_phnum` headers, and passes on the
+    // pointer to the vector that only settle() has.
+    let (base, headers, segments) = unsafe {
+        let object = &*object;
+        let headers = std::slice::from_raw_parts(object.dlpi_phdr, object.dlpi_phnum.into());
+        (object.dlpi_addr, headers, &mut *segments.cast::<Vec<Segment>>())
     };
     let page = page_size();
     for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
         let start = (base + header.p_vaddr).next_multiple_of(page);
         let end = (base + header.p_vaddr + header.p_memsz) / page * page;
         if start < end {
-            // SAFETY: whole pages of one mapping of a file. They were never written to, so that reading them again
-            // gives what was there, this function's own instructions included. An error leaves them mapped.
-            unsafe { libc::madvise(start as *mut _, (end - start) as usize, libc::MADV_DONTNEED) };
+            segments.push((start as usize, (end - start) as usize));
         }
     }
     0
