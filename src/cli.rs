@@ -366,6 +366,27 @@ pub enum Compression {
     None,
 }
 
+impl Cli {
+    /// ` --root DIR --lab NAME` for a command that is shown to this user, as far as the environment and the
+    /// defaults don't say the same.
+    pub fn options(&self) -> String {
+        let otherwise = |variable: &str, default: &str| {
+            std::env::var_os(variable).unwrap_or_else(|| default.to_owned().into())
+        };
+        let mut text = String::new();
+        if self.root != *otherwise("PGBOX_ROOT", name::DEFAULT_ROOT) {
+            let root = self.root.display().to_string();
+            let plain = root.chars().all(|c| c.is_ascii_alphanumeric() || "/._-+@%:,=".contains(c));
+            let root = if plain { root } else { format!("'{}'", root.replace('\'', "'\\''")) };
+            text += &format!(" --root {root}");
+        }
+        if self.lab.as_str() != otherwise("PGBOX_LAB", name::DEFAULT_LAB) {
+            text += &format!(" --lab {}", self.lab);
+        }
+        text
+    }
+}
+
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
     Cli::parse()

@@ -27,6 +27,28 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
     anyhow::Error::new(Advised { message: message.into(), hint: hint.into() })
 }
 
+/// Subcommands that hints name.
+const NAMED: [&str; 13] =
+    ["run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit"];
+
+/// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the
+/// defaults: copied as they are they would otherwise mean another node.
+pub fn with_options(text: &str, options: &str) -> String {
+    const WORD: &str = "pgbox ";
+    let mut parts = text.split(WORD);
+    let mut whole = parts.next().unwrap_or_default().to_owned();
+    for rest in parts {
+        let begins = !whole.ends_with(|c: char| c.is_alphanumeric() || "-_./".contains(c));
+        let subcommand = rest.split(|c: char| !c.is_ascii_lowercase()).next().unwrap_or_default();
+        let known = begins && NAMED.contains(&subcommand);
+        whole += WORD.trim_end();
+        whole += if known { options } else { "" };
+        whole += " ";
+        whole += rest;
+    }
+    whole
+}
+
 /// The errno at the root of an error, if a system call failed.
 pub fn errno_of(error: &anyhow::Error) -> Option<Errno> {
     error.chain().find_map(|cause| {
@@ -55,7 +77,7 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
         (_, Errno::EPERM | Errno::EACCES) => {
             "pgbox needs root with all its capabilities; inside another container some are missing"
         }
-        (_, Errno::ENOSPC) => "the disk is full; `df -h` and `pgbox image ls` show where the space is",
+        (_, Errno::ENOSPC) => DISK_FULL,
         (HostStep::CreateCgroup { .. } | HostStep::SetLimits { .. }, Errno::EROFS) => {
             "/sys/fs/cgroup is mounted read-only; are you inside a container?"
         }
@@ -77,14 +99,32 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
     Some(text.to_owned())
 }
 
+const DISK_FULL: &str = "the disk is full; `df -h` and `pgbox image ls` show where the space is";
+
+/// What to try after an error that says nothing of it itself.
+pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
+    match errno_of(error)? {
+        Errno::ENOSPC => Some(DISK_FULL),
+        Errno::EACCES | Errno::EPERM if !is_root => {
+            Some("pgbox keeps its state for root; try again with sudo")
+        }
+        _ => None,
+    }
+}
+
+/// What to try when a line of the node's log says what is missing.
+pub fn for_log_line(line: &str) -> Option<String> {
+    line.contains("No space left on device").then(|| DISK_FULL.to_owned())
+}
+
 /// What to try when an inner step failed, from its text: the error comes from another process.
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
+        ("No space left", DISK_FULL),
         (
             "overlay",
             "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root",
         ),
-        ("No space left", "the disk is full; `df -h` and `pgbox image ls` show where the space is"),
         (
             "Operation not permitted",
             "pgbox needs root with all its capabilities; inside another container some are missing",
@@ -97,6 +137,14 @@ pub fn for_inner_step(error: &str) -> Option<String> {
 mod tests {
     use super::*;
     use anyhow::Context;
+
+    #[test]
+    fn commands_repeat_the_users_options_and_prose_does_not() {
+        let text = "`pgbox rm n` or: pgbox psql n; what pgbox has, /x/pgbox run stays";
+        let want = "`pgbox --lab l rm n` or: pgbox --lab l psql n; what pgbox has, /x/pgbox run stays";
+        assert_eq!(with_options(text, " --lab l"), want);
+        assert_eq!(with_options(text, ""), text);
+    }
 
     #[test]
     fn an_errno_is_found_below_its_context() {

@@ -6,10 +6,12 @@ use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show, sys::process}
 
 fn main() -> ExitCode {
     process::end_on_closed_pipe();
-    match cmd::dispatch(cli::parse()) {
+    let cli = cli::parse();
+    let options = cli.options();
+    match cmd::dispatch(cli) {
         Ok(code) => ExitCode::from(code as u8),
         Err(error) => {
-            show::error::print(&error);
+            show::error::print(&error, &options);
             let not_started = error.downcast_ref::<NotStarted>().map(|e| e.code);
             let step_failed = error.downcast_ref::<StepFailed>().map(|e| e.code);
             ExitCode::from(not_started.or(step_failed).unwrap_or(1) as u8)

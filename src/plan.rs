@@ -12,12 +12,13 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
 use crate::{
+    hint::advise,
     postgres::{
         contract::{self, Contract},
         launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
+    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::cgroup,
@@ -42,10 +43,10 @@ pub struct Facts {
     /// The node's address with the lab's prefix.
     pub address: Ipv4Net,
     pub resolv_conf: String,
-    /// Targets and sources of `-v` that are no directories, and sources that don't exist.
+    /// Sources of `-v` that are no directories, and those that don't exist.
     pub file_sources: Vec<PathBuf>,
     pub missing_sources: Vec<PathBuf>,
-    /// Where the image has its init scripts, if it was asked for scripts at all.
+    /// Bytes of memory that this machine has.
     pub whole_memory: u64,
 }
 
@@ -91,15 +92,25 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
 
 /// The host's path of the data directory of a plan, if its node is a Postgres.
 pub fn data_on_host(plan: &Plan) -> Option<PathBuf> {
-    let pgdata = data_dir(&plan.init)?;
+    on_host(plan, data_dir(&plan.init)?)
+}
+
+/// The host's path of what a node sees as `inside`, if that is in a volume.
+pub fn on_host(plan: &Plan, inside: &Path) -> Option<PathBuf> {
+    let (source, target, _) = mount_of(plan, inside)?;
+    let rest = inside.strip_prefix(target).ok()?;
+    Some(if rest.as_os_str().is_empty() { source.to_owned() } else { source.join(rest) })
+}
+
+/// The innermost volume that `inside` is in: source, target, and whether it is read-only.
+pub fn mount_of<'p>(plan: &'p Plan, inside: &Path) -> Option<(&'p Path, &'p Path, bool)> {
     let binds = plan.inner.iter().filter_map(|step| match step {
-        InnerStep::Bind { source, target, .. } => {
-            pgdata.strip_prefix(target).ok().map(|rest| (source, target, rest))
+        InnerStep::Bind { source, target, read_only, .. } if inside.starts_with(target) => {
+            Some((source.as_path(), target.as_path(), *read_only))
         }
         _ => None,
     });
-    let (source, _, rest) = binds.max_by_key(|(_, target, _)| target.components().count())?;
-    Some(if rest.as_os_str().is_empty() { source.clone() } else { source.join(rest) })
+    binds.max_by_key(|(_, target, _)| target.components().count())
 }
 
 /// PGDATA inside the node.
@@ -211,10 +222,10 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             subnet: facts.gateway.trunc(),
             own_port: names.veth.clone(),
         });
+        // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback
+        // address. The table's guard must stand first.
+        steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     }
-    // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback address.
-    // The table's guard must stand first.
-    steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     if !spec.publish.is_empty() {
         steps.push(HostStep::PublishPorts {
             table: names.publish_table.clone(),
@@ -229,6 +240,47 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         name: spec.node.to_string(),
     });
     steps
+}
+
+/// The host steps of a node of which nothing is remembered, for their `undo` alone: that goes by names, which
+/// follow from root, lab and node. Addresses and contents in them mean nothing. Volumes are not among them.
+pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
+    let names = ObjectNames::new(root.path(), lab, node);
+    let nowhere = Ipv4Net::default();
+    vec![
+        HostStep::CreateBundle { dir: root.node(lab, node).path().to_owned(), files: Vec::new() },
+        HostStep::CreateBridge {
+            name: names.bridge.clone(),
+            alias: names.bridge_alias.clone(),
+            mac: names.bridge_mac,
+            address: nowhere,
+            own_port: names.veth.clone(),
+        },
+        HostStep::CreateNetns { name: names.netns.clone() },
+        HostStep::CreateVeth {
+            name: names.veth.clone(),
+            alias: names.veth_alias.clone(),
+            bridge: names.bridge.clone(),
+            netns: names.netns,
+            mac: names.mac,
+            serves: true,
+        },
+        HostStep::CreateNat {
+            table: names.nat_table,
+            comment: names.bridge_alias,
+            bridge: names.bridge,
+            subnet: nowhere,
+            own_port: names.veth,
+        },
+        HostStep::PublishPorts {
+            table: names.publish_table,
+            comment: names.veth_alias,
+            address: nowhere.addr(),
+            publish: Vec::new(),
+        },
+        HostStep::AddHostName { file: root.hosts_file(lab), address: nowhere.addr(), name: node.to_string() },
+        HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new() },
+    ]
 }
 
 /// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
@@ -371,10 +423,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    if let Some(memory) = spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY) {
-        let (given, least) = (human_bytes(memory), human_bytes(tune::LEAST_MEMORY));
-        bail!("a memory limit of {given} is too small for Postgres to start; give at least --memory {least}");
-    }
+    check_memory(spec)?;
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
@@ -391,6 +440,17 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
+}
+
+/// Refuses a memory limit under which a server could not start.
+pub fn check_memory(spec: &NodeSpec) -> Result<()> {
+    match spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY && spec.command().is_none()) {
+        Some(memory) => Err(advise(
+            format!("a memory limit of {} is too small for Postgres to start", human_bytes(memory)),
+            format!("give at least --memory {}", human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase()),
+        )),
+        None => Ok(()),
+    }
 }
 
 /// The generated settings: what every node starts with, then what follows from its limits, then what the

@@ -7,10 +7,10 @@
 //! What is *running* is never read from here: the kernel is asked (see `facts`).
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
     net::Ipv4Addr,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -126,6 +126,15 @@ impl Root {
         self.0.join("volumes").join(lab).join(volume)
     }
 
+    /// The directory of the named volume whose data is at `data`, where pgbox keeps what it knows of it. `None` for
+    /// any other place: beside it would be a directory of the user, or one that the container itself can write,
+    /// where a symlink would lead root anywhere.
+    pub fn volume_home(&self, lab: &Name, data: &Path) -> Option<PathBuf> {
+        let home = data.parent()?;
+        let named = home.parent() == Some(&self.0.join("volumes").join(lab));
+        (named && data.file_name()? == "data").then(|| home.to_owned())
+    }
+
     pub fn labs(&self) -> Result<Vec<Name>> {
         names_in(&self.0.join("labs"))
     }
@@ -139,21 +148,35 @@ impl Root {
     }
 
     pub fn save_lab(&self, lab: &Name, state: &LabState) -> Result<()> {
-        save(&self.lab_dir(lab).join("lab.json"), state)
+        save(&self.lab_dir(lab).join("lab.json"), state, false)
     }
 
-    pub fn forget_lab(&self, lab: &Name) -> Result<()> {
-        remove_tree(&self.lab_dir(lab))
+    /// Closes what nodes write to everybody but root: a set-user-ID program that root in a node has made would be
+    /// one for every user of the host.
+    fn keep_private(&self) -> Result<()> {
+        ["labs", "volumes", "locks"].map(|name| self.0.join(name)).iter().try_for_each(|path| {
+            private_directory(path).with_context(|| format!("make {} private", path.display()))
+        })
     }
 
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
     pub fn lock(&self, lab: &Name) -> Result<LabLock> {
+        self.keep_private()?;
         let path = self.0.join("locks").join(format!("lab-{lab}"));
         let file =
             with_parent(&path, || OpenOptions::new().create(true).truncate(false).write(true).open(&path));
         let file = file.with_context(|| format!("open {}", path.display()))?;
         file.lock().with_context(|| format!("lock {}", path.display()))?;
         Ok(LabLock { _file: file })
+    }
+}
+
+/// Makes a directory that only root may enter.
+fn private_directory(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+        Ok(()) if fs::metadata(path)?.permissions().mode() & 0o077 == 0 => Ok(()),
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700)),
+        other => other,
     }
 }
 
@@ -180,6 +203,11 @@ impl NodeDir {
         self.0.join("log.1")
     }
 
+    /// What pgbox remembers of the node.
+    pub fn state_file(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
     /// Kept by the node's pid 1: how far it is, and how it ended.
     pub fn status_file(&self) -> PathBuf {
         self.0.join("status.json")
@@ -197,10 +225,8 @@ impl NodeDir {
 
     /// Where a node is put together before it takes its name. What a killed command left there is thrown away.
     pub fn draft(&self) -> Result<NodeDir> {
-        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
-        // No node can be called so: a name begins with a letter or digit.
-        let draft = NodeDir(self.0.with_file_name(format!(".{name}.new")));
-        draft.remove()?;
+        let draft = NodeDir(self.draft_path());
+        remove_tree(&draft.0)?;
         fs::create_dir_all(&draft.0).with_context(|| format!("mkdir {}", draft.0.display()))?;
         Ok(draft)
     }
@@ -212,15 +238,34 @@ impl NodeDir {
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {
-        load(&self.0.join("state.json"))
+        load(&self.state_file())
     }
 
     pub fn save(&self, state: &NodeState) -> Result<()> {
-        save(&self.0.join("state.json"), state)
+        save(&self.state_file(), state, state.data.is_some())
     }
 
+    /// Removes the directory, and the lab's with the last one. Its name goes first, in one step: a command that is
+    /// killed on the way leaves no node that is there by half.
     pub fn remove(&self) -> Result<()> {
-        remove_tree(&self.0)
+        let gone = self.draft_path();
+        remove_tree(&gone)?;
+        match fs::rename(&self.0, &gone) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("rename {}", self.0.display()));
+            }
+            _ => remove_tree(&gone)?,
+        }
+        match self.0.parent().filter(|nodes| fs::remove_dir(nodes).is_ok()).and_then(Path::parent) {
+            Some(lab) => remove_tree(lab),
+            None => Ok(()),
+        }
+    }
+
+    /// No node can be called so: a name begins with a letter or digit.
+    fn draft_path(&self) -> PathBuf {
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
+        self.0.with_file_name(format!(".{name}.new"))
     }
 
     /// The journal of a walk through the host steps.
@@ -269,7 +314,7 @@ pub fn load_volume(dir: &Path) -> Result<Option<VolumeState>> {
 }
 
 pub fn save_volume(dir: &Path, state: &VolumeState) -> Result<()> {
-    save(&dir.join("volume.json"), state)
+    save(&dir.join("volume.json"), state, false)
 }
 
 fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
@@ -292,12 +337,19 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-fn save<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+/// Data and address outlive a power cut, and the file that tells of them must, too: some file systems would
+/// bring the new name back without its content.
+fn write_through(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(content)?;
+    if durable { file.sync_data() } else { Ok(()) }
+}
+
+fn save<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<()> {
     let write = || -> io::Result<()> {
-        // No fsync: every object that the file speaks of is gone after a power cut as well.
         let temporary = path.with_extension("json.new");
-        fs::write(&temporary, serde_json::to_vec_pretty(value)?)?;
-        fs::rename(&temporary, path)
+        let written = write_through(&temporary, &serde_json::to_vec_pretty(value)?, durable);
+        written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
     };
     with_parent(path, write).with_context(|| format!("write {}", path.display()))
 }

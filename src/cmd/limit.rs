@@ -3,7 +3,15 @@
 use anyhow::Result;
 
 use super::{Context, need_root};
-use crate::{cli, facts::node, hint::advise, plan, step::HostStep, sys::cgroup};
+use crate::{
+    cli,
+    facts::node,
+    hint::advise,
+    plan,
+    spec::quantity::human_bytes,
+    step::HostStep,
+    sys::cgroup::{self, Cgroup, Limits, Unmet},
+};
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     need_root("pgbox limit")?;
@@ -16,16 +24,18 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
             format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node),
         ));
     }
+    let before = plan::limits(&node.state.spec);
     let limits = &mut node.state.spec.limits;
     limits.memory = asked.memory.or(limits.memory);
     limits.swap = asked.swap.or(limits.swap);
     limits.milli_cpus = asked.cpus.or(limits.milli_cpus);
     limits.pids = asked.pids.or(limits.pids);
+    plan::check_memory(&node.state.spec)?;
     let wanted = plan::limits(&node.state.spec);
     if node.pidfd.is_some() {
         let group = node.cgroup(&context.root)?;
-        let unmet = group.apply(&group.changes(&wanted)?)?;
-        unmet.iter().for_each(|unmet| eprintln!("warning: {unmet}"));
+        let unmet = change(&group, &before, &wanted)?;
+        unmet.iter().for_each(|unmet| super::warn(context, &unmet.to_string()));
     }
     let hierarchy = cgroup::detect()?;
     for step in &mut node.state.plan.host {
@@ -35,4 +45,30 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     }
     node.dir.save(&node.state)?;
     Ok(0)
+}
+
+/// Sets all of the limits, or none.
+fn change(group: &Cgroup, before: &Limits, wanted: &Limits) -> Result<Vec<Unmet>> {
+    check_use(group, wanted)?;
+    group.apply(&group.changes(wanted)?).map_err(|error| {
+        let back = group.changes(before).and_then(|writes| group.apply(&writes));
+        match back {
+            Ok(_) => error.context("the limits are as they were"),
+            Err(back) => error.context(format!("some limits may have changed ({back:#})")),
+        }
+    })
+}
+
+/// Under a limit below what it uses, the kernel would kill a process of the node.
+fn check_use(group: &Cgroup, wanted: &Limits) -> Result<()> {
+    let stats = group.stats()?;
+    let cache = stats.memory_inactive_file.unwrap_or(0);
+    let used = stats.memory_current.unwrap_or(0).saturating_sub(cache);
+    match wanted.memory_max {
+        Some(limit) if limit < used => Err(advise(
+            format!("a memory limit of {} is below the {} in use", human_bytes(limit), human_bytes(used)),
+            "nothing was changed; give more, or stop the node and limit it then",
+        )),
+        _ => Ok(()),
+    }
 }

@@ -6,6 +6,7 @@ mod image;
 mod inspect;
 mod limit;
 mod logs;
+mod password;
 mod ps;
 mod psql;
 mod rm;
@@ -21,7 +22,8 @@ use anyhow::Result;
 
 use crate::{
     cli::{Cli, Command},
-    hint::advise,
+    engine::StepFailed,
+    hint::{self, advise},
     spec::Name,
     state::Root,
 };
@@ -30,11 +32,14 @@ use crate::{
 pub struct Context {
     pub root: Root,
     pub lab: Name,
+    /// ` --root DIR --lab NAME`, as far as a command that is shown to the user needs it.
+    pub options: String,
 }
 
 /// Runs a command line; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<i32> {
-    let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab };
+    let options = cli.options();
+    let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab, options };
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Ps(args) => ps::run(&context, &args),
@@ -70,25 +75,32 @@ fn need_root(what: &str) -> Result<()> {
 }
 
 /// Does the same for several nodes; one failure does not keep the others from it.
-fn each(nodes: &[Name], mut f: impl FnMut(&Name) -> Result<()>) -> Result<i32> {
+fn each(context: &Context, nodes: &[Name], mut f: impl FnMut(&Name) -> Result<()>) -> Result<i32> {
     let mut code = 0;
     for node in nodes {
         match f(node) {
             Ok(()) => {}
-            Err(error) if nodes.len() == 1 => return Err(error),
+            Err(error) if nodes.len() == 1 || was_interrupted(&error) => return Err(error),
             Err(error) => {
                 code = 1;
-                crate::show::error::print(&error);
+                crate::show::error::print(&error, &context.options);
             }
         }
     }
     Ok(code)
 }
 
-/// ` --lab NAME` for a command that is shown to the user, if that needs it.
-fn lab_option(context: &Context) -> String {
-    match context.lab.as_str() == crate::spec::name::DEFAULT_LAB {
-        true => String::new(),
-        false => format!(" --lab {}", context.lab),
-    }
+/// Whether the user has ended the command: then the other nodes are not meant any more either.
+fn was_interrupted(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<StepFailed>().is_some_and(|failed| failed.code > 128)
+}
+
+/// Says something on standard error that is no failure.
+fn note(context: &Context, text: &str) {
+    eprintln!("note: {}", hint::with_options(text, &context.options));
+}
+
+/// Says on standard error what may go wrong later.
+fn warn(context: &Context, text: &str) {
+    eprintln!("warning: {}", hint::with_options(text, &context.options));
 }

@@ -27,8 +27,20 @@ struct Row {
 pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     let labs = if args.all_labs { context.root.labs()? } else { vec![context.lab.clone()] };
     let mut rows = Vec::new();
+    let mut code = 0;
     for lab in labs {
-        rows.extend(node::all(&context.root, &lab)?.iter().map(row));
+        for name in context.root.nodes(&lab)? {
+            match node::find(&context.root, &lab, &name) {
+                Ok(node) => rows.push(row(&node)),
+                // It may be gone by now, or be put together at this moment.
+                Err(_) if !context.root.node(&lab, &name).state_file().exists() => {}
+                // A damaged one hides no other.
+                Err(error) => {
+                    crate::show::error::print(&error, &context.options);
+                    code = 1;
+                }
+            }
+        }
     }
     if args.json {
         println!("{}", serde_json::to_string_pretty(&rows)?);
@@ -37,14 +49,14 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     } else {
         print!("{}", render(&rows, args.all_labs));
     }
-    Ok(0)
+    Ok(code)
 }
 
 fn row(node: &Node) -> Row {
     Row {
         lab: node.lab.to_string(),
         node: node.name.to_string(),
-        state: node.word(),
+        state: node.word().to_owned(),
         image: node.state.spec.image.clone(),
         address: node.state.address.addr().to_string(),
         ports: node.state.spec.publish.iter().map(|p| p.to_string()).collect(),

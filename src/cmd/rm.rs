@@ -1,27 +1,37 @@
 //! `pgbox rm`: the host steps backwards, and the node's directory.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::{Context, each, need_root};
 use crate::{
     cli,
     engine::halt::{self, Shutdown},
-    facts::node::{self, Node},
+    facts::{
+        self,
+        node::{self, Node},
+    },
     hint::advise,
     spec::Name,
-    step::HostStep,
+    step::{HostStep, InnerStep},
 };
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
-    each(&args.nodes, |name| remove(context, args, name))
+    each(context, &args.nodes, |name| remove(context, args, name))
 }
 
 fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
-    let node = node::find(&context.root, &context.lab, name)?;
+    let node = match node::find(&context.root, &context.lab, name) {
+        Err(error) if args.force => return remove_remains(context, args, name, error),
+        other => other?,
+    };
     if args.dry_run {
         foretell(context, args, &node);
         return Ok(());
@@ -35,11 +45,39 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
-    let volumes = volumes(context, &node);
-    halt::remove(&context.root, &node)?;
-    for volume in volumes.into_iter().filter(|_| args.volumes) {
-        fs::remove_dir_all(&volume).with_context(|| format!("remove volume {}", volume.display()))?;
+    let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
+    halt::remove(&node)?;
+    for volume in volumes {
+        match user(context, &volume)? {
+            Some(other) => {
+                let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
+                super::note(context, &text);
+            }
+            None => {
+                fs::remove_dir_all(&volume).with_context(|| format!("remove volume {}", volume.display()))?
+            }
+        }
     }
+    Ok(())
+}
+
+/// Removes a node by the names of its objects alone: what was remembered of it is lost or damaged.
+fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
+    let found = facts::remains(&context.root, &context.lab, name)?;
+    if found.is_empty() {
+        return Err(error);
+    }
+    if args.dry_run {
+        found.iter().for_each(|what| println!("remove: {what}"));
+        return Ok(());
+    }
+    halt::remove_remains(&context.root, &context.lab, name)?;
+    let volumes = context.root.path().join("volumes").join(&context.lab);
+    let text = format!(
+        "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see {}",
+        volumes.display()
+    );
+    super::note(context, &text);
     Ok(())
 }
 
@@ -48,16 +86,32 @@ fn foretell(context: &Context, args: &cli::Rm, node: &Node) {
         println!("undo: {}", step.lesson().title);
     }
     for volume in volumes(context, node) {
-        let what = if args.volumes { "remove with all data" } else { "keep" };
+        let what = if args.volumes { "remove with all data, unless another node uses it" } else { "keep" };
         println!("{what}: volume {}", volume.display());
     }
 }
 
+/// A node, of any lab, that has the volume or a part of it mounted. It need not run: it could not start again
+/// without its data.
+fn user(context: &Context, volume: &Path) -> Result<Option<Name>> {
+    for lab in context.root.labs()? {
+        for (name, state) in facts::nodes(&context.root, &lab)? {
+            let uses = |step: &InnerStep| match step {
+                InnerStep::Bind { source, .. } => source.starts_with(volume) || volume.starts_with(source),
+                _ => false,
+            };
+            if state.plan.inner.iter().any(uses) {
+                return Ok(Some(name));
+            }
+        }
+    }
+    Ok(None)
+}
+
 /// The named volumes of a node; what it has of the host's own directories is never touched.
 fn volumes(context: &Context, node: &Node) -> Vec<PathBuf> {
-    let home = context.root.path().join("volumes");
     let made = node.state.plan.host.iter().filter_map(|step| match step {
-        HostStep::CreateVolume { dir } => dir.parent().filter(|v| v.starts_with(&home)).map(PathBuf::from),
+        HostStep::CreateVolume { dir } => context.root.volume_home(&node.lab, dir),
         _ => None,
     });
     made.filter(|volume| volume.exists()).collect()

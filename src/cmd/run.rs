@@ -1,28 +1,58 @@
 //! `pgbox run`: a new node, from an image to an answer.
 
-use std::{fs, io::Read, path::Path};
+use std::{fs, path::Path};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root, start, talk};
+use super::{
+    Context, need_root,
+    password::{self, Origin},
+    start, talk,
+};
 use crate::{
     cli,
-    engine::{Reach, launch},
+    engine::{
+        Reach, StepFailed,
+        interrupt::Interrupts,
+        launch::{self, Patience},
+        ready::Answer,
+    },
     facts,
     hint::advise,
     image::Store,
     plan,
-    postgres::{contract::Contract, launch::Password, password, settings, tune, uri},
+    postgres::{
+        contract::{self, Contract},
+        settings, tune,
+    },
     show,
     spawn::Stdio,
     spec::{NodeLimits, NodeSpec, VolumeSource},
-    state::{self, NodeDir, NodeState, Plan},
+    state::{self, NodeState, Plan},
 };
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
+    let is_command = contract::server_args(&args.args).is_none();
+    match create(context, args) {
+        // As with `docker run`: that pgbox failed, and not the command. A failed step has such a code itself.
+        Err(error) if is_command && !error.is::<StepFailed>() => {
+            show::error::print(&error, &context.options);
+            Ok(125)
+        }
+        other => other,
+    }
+}
+
+fn create(context: &Context, args: cli::Run) -> Result<i32> {
     need_root("pgbox run")?;
     crate::sys::exe::reexec_read_only()?;
     let (spec, secret) = spec(context, &args)?;
+    if args.rm && !args.foreground && spec.command().is_none() {
+        return Err(advise(
+            "nobody would be there to remove the node when it ends",
+            "use --rm together with --foreground, or remove the node later with `pgbox rm`",
+        ));
+    }
     let store = Store::open(context.root.path())?;
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
@@ -35,8 +65,8 @@ pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(&facts, data.as_deref())?;
-    warn(&spec, &facts);
+    check_data(&facts, &plan, data.as_deref())?;
+    warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
         spec,
@@ -49,19 +79,26 @@ pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
         created: launch::now(),
         started: 0,
     };
-    remember(context, &state, &facts, secret)?;
+    let interrupts = Interrupts::block()?;
+    let origin = remember(context, &state, &facts, secret)?;
     let command = state.spec.command().is_some();
     let stdio = if command { Stdio::Inherit } else { Stdio::Log };
-    let mut progress = talk::Progress::new();
+    let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
     drop(lock);
-    launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, args.timeout, &mut progress)?;
+    let patience = Patience { timeout: args.timeout, interrupts: &interrupts };
+    let answer =
+        launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress)?;
     drop(progress);
-    remember_volume(&state, &facts)?;
-    if command || args.foreground {
-        return start::attend(context, &state, spawned, args.rm);
+    let node = context.root.node(&state.spec.lab, &state.spec.node);
+    if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
+        super::note(context, &text);
     }
-    announce(context, &state)?;
+    remember_volume(&state, &facts, &answer)?;
+    if command || args.foreground {
+        return start::attend(context, &state, spawned, &interrupts, args.rm);
+    }
+    announce(context, &state);
     Ok(0)
 }
 
@@ -125,8 +162,16 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(facts: &plan::Facts, data: Option<&Path>) -> Result<()> {
+fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
+    if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir))
+    {
+        let (source, target) = (source.display(), target.display());
+        return Err(advise(
+            format!("the data directory would be read-only: -v {source}:{target}:ro"),
+            format!("leave :ro out: -v {source}:{target}"),
+        ));
+    }
     if let Some(node) = launch::holder(&facts.root, data, "") {
         return Err(advise(
             format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
@@ -136,7 +181,7 @@ fn check_data(facts: &plan::Facts, data: Option<&Path>) -> Result<()> {
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
-fn warn(spec: &NodeSpec, facts: &plan::Facts) {
+fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
     if !facts.nat {
         eprintln!(
             "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
@@ -151,8 +196,10 @@ fn warn(spec: &NodeSpec, facts: &plan::Facts) {
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
     }
-    warn_of_libc(spec, facts);
-    warn_of_memory(spec, facts);
+    if spec.command().is_none() {
+        warn_of_libc(context, spec, facts, data);
+        warn_of_memory(spec, facts);
+    }
 }
 
 /// Postgres tunes itself to nothing: whoever sets a limit must know what fits into it.
@@ -176,83 +223,58 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
 }
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
-fn warn_of_libc(spec: &NodeSpec, facts: &plan::Facts) {
-    let volume = facts.root.volume_dir(&spec.lab, &spec.node);
-    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
+fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
+    let Some(volume) = data.and_then(Path::parent) else { return };
+    let known = state::load_volume(volume).ok().flatten().and_then(|v| v.libc);
     let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
     if let (Some(known), Some(now)) = (known, now)
         && known != now
     {
-        eprintln!(
-            "warning: the data was written under {known}, this image has {now}: text may sort differently; \
+        let text = format!(
+            "the data was written under {known}, this image has {now}: text may sort differently; \
              check with `pgbox psql {} -c '\\l'` and REINDEX",
             spec.node
         );
+        super::warn(context, &text);
     }
 }
 
 /// Writes the state and, apart from it, the password. Takes the node's name: from here on it is taken.
-fn remember(context: &Context, state: &NodeState, facts: &plan::Facts, secret: Option<String>) -> Result<()> {
+fn remember(
+    context: &Context,
+    state: &NodeState,
+    facts: &plan::Facts,
+    secret: Option<String>,
+) -> Result<Origin> {
     let lab = &state.spec.lab;
     if context.root.load_lab(lab)?.is_none() {
         context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
     }
     let node = context.root.node(lab, &state.spec.node);
     let draft = node.draft()?;
-    keep_secret(&draft, state, secret)?;
+    let origin = password::keep(&context.root, &draft, state, secret)?;
     draft.save(state)?;
-    node.adopt(draft)
-}
-
-fn keep_secret(node: &NodeDir, state: &NodeState, secret: Option<String>) -> Result<()> {
-    let Plan { init, .. } = &state.plan;
-    let crate::postgres::launch::Payload::Postgres(postgres) = &init.payload else { return Ok(()) };
-    if postgres.password != Password::Descriptor {
-        return Ok(());
-    }
-    let secret = match secret {
-        Some(secret) => secret,
-        None => known_secret(state).map_or_else(generated_secret, Ok)?,
-    };
-    state::write_secret(&node.secret_file(), &secret)?;
-    let user = match &postgres.superuser {
-        crate::postgres::launch::Source::Value(user) => user.as_str(),
-        crate::postgres::launch::Source::File(_) => "*",
-    };
-    state::write_secret(&node.pass_file(), &uri::passfile_line(user, &secret))
-}
-
-/// The password that was kept beside the data when an earlier node on it was removed.
-fn known_secret(state: &NodeState) -> Option<String> {
-    let volume = state.data.as_deref()?.parent()?;
-    fs::read_to_string(volume.join("password")).ok().filter(|s| !s.is_empty())
-}
-
-fn generated_secret() -> Result<String> {
-    let mut bytes = [0; 18];
-    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
-    Ok(password::from_random(bytes))
+    node.adopt(draft)?;
+    Ok(origin)
 }
 
 /// Keeps beside a named volume what the next node on it should know.
-fn remember_volume(state: &NodeState, facts: &plan::Facts) -> Result<()> {
+fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> Result<()> {
     let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
-    let Some(volume) = data.parent().filter(|v| v.starts_with(facts.root.path().join("volumes"))) else {
-        return Ok(());
-    };
+    let Some(volume) = facts.root.volume_home(&state.spec.lab, data) else { return Ok(()) };
     let node = facts.root.node(&state.spec.lab, &state.spec.node);
-    if let Ok(secret) = fs::read_to_string(node.secret_file()) {
-        state::write_secret(&volume.join("password"), &secret)?;
+    if *answer == Answer::Ready {
+        password::remember(&node, state, &volume)?;
     }
     let known = state::VolumeState {
         version: state::VolumeState::VERSION,
         image: facts.image.digest.clone(),
         libc: postgres.libc.clone(),
     };
-    state::save_volume(volume, &known)
+    state::save_volume(&volume, &known)
 }
 
-fn announce(context: &Context, state: &NodeState) -> Result<()> {
+fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
     println!("{node} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
     for port in &state.spec.publish {
@@ -262,7 +284,6 @@ fn announce(context: &Context, state: &NodeState) -> Result<()> {
     if dir.secret_file().exists() {
         println!("  password   {}", dir.secret_file().display());
     }
-    let lab = super::lab_option(context);
-    println!("  connect    pgbox{lab} psql {node}    or    psql \"$(pgbox{lab} uri {node})\"");
-    Ok(())
+    let options = &context.options;
+    println!("  connect    pgbox{options} psql {node}    or    psql \"$(pgbox{options} uri {node})\"");
 }

@@ -4,17 +4,19 @@ use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context as _, Result};
 use nix::{
+    errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        signal::{SigSet, Signal},
-        signalfd::{SfdFlags, SignalFd},
-    },
 };
 
 use super::{Context, each, logs::Follower, need_root, talk};
 use crate::{
     cli,
-    engine::{Reach, halt, launch},
+    engine::{
+        Reach, halt,
+        interrupt::Interrupts,
+        launch::{self, Patience},
+        ready::Answer,
+    },
     facts::{self, node},
     hint::advise,
     plan,
@@ -28,29 +30,49 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     need_root("pgbox start")?;
     crate::sys::exe::reexec_read_only()?;
-    each(&args.nodes, |name| start(context, args, name))
+    each(context, &args.nodes, |name| start(context, name, args.timeout))
 }
 
 /// Undoes what an earlier life may have left, and applies the stored plan again: the same after a stop, a
 /// crash and a reboot.
-fn start(context: &Context, args: &cli::Start, name: &Name) -> Result<()> {
+pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let lock = context.root.lock(&context.lab)?;
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_some() {
-        eprintln!("note: `{name}` runs already");
+        super::note(context, &format!("`{name}` runs already"));
         return Ok(());
     }
+    let interrupts = Interrupts::block()?;
     check_data(context, &node.state)?;
     halt::take_down(&node)?;
     let mut state = node.state;
-    let mut progress = talk::Progress::new();
-    let stdio = if plan::data_dir(&state.plan.init).is_some() { Stdio::Log } else { Stdio::Inherit };
-    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
+    let mut progress = talk::Progress::new(context);
+    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, Stdio::Log, &mut progress)?;
     drop(lock);
-    launch::wait_until_up(&context.root, &state, &mut spawned, Reach::Running, args.timeout, &mut progress)?;
+    let patience = Patience { timeout, interrupts: &interrupts };
+    let reach = Reach::Running;
+    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, &patience, &mut progress)?;
     drop(progress);
-    println!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
+    if let Some(text) = turned_away(&state, &answer) {
+        super::note(context, &text);
+    }
+    match plan::data_dir(&state.plan.init) {
+        Some(_) => println!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT),
+        None => println!("{name} is started"),
+    }
     Ok(())
+}
+
+/// What to say of a server that is up but does not let pgbox in.
+fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
+    let name = &state.spec.node;
+    match answer {
+        Answer::WrongPassword(why) => Some(format!(
+            "`{name}` is up, but its password is not the one that pgbox knows ({why}). \
+             To change it: pgbox psql {name} -c '\\password'"
+        )),
+        other => super::password::refused(state, other),
+    }
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {
@@ -68,40 +90,43 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
 }
 
 /// Stays with a node until it ends, passing signals on; gives its exit code.
-pub fn attend(context: &Context, state: &NodeState, spawned: Spawned, remove: bool) -> Result<i32> {
+pub fn attend(
+    context: &Context,
+    state: &NodeState,
+    spawned: Spawned,
+    interrupts: &Interrupts,
+    remove: bool,
+) -> Result<i32> {
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
     let mut log = match plan::data_dir(&state.plan.init) {
         Some(_) => Some(Follower::open(&dir.log())?),
         None => None,
     };
-    let mut signals = SigSet::empty();
-    [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP].iter().for_each(|s| signals.add(*s));
-    signals.thread_block().context("block signals")?;
-    let received =
-        SignalFd::with_flags(&signals, SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC).context("signalfd")?;
     let pidfd = spawned.child.pidfd.as_fd();
-    // A log has nothing to wait on: it is looked at now and then.
+    // A log is a file, and nothing tells when it grows.
     let patience = if log.is_some() { PollTimeout::from(50u8) } else { PollTimeout::NONE };
-    while !process::has_ended(pidfd, Duration::ZERO)? {
-        let mut fds =
-            [PollFd::new(pidfd, PollFlags::POLLIN), PollFd::new(received.as_fd(), PollFlags::POLLIN)];
-        poll(&mut fds, patience).context("poll")?;
-        if let Some(log) = &mut log {
-            log.copy()?;
+    let mut ended = false;
+    while !ended {
+        let mut fds = [pidfd, interrupts.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        match poll(&mut fds, patience) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).context("poll"),
         }
-        while let Some(info) = received.read_signal().context("read signalfd")? {
-            let signal = Signal::try_from(info.ssi_signo as i32).context("signal")?;
+        ended = fds[0].any() == Some(true);
+        log.as_mut().map_or(Ok(()), Follower::copy)?;
+        while let Some(signal) = interrupts.next()? {
             process::signal(pidfd, signal)?;
         }
     }
-    if let Some(mut log) = log {
-        log.copy()?;
-    }
     let code = process::exit_code_of(spawned.child.pid)?;
     let _lock = context.root.lock(&state.spec.lab)?;
+    // Another command may have removed it, or started it again.
+    if dir.load()?.is_none_or(|now| now.init != Some(spawned.init)) {
+        return Ok(code);
+    }
     let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
     if remove {
-        halt::remove(&context.root, &node)?;
+        halt::remove(&node)?;
     } else {
         halt::take_down(&node)?;
     }

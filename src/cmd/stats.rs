@@ -47,7 +47,7 @@ fn row(context: &Context, node: &Node) -> Result<Row> {
     };
     Ok(Row {
         node: node.name.to_string(),
-        state: node.word(),
+        state: node.word().to_owned(),
         usage,
         received_bytes: traffic.as_ref().map(|t| t.tx_bytes),
         sent_bytes: traffic.as_ref().map(|t| t.rx_bytes),

@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Context, each, need_root};
+use super::{Context, each, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -25,7 +25,7 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox stop")?;
-    each(&args.nodes, |name| stop(context, args, name))
+    each(context, &args.nodes, |name| stop(context, args, name))
 }
 
 fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
@@ -34,15 +34,16 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     if node.pidfd.is_none() {
         // It may have ended by itself: its interface, cgroup and published ports are still there.
         halt::take_down(&node)?;
-        eprintln!("note: `{name}` does not run");
+        super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
     let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
     if halt::end(&node, shutdown(args.mode), patience)? {
-        eprintln!(
-            "warning: `{name}` did not stop in {} s and was stopped at once; the next start recovers",
+        let text = format!(
+            "`{name}` did not stop in {} s and was stopped at once; the next start recovers",
             patience.as_secs()
         );
+        super::warn(context, &text);
     }
     halt::take_down(&node)
 }
@@ -57,15 +58,20 @@ fn shutdown(mode: cli::Mode) -> Shutdown {
 
 pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox restart")?;
-    each(&args.nodes, |name| restart_one(context, args, name))
+    crate::sys::exe::reexec_read_only()?;
+    each(context, &args.nodes, |name| restart_one(context, args, name))
 }
+
+/// How long a server that was stopped may take to answer.
+const START: Duration = Duration::from_secs(300);
 
 /// Postgres alone restarts: pid 1, namespaces and address stay.
 fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
-    let pidfd = node.running()?;
+    let Some(pidfd) = &node.pidfd else { return start::start(context, name, START) };
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
-        return Err(advise(format!("node `{name}` runs no Postgres"), "stop it and start it"));
+        stop(context, args, name)?;
+        return start::start(context, name, START);
     };
     let before = node.status.pid;
     process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;

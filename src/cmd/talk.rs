@@ -5,34 +5,37 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::{engine::launch::Talk, postgres::report::Phase};
+use super::Context;
+use crate::{engine::launch::Talk, hint, postgres::report::Phase};
 
 /// Progress of a node that comes up.
 pub struct Progress {
     bar: ProgressBar,
+    options: String,
 }
 
 impl Progress {
-    pub fn new() -> Self {
+    pub fn new(context: &Context) -> Self {
         let bar =
             if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{msg}").unwrap_or(ProgressStyle::default_spinner()));
-        Self { bar }
+        bar.set_style(ProgressStyle::with_template("{wide_msg}").unwrap_or(ProgressStyle::default_spinner()));
+        Self { bar, options: context.options.clone() }
     }
 }
 
 impl Talk for Progress {
     fn step(&mut self, number: usize, total: usize, title: &str) {
         self.bar.set_message(format!("{number}/{total} {title}"));
-        self.bar.tick();
     }
 
     fn phase(&mut self, phase: Phase) {
         self.bar.set_message(phase.word().to_owned());
-        self.bar.tick();
+        // A line that comes soon after others is not drawn by itself, and a phase may last.
+        self.bar.force_draw();
     }
 
     fn note(&mut self, text: &str) {
+        let text = hint::with_options(text, &self.options);
         self.bar.suspend(|| eprintln!("note: {text}"));
     }
 }

@@ -11,7 +11,7 @@ use crate::{
     cli,
     facts::node,
     hint::advise,
-    plan::POSTGRES_PORT,
+    plan::{self, POSTGRES_PORT},
     postgres::uri::{Target, encode},
 };
 
@@ -26,6 +26,12 @@ struct Json {
 
 pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
+    if plan::data_dir(&node.state.plan.init).is_none() {
+        return Err(advise(
+            format!("node `{}` runs no Postgres", args.node),
+            format!("its address is {}", node.state.address.addr()),
+        ));
+    }
     let address = match (args.published, node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT)) {
         (false, _) => SocketAddrV4::new(node.state.address.addr(), POSTGRES_PORT),
         (true, Some(port)) => SocketAddrV4::new(port.reachable_at(), port.host_port),
@@ -45,6 +51,12 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
     let mut uri = target.uri();
     if args.with_password {
         let path = node.dir.secret_file();
+        if !path.exists() {
+            return Err(advise(
+                format!("pgbox knows no password of node `{}`", args.node),
+                "leave --with-password out",
+            ));
+        }
         let password = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
         uri = uri.replacen('@', &format!(":{}@", encode(&password)), 1);
     }

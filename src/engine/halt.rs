@@ -6,7 +6,7 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{facts::node::Node, state::Root, sys::process};
+use crate::{facts::node::Node, plan, spec::Name, state::Root, step::HostStep, sys::process};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +52,18 @@ pub fn take_down(node: &Node) -> Result<()> {
 }
 
 /// Removes a node that does not run: every host step backwards, then its directory.
-pub fn remove(root: &Root, node: &Node) -> Result<()> {
+pub fn remove(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
     all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
-    node.dir.remove()?;
-    if root.nodes(&node.lab)?.is_empty() {
-        root.forget_lab(&node.lab)?;
-    }
-    Ok(())
+    node.dir.remove()
+}
+
+/// Removes what there is of a node of which nothing is remembered.
+pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
+    let steps = plan::remains(root, lab, node);
+    let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
+    all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
+    root.node(lab, node).remove()
 }
 
 fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {

@@ -13,12 +13,13 @@ use nix::sys::signal::Signal;
 
 use super::{
     Reach, StepFailed,
+    interrupt::Interrupts,
     ready::{self, Answer},
     taken_back, total,
 };
 use crate::{
     hint, plan,
-    postgres::report::{Phase, Report},
+    postgres::report::{Phase, Reason, Report},
     spawn::{self, Spawned, Stdio},
     state::{NodeDir, NodeState, Root},
     step::{AfterStep, HostStep},
@@ -47,15 +48,14 @@ pub fn bring_up(
     let journal = node.progress()?;
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
-    super::apply(&state.plan, reach, &journal, &mut tell)
+    super::apply(&state.plan, &journal, &mut tell)
         .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
-    let group = cgroup_of(state)?;
-    match spawn::spawn(&node, &state.plan, &group, stdio).and_then(|spawned| remember(&node, state, spawned))
-    {
+    let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
+    match born.and_then(|spawned| remember(&node, state, spawned)) {
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
-            Err(give_up(root, state, reach, Failure { index, error, code: 125 }))
+            Err(give_up(root, state, reach, Failure { index, error, code: 125, recovers: false }))
         }
     }
 }
@@ -87,29 +87,53 @@ struct Failure {
     index: usize,
     error: Error,
     code: i32,
+    /// The server was there before, recovers, and needs more time than it was given.
+    recovers: bool,
 }
 
 impl Failure {
     /// Of pid 1 itself, the last of the inner steps.
     fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
-        Self { index: state.plan.inner.len() - 1, error, code }
+        Self { index: state.plan.inner.len() - 1, error, code, recovers: false }
+    }
+
+    /// Of the wait for the server, the step after these.
+    fn of_wait(state: &NodeState, error: String, code: i32) -> Self {
+        Self { index: state.plan.inner.len(), error: Error::msg(error), code, recovers: false }
     }
 }
 
+/// How long a command waits, and what may end that early.
+pub struct Patience<'a> {
+    pub timeout: Duration,
+    pub interrupts: &'a Interrupts,
+}
+
 /// Listens to pid 1 until the node is up: its server answers, or its command runs. The caller does not hold
-/// the lab's lock: other nodes may come and go meanwhile.
+/// the lab's lock: other nodes may come and go meanwhile. Never gives [`Answer::NotYet`].
 ///
 /// # Errors
 /// [`StepFailed`] with the end of the log, after the node was ended and everything within `reach` taken back.
+/// A server of a node that was there before is left alone if it only recovers for longer than `patience`: it
+/// would have to begin anew.
 pub fn wait_until_up(
     root: &Root,
     state: &NodeState,
     spawned: &mut Spawned,
     reach: Reach,
-    timeout: Duration,
+    patience: &Patience<'_>,
     talk: &mut dyn Talk,
-) -> Result<()> {
-    listen(root, state, spawned, timeout, talk).or_else(|failure| {
+) -> Result<Answer> {
+    listen(root, state, spawned, patience, talk).or_else(|failure| {
+        let name = &state.spec.node;
+        if failure.recovers && reach == Reach::Running {
+            return Err(hint::advise(
+                format!("`{name}` is not ready: {:#}", failure.error),
+                format!(
+                    "it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it"
+                ),
+            ));
+        }
         let _lock = root.lock(&state.spec.lab)?;
         Err(give_up(root, state, reach, failure))
     })
@@ -119,33 +143,35 @@ fn listen(
     root: &Root,
     state: &NodeState,
     spawned: &mut Spawned,
-    timeout: Duration,
+    patience: &Patience<'_>,
     talk: &mut dyn Talk,
-) -> Result<(), Failure> {
+) -> Result<Answer, Failure> {
     let node = root.node(&state.spec.lab, &state.spec.node);
-    let deadline = Instant::now() + timeout;
+    let deadline = Instant::now() + patience.timeout;
     let broken = |error| Failure::of_init(state, error, 1);
     let mut phase = Phase::Preparing;
     loop {
         // While the server starts, look every millisecond: a bare start takes 40 ms.
-        let patience = if phase == Phase::Preparing { 1000 } else { 1 };
-        match spawned.reports.next(Duration::from_millis(patience)).map_err(broken)? {
+        let pause = if phase == Phase::Preparing { 100 } else { 1 };
+        match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
-            spawn::Heard::End if state.plan.after.is_empty() => return Ok(()),
+            spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
             spawn::Heard::End => still_alive(state, &node, spawned)?,
             spawn::Heard::Nothing => {}
         }
+        if let Some(signal) = patience.interrupts.next().map_err(broken)? {
+            let error = format!("{signal} during {}", phase.word());
+            return Err(Failure::of_wait(state, error, 128 + signal as i32));
+        }
         match ask(state, &node, phase).map_err(broken)? {
-            Answer::Ready => return Ok(()),
-            Answer::Refused(why) => {
-                talk.note(&refused(state, &why));
-                return Ok(());
-            }
             Answer::NotYet(_) if Instant::now() < deadline => {}
             Answer::NotYet(why) => {
-                let error = format!("no answer after {}: {why}", humantime::format_duration(timeout));
-                return Err(Failure { index: state.plan.inner.len(), error: Error::msg(error), code: 1 });
+                let error =
+                    format!("no answer after {}: {why}", humantime::format_duration(patience.timeout));
+                let recovers = phase == Phase::Starting;
+                return Err(Failure { recovers, ..Failure::of_wait(state, error, 1) });
             }
+            answer => return Ok(answer),
         }
     }
 }
@@ -164,7 +190,7 @@ fn hear(
         }
         Report::Note(text) => talk.note(&on_host(state, &text)),
         Report::StepFailed { index, error } => {
-            return Err(Failure { index, error: Error::msg(error), code: 125 });
+            return Err(Failure { index, error: Error::msg(error), code: 125, recovers: false });
         }
         Report::Failed { error, in_use, code } => {
             let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
@@ -180,7 +206,12 @@ fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
         return Ok(());
     }
     let status = crate::facts::node::status(node).map_err(broken)?;
-    Err(broken(Error::msg(status.error.unwrap_or_else(|| "pid 1 ended".to_owned()))))
+    let how = match status.reason {
+        _ if !node.path().exists() => "the node was removed meanwhile".to_owned(),
+        Some(Reason::Stopped) => "it was stopped before it was ready".to_owned(),
+        _ => status.error.unwrap_or_else(|| "pid 1 ended and left no word".to_owned()),
+    };
+    Err(broken(Error::msg(how)))
 }
 
 fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
@@ -192,15 +223,6 @@ fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
         }
         _ => Ok(Answer::NotYet(phase.word().to_owned())),
     }
-}
-
-/// A server that is up but does not let pgbox in: most often the data is older than the password.
-fn refused(state: &NodeState, why: &str) -> String {
-    let node = &state.spec.node;
-    format!(
-        "`{node}` is up, but refuses the password that pgbox has for it ({why}). The password is set when the data \
-         directory is made, and a later one is not taken over. To change it: pgbox psql {node} -c '\\password'"
-    )
 }
 
 /// What pid 1 says of the data directory, in the host's words: inside it has another path.
@@ -240,29 +262,32 @@ pub fn holder(root: &Root, data: &Path, except: &str) -> Option<String> {
 
 /// Ends what runs, takes back the host steps, and tells it as one error. The caller holds the lab's lock.
 fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Error {
-    let Failure { index, error, code } = failure;
+    let Failure { index, error, code, .. } = failure;
     let node = root.node(&state.spec.lab, &state.spec.node);
     let number = state.plan.host.len() + index + 1;
     let title = super::lessons(&state.plan).nth(number - 1).map(|l| l.title).unwrap_or_default();
     // Before pid 1 starts something there is nothing new in the log.
     let has_log = index + 1 >= state.plan.inner.len();
     let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
-    // Killing pid 1 takes all of its pid namespace along. Nothing answered yet, so nothing was promised.
     end_all(state);
     let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
     let cause = hint::cause_text(&error);
-    let hint = hint::for_inner_step(&cause);
+    // A program that failed on a full disk often says so earlier than in its last words.
+    let hint = hint::for_inner_step(&cause).or_else(|| log.iter().rev().find_map(|l| hint::for_log_line(l)));
     // 125 to 127 are what `docker run` has for a command that could not be started.
-    let code = if state.plan.after.is_empty() { code } else { 1 };
+    let code = if state.plan.after.is_empty() || code > 128 { code } else { 1 };
     Error::new(StepFailed { number, total: total(&state.plan), title, cause, hint, host, log, code })
 }
 
+/// Ends pid 1, and with it all of its pid namespace. Politely first: it then leaves no half-made cluster.
 fn end_all(state: &NodeState) {
-    let pidfd = state.init.and_then(|init| init.open().ok().flatten());
-    if let Some(pidfd) = pidfd {
+    let Some(pidfd) = state.init.and_then(|init| init.open().ok().flatten()) else { return };
+    for signal in [Signal::SIGINT, Signal::SIGKILL] {
         // It may have ended by itself meanwhile; the undo of the cgroup names whoever is left.
-        let _ = process::signal(pidfd.as_fd(), Signal::SIGKILL);
-        let _ = process::has_ended(pidfd.as_fd(), Duration::from_secs(5));
+        let _ = process::signal(pidfd.as_fd(), signal);
+        if let Ok(true) = process::has_ended(pidfd.as_fd(), Duration::from_secs(10)) {
+            return;
+        }
     }
 }
 

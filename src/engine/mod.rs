@@ -5,6 +5,7 @@
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
 pub mod halt;
+pub mod interrupt;
 pub mod launch;
 pub mod ready;
 
@@ -78,13 +79,15 @@ impl Reach {
 }
 
 /// Applies the host steps in order, telling each title before it.
+///
+/// Steps whose result a stopped node keeps are applied as well: they find it there, or make what a killed command
+/// had not come to.
 pub fn apply(
     plan: &Plan,
-    reach: Reach,
     journal: &Progress,
     talk: &mut dyn FnMut(usize, &HostStep),
 ) -> Result<(), Interrupted> {
-    for (index, step) in plan.host.iter().enumerate().filter(|(_, s)| reach.includes(s)) {
+    for (index, step) in plan.host.iter().enumerate() {
         let failed = |error| Interrupted { index, error };
         journal.set(index + 1).map_err(failed)?;
         talk(index, step);

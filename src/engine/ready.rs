@@ -2,6 +2,7 @@
 //! says less: the server may still be recovering, or be another one.
 
 use std::{
+    error::Error,
     net::{SocketAddrV4, TcpStream},
     time::Duration,
 };
@@ -16,8 +17,10 @@ use crate::{facts, state::NodeDir};
 pub enum Answer {
     /// It answered.
     Ready,
-    /// It is the final server, but would not let pgbox in: the password is another one, or pg_hba.conf
-    /// refuses this host. It serves those whom it knows.
+    /// It is the final server, and asks for another password than pgbox has.
+    WrongPassword(String),
+    /// It is the final server, but would not let pgbox in: there is no such database, or pg_hba.conf refuses
+    /// this host. It serves those whom it knows.
     Refused(String),
     /// Nobody listens, or it is starting, stopping or recovering.
     NotYet(String),
@@ -54,9 +57,15 @@ fn explain(error: &postgres::Error) -> Answer {
     let starting = [SqlState::CANNOT_CONNECT_NOW, SqlState::ADMIN_SHUTDOWN, SqlState::CRASH_SHUTDOWN];
     match error.as_db_error() {
         Some(said) if starting.contains(said.code()) => Answer::NotYet(said.message().to_owned()),
+        Some(said) if *said.code() == SqlState::INVALID_PASSWORD => {
+            Answer::WrongPassword(said.message().to_owned())
+        }
         Some(said) => Answer::Refused(said.message().to_owned()),
-        // The crate's own errors are about passwords that were asked for and not there.
-        None if error.to_string().contains("password") => Answer::Refused(error.to_string()),
-        None => Answer::NotYet(error.to_string()),
+        // The crate's own errors name what is wrong in their source: a password was asked for, and none given.
+        None => match error.source().map(|source| source.to_string()) {
+            Some(why) if why.contains("password") => Answer::WrongPassword(why),
+            Some(why) => Answer::NotYet(format!("{error}: {why}")),
+            None => Answer::NotYet(error.to_string()),
+        },
     }
 }

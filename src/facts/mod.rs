@@ -8,6 +8,7 @@ pub mod node;
 use std::{
     collections::BTreeSet,
     fs,
+    io::Read,
     net::{Ipv4Addr, TcpListener},
     path::Path,
 };
@@ -27,11 +28,24 @@ use crate::{
 pub fn nodes(root: &Root, lab: &Name) -> Result<Vec<(Name, NodeState)>> {
     let mut nodes = Vec::new();
     for name in root.nodes(lab)? {
-        if let Some(state) = root.node(lab, &name).load()? {
+        if let Some(state) = load(root, lab, &name)? {
             nodes.push((name, state));
         }
     }
     Ok(nodes)
+}
+
+/// What is remembered of a node.
+///
+/// # Errors
+/// When that is damaged, with the way to be rid of it.
+pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
+    root.node(lab, node).load().map_err(|error| {
+        advise(
+            format!("what is remembered of node `{node}` can't be read: {error:#}"),
+            format!("`pgbox rm --force {node}` removes the node and keeps its volumes"),
+        )
+    })
 }
 
 /// Gathers what a plan for a new node needs. The caller holds the lab's lock.
@@ -68,7 +82,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
         gateway: with_prefix(lab.gateway())?,
         address: with_prefix(address)?,
         resolv_conf: resolv_conf(),
-        file_sources: sources().filter(|p| p.is_file()).collect(),
+        file_sources: sources().filter(|p| p.exists() && !p.is_dir()).collect(),
         missing_sources: sources().filter(|p| !p.exists()).collect(),
         whole_memory: memory::total()?,
     })
@@ -83,7 +97,8 @@ fn nat(root: &Root, spec: &NodeSpec) -> bool {
 }
 
 fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
-    if root.node(&spec.lab, &spec.node).path().exists() {
+    let dir = root.node(&spec.lab, &spec.node);
+    if dir.path().exists() && dir.load()?.is_some() {
         return Err(advise(
             format!("the name `{}` is taken in lab `{}`", spec.node, spec.lab),
             format!(
@@ -92,14 +107,33 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
             ),
         ));
     }
-    let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
-    if netns::path(&names.netns).exists() {
-        return Err(advise(
-            format!("a network namespace {} is there already, and belongs to no node", names.netns),
+    match remains(root, &spec.lab, &spec.node)?.first() {
+        Some(what) => Err(advise(
+            format!("{what} is there already, and belongs to no node"),
             format!("remove what is left of an earlier node: `pgbox rm --force {}`", spec.node),
-        ));
+        )),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// What there is of a node, by its names and not by what is remembered of it.
+pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
+    let names = ObjectNames::new(root.path(), lab, node);
+    let mut found = Vec::new();
+    let dir = root.node(lab, node);
+    if dir.path().exists() {
+        found.push(format!("the directory {}", dir.path().display()));
+    }
+    if netns::path(&names.netns).exists() {
+        found.push(format!("the network namespace {}", names.netns));
+    }
+    if link::exists(&names.veth)? {
+        found.push(format!("the interface {}", names.veth));
+    }
+    if cgroup::Cgroup::new(&cgroup::detect()?, &names.cgroup)?.exists() {
+        found.push(format!("the cgroup {}", names.cgroup.display()));
+    }
+    Ok(found)
 }
 
 fn free_address(lab: &LabState, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
@@ -229,9 +263,20 @@ fn resolv_conf() -> String {
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
 }
 
+/// Reads a file that a container may have put there: neither a symlink out of it nor a fifo without an end.
+fn read_plain_file(path: &Path) -> std::io::Result<String> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
+    let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(std::io::Error::other("it is not a plain file"));
+    }
+    std::io::read_to_string(file.take(1 << 10))
+}
+
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.
 pub fn data_version(path: &Path) -> Result<Option<u32>> {
-    match fs::read_to_string(path.join("PG_VERSION")) {
+    match read_plain_file(&path.join("PG_VERSION")) {
         Ok(text) => crate::postgres::version::parse_pg_version(&text).map(Some),
         Err(e) if matches!(e.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {
             Ok(None)

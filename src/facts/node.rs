@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::{
     hint::advise,
-    postgres::report::{Phase, Status},
+    postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     state::{NodeDir, NodeState, Root},
     sys::{self, cgroup, process},
@@ -69,17 +69,39 @@ impl Node {
     }
 
     /// One word for a table, more precise than the life: what pid 1 is doing, or how it ended.
-    pub fn word(&self) -> String {
+    pub fn word(&self) -> &'static str {
         match (self.life, self.status.phase, &self.status.reason) {
-            (Life::Running, Phase::Running, _) => "running".to_owned(),
-            (Life::Running, phase, _) => phase.word().to_owned(),
-            (Life::Stopped, Phase::Ended, Some(reason)) => format!("{reason:?}").to_lowercase(),
+            (Life::Running, phase, _) => during(phase),
+            (Life::Stopped, Phase::Ended, Some(reason)) => after(*reason),
             // Its pid 1 is gone and wrote no last word: SIGKILL, the OOM killer, or a power cut.
-            (Life::Stopped, phase, _) if phase != Phase::Ended && self.state.init.is_some() => {
-                "killed".to_owned()
-            }
-            (life, ..) => life.word().to_owned(),
+            (Life::Stopped, phase, _) if phase != Phase::Ended && self.state.init.is_some() => "killed",
+            (life, ..) => life.word(),
         }
+    }
+}
+
+/// The state of a node whose pid 1 is at this.
+fn during(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Preparing => "preparing",
+        Phase::Initdb => "initdb",
+        Phase::Scripts => "init-scripts",
+        Phase::Starting => "starting",
+        Phase::Running => "running",
+        Phase::Stopping => "stopping",
+        Phase::Waiting => "restarting",
+        Phase::Ended => "ending",
+    }
+}
+
+/// The state of a node that has ended for this reason.
+fn after(reason: Reason) -> &'static str {
+    match reason {
+        Reason::Stopped => "stopped",
+        Reason::Completed => "completed",
+        Reason::Crashed => "crashed",
+        Reason::DiskFull => "disk-full",
+        Reason::Failed => "failed",
     }
 }
 
@@ -89,10 +111,10 @@ impl Node {
 /// When there is none, with the ones that there are.
 pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
     let dir = root.node(lab, name);
-    let Some(state) = dir.load()? else {
+    let Some(state) = super::load(root, lab, name)? else {
         let known = root.nodes(lab)?.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
         let way_out = match known.as_str() {
-            "" => format!("lab `{lab}` has no nodes; create one: pgbox run {name}"),
+            "" => format!("lab `{lab}` has no nodes; `pgbox ps --all-labs` shows those of all labs"),
             _ => format!("lab `{lab}` has {known}"),
         };
         return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));

@@ -44,7 +44,8 @@ impl Init<'_> {
             match self.next_event(POLL)? {
                 Event::Ended(ended, exit) if ended == pid => return self.private_ended(exit),
                 Event::Signal(signal) if stops(signal) => {
-                    self.stop_private(pid)?;
+                    // So early it may die of the signal itself: still it was we who ended it.
+                    let _ = self.stop_private(pid);
                     return Err(Stopped { signal: signal as i32 }.into());
                 }
                 _ => {}

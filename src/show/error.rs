@@ -4,16 +4,20 @@ use std::io::Write;
 
 use anyhow::Error;
 
-use crate::{engine::StepFailed, hint::Advised};
+use crate::{
+    engine::StepFailed,
+    hint::{self, Advised},
+};
 
-/// Prints an error to standard error.
-pub fn print(error: &Error) {
+/// Prints an error to standard error; `options` are those that a command in it must repeat.
+pub fn print(error: &Error, options: &str) {
+    let text = hint::with_options(&render(error, nix::unistd::geteuid().is_root()), options);
     // Where standard error is gone, nobody can be told.
-    let _ = std::io::stderr().write_all(render(error).as_bytes());
+    let _ = std::io::stderr().write_all(text.as_bytes());
 }
 
 /// The lines of an error.
-pub fn render(error: &Error) -> String {
+pub fn render(error: &Error, is_root: bool) -> String {
     if let Some(failed) = error.downcast_ref::<StepFailed>() {
         return step_failed(failed);
     }
@@ -22,8 +26,9 @@ pub fn render(error: &Error) -> String {
     if !causes.is_empty() {
         text += &labelled("cause", &causes.join(": "));
     }
-    if let Some(advised) = error.chain().find_map(|cause| cause.downcast_ref::<Advised>()) {
-        text += &labelled("hint", &advised.hint);
+    let advised = error.chain().find_map(|cause| cause.downcast_ref::<Advised>());
+    if let Some(hint) = advised.map(|a| a.hint.as_str()).or_else(|| hint::for_error(error, is_root)) {
+        text += &labelled("hint", hint);
     }
     text
 }
@@ -55,7 +60,7 @@ mod tests {
     #[test]
     fn an_error_ends_with_the_way_out() {
         let error = advise("port 1 is taken", "use 2").context("publish");
-        assert_eq!(render(&error), "error: publish\n  cause: port 1 is taken\n  hint:  use 2\n");
+        assert_eq!(render(&error, true), "error: publish\n  cause: port 1 is taken\n  hint:  use 2\n");
     }
 
     #[test]
@@ -72,6 +77,6 @@ mod tests {
         });
         let want = "error: step 7/16 failed: create cgroup x\n  cause: mkdir: EROFS\n  host:  steps 6-1 undone\n  \
                     the end of its log:\n    last words\n";
-        assert_eq!(render(&error), want);
+        assert_eq!(render(&error, true), want);
     }
 }

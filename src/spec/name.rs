@@ -49,6 +49,11 @@ impl FromStr for Name {
                 "`{text}` is not a name: use lower-case letters, digits, `-` and `_`, and begin with a letter or digit"
             ));
         }
+        if text == "localhost" {
+            return Err(
+                "`localhost` has a meaning of its own in every /etc/hosts; choose another name".into()
+            );
+        }
         Ok(Self(text.to_owned()))
     }
 }

@@ -3,7 +3,6 @@
 
 use std::{
     fs,
-    io::{self, Write},
     net::{Ipv4Addr, SocketAddrV4},
     os::fd::AsFd,
     path::{Path, PathBuf},
@@ -11,13 +10,14 @@ use std::{
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
-use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
+
+mod work;
 
 use super::Lesson;
 use crate::{
     spec::Publish,
-    sys::{self, cgroup, link, netns, nft, sysctl},
+    sys::{cgroup, link, netns, nft},
 };
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -109,7 +109,7 @@ impl HostStep {
 
     pub fn apply(&self) -> Result<()> {
         match self {
-            Self::CreateBundle { dir, files } => create_bundle(dir, files),
+            Self::CreateBundle { dir, files } => work::create_bundle(dir, files),
             Self::CreateVolume { dir } => {
                 fs::create_dir_all(dir).with_context(|| format!("mkdir {}", dir.display()))
             }
@@ -124,7 +124,7 @@ impl HostStep {
                 })
                 .map(drop)
             }
-            Self::EnableForwarding { bridge } => enable_forwarding(bridge),
+            Self::EnableForwarding { bridge } => work::enable_forwarding(bridge),
             Self::CreateNetns { name } => netns::create(name),
             Self::CreateVeth { name, alias, bridge, netns, mac, .. } => {
                 let ns = netns::open(netns)?;
@@ -150,40 +150,42 @@ impl HostStep {
             }
             Self::CreateNat { table, comment, .. } => match nft::add(&self.nat_table()) {
                 // An earlier node of the lab has made it.
-                Err(e) if is_ours(table, comment, &e)? => Ok(()),
+                Err(e) if work::is_ours(table, comment, &e)? => Ok(()),
                 other => other,
             },
             Self::PublishPorts { .. } => nft::add(&self.nat_table()),
-            Self::AddHostName { file, address, name } => edit_hosts(file, name, Some(*address)),
+            Self::AddHostName { file, address, name } => work::edit_hosts(file, name, Some(*address)),
             Self::CreateCgroup { path, .. } => cgroup::Cgroup::new(&cgroup::detect()?, path)?.create(),
-            Self::SetLimits { path, limits, .. } => set_limits(path, limits),
+            Self::SetLimits { path, limits, .. } => work::set_limits(path, limits),
         }
     }
 
     pub fn undo(&self) -> Result<()> {
         match self {
-            Self::CreateBundle { dir, files } => remove_bundle(dir, files),
-            // A volume is only given back while nothing was ever stored in it: data is never removed by a
-            // roll-back. `rm -v` removes volumes by name.
-            Self::CreateVolume { dir } => remove_empty_volume(dir),
+            Self::CreateBundle { dir, files } => work::remove_bundle(dir, files),
+            // Data is never removed by a roll-back, and an empty volume may be another node's as well, which would
+            // lose its mount. `rm -v` removes volumes by name.
+            Self::CreateVolume { .. } => Ok(()),
             Self::CreateBridge { name, alias, mac, own_port, .. } => {
-                remove_unused_bridge(name, alias, *mac, own_port)
+                work::remove_unused_bridge(name, alias, *mac, own_port)
             }
-            Self::CreateNat { table, bridge, own_port, .. } => match is_in_use(bridge, own_port)? {
-                true => Ok(()),
-                false => nft::delete(table),
-            },
+            Self::CreateNat { table, comment, bridge, own_port, .. } => {
+                match work::is_in_use(bridge, own_port)? {
+                    true => Ok(()),
+                    false => work::delete_own_table(table, comment),
+                }
+            }
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),
             // A connection whose client has not closed it stays half-open for up to a minute after the server
             // has gone, and keeps the namespace alive, its end of the cable included.
-            Self::CreateVeth { name, serves: true, .. } => link::delete(name).map(drop),
+            Self::CreateVeth { name, alias, serves: true, .. } => work::delete_own_link(name, alias),
             // Otherwise it dies with the namespace, off the path: deleting a veth costs 15-30 ms.
             Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
-            Self::PublishPorts { table, .. } => nft::delete(table),
-            Self::AddHostName { file, name, .. } => edit_hosts(file, name, None),
-            Self::CreateCgroup { path, .. } => remove_cgroup(path),
+            Self::PublishPorts { table, comment, .. } => work::delete_own_table(table, comment),
+            Self::AddHostName { file, name, .. } => work::edit_hosts(file, name, None),
+            Self::CreateCgroup { path, .. } => work::remove_cgroup(path),
             // The limits are files of the cgroup.
             Self::SetLimits { .. } => Ok(()),
         }
@@ -365,124 +367,6 @@ impl HostStep {
     }
 }
 
-fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
-    for name in BUNDLE_DIRS {
-        let path = dir.join(name);
-        fs::create_dir_all(&path).with_context(|| format!("mkdir {}", path.display()))?;
-    }
-    for (name, content) in files {
-        let path = dir.join(name);
-        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
-    }
-    Ok(())
-}
-
-fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
-    for name in BUNDLE_DIRS {
-        // `merged` is empty out here: what is seen in it is mounted inside.
-        let path = dir.join(name);
-        absent_is_ok(fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)))
-            .with_context(|| format!("remove {}/{name}", dir.display()))?;
-    }
-    for (name, _) in files {
-        absent_is_ok(fs::remove_file(dir.join(name)))
-            .with_context(|| format!("remove {}/{name}", dir.display()))?;
-    }
-    Ok(())
-}
-
-fn remove_empty_volume(dir: &Path) -> Result<()> {
-    match fs::remove_dir(dir) {
-        Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => Ok(()),
-        other => absent_is_ok(other).with_context(|| format!("rmdir {}", dir.display())),
-    }
-}
-
-fn enable_forwarding(bridge: &str) -> Result<()> {
-    sysctl::set("net.ipv4.ip_forward", "1")?;
-    sysctl::set(&sysctl::ipv4_conf(bridge, "route_localnet"), "1")?;
-    Ok(())
-}
-
-/// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
-/// the kernel takes its namespace apart.
-fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_port: &str) -> Result<()> {
-    let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
-    match !ours || is_in_use(name, own_port)? {
-        true => Ok(()),
-        false => link::delete(name).map(drop),
-    }
-}
-
-/// Whether other nodes are plugged into the bridge.
-fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
-    match link::ports(bridge) {
-        Err(error) if error.downcast_ref() == Some(&Errno::ENODEV) => Ok(false),
-        ports => Ok(ports?.iter().any(|port| port != own_port)),
-    }
-}
-
-/// Whether adding a table failed because we have it already.
-fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
-    let exists = error.downcast_ref() == Some(&Errno::EEXIST);
-    let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
-    Ok(exists && nft::list()?.into_iter().any(same))
-}
-
-/// Replaces or removes the line of `name`, keeping the file's inode.
-fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
-    let old = match sys::fs::read_to_string(file) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
-        Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
-    };
-    let mut new: String = old
-        .lines()
-        .filter(|line| line.split_whitespace().nth(1) != Some(name))
-        .flat_map(|line| [line, "\n"])
-        .collect();
-    if let Some(address) = address {
-        new.push_str(&format!("{address} {name}\n"));
-    }
-    // The text first and the end after it: a reader in between finds no empty file, and no block is freed.
-    let write = || -> io::Result<()> {
-        let mut file = fs::File::options().create(true).truncate(false).write(true).open(file)?;
-        file.write_all(new.as_bytes())?;
-        file.set_len(new.len() as u64)
-    };
-    write().with_context(|| format!("write {}", file.display()))
-}
-
-const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
-
-fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
-    let hierarchy = cgroup::detect()?;
-    let writes = cgroup::writes(&hierarchy, limits);
-    // What this kernel has no file for (swap accounting) was said when the node was planned.
-    cgroup::Cgroup::new(&hierarchy, path)?.apply(&writes).map(drop)
-}
-
-fn remove_cgroup(path: &Path) -> Result<()> {
-    let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
-    if group.populated()? {
-        // pid 1 is gone or never was one: who is left belongs to nobody.
-        group.kill()?;
-    }
-    group.remove()?;
-    match path.components().next() {
-        Some(top) if path.components().count() > 1 => group.prune(top),
-        _ => Ok(()),
-    }
-}
-
-fn absent_is_ok(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
-    }
-}
-
 fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
@@ -497,39 +381,4 @@ fn shown_paths(paths: &[PathBuf]) -> String {
 
 fn file_name(path: &Path) -> String {
     path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn host_names_come_and_go_in_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("hosts");
-        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 2))).unwrap();
-        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap());
-        edit_hosts(&file, "b", Some(Ipv4Addr::new(10, 0, 0, 3))).unwrap();
-        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 4))).unwrap();
-        let text = fs::read_to_string(&file).unwrap();
-        assert_eq!(text, format!("{HOSTS_HEAD}10.0.0.3 b\n10.0.0.4 a\n"));
-        edit_hosts(&file, "b", None).unwrap();
-        assert!(!fs::read_to_string(&file).unwrap().contains('b') || !text.is_empty());
-        assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap()), inode);
-    }
-
-    #[test]
-    fn a_volume_with_data_is_never_undone() {
-        let dir = tempfile::tempdir().unwrap();
-        let volume = dir.path().join("v");
-        let step = HostStep::CreateVolume { dir: volume.clone() };
-        step.apply().unwrap();
-        fs::write(volume.join("x"), "").unwrap();
-        step.undo().unwrap();
-        assert!(volume.join("x").exists());
-        fs::remove_file(volume.join("x")).unwrap();
-        step.undo().unwrap();
-        step.undo().unwrap();
-        assert!(!volume.exists());
-    }
 }

@@ -36,7 +36,7 @@ pub fn ensure_single_threaded() -> Result<()> {
     const PATIENCE: Duration = Duration::from_millis(200);
     let begun = Instant::now();
     loop {
-        // As in any directory, each one below counts as a link: two for itself and one for each thread.
+        // As in any directory, each entry below counts as a link: two for itself and one for each thread.
         let tasks = std::fs::metadata("/proc/self/task").context("stat /proc/self/task")?.nlink() - 2;
         if tasks == 1 {
             return Ok(());

@@ -41,6 +41,7 @@ type Segment = (usize, usize);
 
 /// Finds the whole pages of each segment that is mapped without permission to write: what is in them is what is in
 /// the file. (Read-only data that the loader has relocated is part of a writable segment.)
+// SAFETY: only for dl_iterate_phdr, with a pointer to a vector of segments as its data.
 unsafe extern "C" fn collect(
     object: *mut libc::dl_phdr_info,
     _size: libc::size_t,

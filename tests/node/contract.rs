@@ -129,20 +129,6 @@ fn another_c_library_under_the_data_is_warned_of() {
 }
 
 #[test]
-fn another_password_for_old_data_is_told_and_changes_nothing() {
-    let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_PASSWORD=first"]);
-    host.pgbox(&["rm", "-f", "n"]);
-    let output = host.try_pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_PASSWORD=second"]);
-    let said = crate::harness::text(&output.stderr);
-    assert!(
-        output.status.success() && said.contains("refuses the password") && said.contains("\\password"),
-        "{said}"
-    );
-    assert_eq!(host.pgbox(&["psql", "n", "-Atc", "SELECT 1"]).trim(), "1");
-}
-
-#[test]
 fn tuning_is_derived_from_the_limit_and_told() {
     let Some(host) = Host::new() else { return };
     let output = host.try_pgbox(&["run", "n", "postgres:15", "--memory", "400m", "--tune", "auto"]);

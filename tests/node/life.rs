@@ -163,12 +163,13 @@ fn a_start_that_fails_takes_back_its_steps_and_keeps_the_node() {
     host.pgbox(&["run", "n", "postgres:15"]);
     host.pgbox(&["stop", "n"]);
     // An inner step that must fail at once, with the lab's lock still held by the command.
-    let upper = host.root.join("labs/default/nodes/n/upper");
-    fs::rename(&upper, upper.with_extension("away")).unwrap();
+    let scratch = host.root.join("labs/default/nodes/n/work/work");
+    fs::remove_dir_all(&scratch).unwrap();
+    fs::write(&scratch, "not a directory").unwrap();
     let said = host.fails(1, &["start", "n"]);
     assert!(said.contains("mount the overlay") && said.contains("`n` is stopped"), "{said}");
     host.is_clean();
-    fs::rename(upper.with_extension("away"), &upper).unwrap();
+    fs::remove_file(&scratch).unwrap();
     host.pgbox(&["start", "n"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }

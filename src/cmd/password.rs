@@ -1,0 +1,178 @@
+//! The superuser's password: where a new node gets it from, and what becomes of it when the data turns out
+//! to have another one. It is set when the data directory is made; later ones are not taken over (as in the
+//! official image, docker-library/postgres#723), but here that is said.
+
+use std::{
+    fs,
+    io::Read,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    engine::ready::{self, Answer},
+    plan,
+    postgres::{
+        contract,
+        launch::{Password, Payload, PostgresPayload, Source},
+        password, uri,
+    },
+    state::{self, NodeDir, NodeState, Root},
+    step::AfterStep,
+};
+
+/// Where the password in a node's files comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The node has none, or pgbox can't know it.
+    Nowhere,
+    /// The user has given it.
+    Given,
+    /// It was kept beside the volume by an earlier node.
+    Remembered,
+    /// pgbox has made it up.
+    Generated,
+}
+
+/// Puts the password into the files of a new node.
+pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<Origin> {
+    let Some(postgres) = postgres(state) else { return Ok(Origin::Nowhere) };
+    let (secret, origin) = match &postgres.password {
+        Password::Unset => return Ok(Origin::Nowhere),
+        Password::File(inside) => match from_file(state, inside)? {
+            Some(secret) => (secret, Origin::Given),
+            None => return Ok(Origin::Nowhere),
+        },
+        Password::Descriptor => match (given, remembered(root, state)) {
+            (Some(secret), _) => (secret, Origin::Given),
+            (None, Some(secret)) => (secret, Origin::Remembered),
+            (None, None) => (generated()?, Origin::Generated),
+        },
+    };
+    write(node, postgres, &secret)?;
+    if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
+        // The cluster may be made with it and this very run fail later: nobody else knows it.
+        fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
+        state::write_secret(&home.join("password"), &secret)?;
+    }
+    Ok(origin)
+}
+
+fn postgres(state: &NodeState) -> Option<&PostgresPayload> {
+    match &state.plan.init.payload {
+        Payload::Postgres(postgres) => Some(postgres),
+        Payload::Command { .. } => None,
+    }
+}
+
+/// The content of `POSTGRES_PASSWORD_FILE`, if that is in a volume; in the image nobody should have one.
+fn from_file(state: &NodeState, inside: &Path) -> Result<Option<String>> {
+    let Some(path) = plan::on_host(&state.plan, inside) else { return Ok(None) };
+    match fs::read(&path) {
+        Ok(content) => contract::file_value(&content, "POSTGRES_PASSWORD_FILE").map(Some),
+        // pid 1 says what is wrong with it, if it needs it.
+        Err(_) => Ok(None),
+    }
+}
+
+fn write(node: &NodeDir, postgres: &PostgresPayload, secret: &str) -> Result<()> {
+    let user = match &postgres.superuser {
+        Source::Value(user) => user.as_str(),
+        Source::File(_) => "*",
+    };
+    state::write_secret(&node.secret_file(), secret)?;
+    state::write_secret(&node.pass_file(), &uri::passfile_line(user, secret))
+}
+
+fn forget(node: &NodeDir) -> Result<()> {
+    for path in [node.secret_file(), node.pass_file()] {
+        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// The password that was kept beside the data when an earlier node on it was removed.
+fn remembered(root: &Root, state: &NodeState) -> Option<String> {
+    fs::read_to_string(home(root, state)?.join("password")).ok().filter(|s| !s.is_empty())
+}
+
+fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
+    root.volume_home(&state.spec.lab, state.data.as_deref()?)
+}
+
+fn generated() -> Result<String> {
+    let mut bytes = [0; 18];
+    fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
+    Ok(password::from_random(bytes))
+}
+
+/// What a server's answer says about the password of a node that came up. Gives what the user should know;
+/// afterwards the node's files have the right password, or none that is known to be wrong.
+pub fn settle(
+    root: &Root,
+    node: &NodeDir,
+    state: &NodeState,
+    origin: Origin,
+    answer: &Answer,
+) -> Result<Option<String>> {
+    let Answer::WrongPassword(why) = answer else { return Ok(refused(state, answer)) };
+    let name = &state.spec.node;
+    let change = format!("To change it: pgbox psql {name} -c '\\password'");
+    let Some(postgres) = postgres(state).filter(|_| node.secret_file().exists()) else { return Ok(None) };
+    if origin == Origin::Given
+        && let Some(old) = remembered(root, state)
+        && works(node, state, postgres, &old)?
+    {
+        let file = node.secret_file();
+        return Ok(Some(format!(
+            "the data of `{name}` has another password than the one that was given ({why}), and keeps it: a \
+             password is set when the data directory is made. The one that counts is in {}. {change}",
+            file.display()
+        )));
+    }
+    if origin == Origin::Given {
+        return Ok(Some(format!(
+            "the data of `{name}` has another password than the one that was given ({why}), and keeps it: a \
+             password is set when the data directory is made. {change}"
+        )));
+    }
+    forget(node)?;
+    Ok(Some(format!(
+        "the data of `{name}` has a password that pgbox doesn't know ({why}). Give it with -e \
+         POSTGRES_PASSWORD=... when the node is created. {change}"
+    )))
+}
+
+/// Tries a password, and leaves it in the node's files if it is the right one.
+fn works(node: &NodeDir, state: &NodeState, postgres: &PostgresPayload, secret: &str) -> Result<bool> {
+    let Some(AfterStep::WaitUntilReady { address, .. }) = state.plan.after.first() else { return Ok(false) };
+    let given = fs::read_to_string(node.secret_file()).context("read the password")?;
+    write(node, postgres, secret)?;
+    let works = ready::probe(node, *address)? == Answer::Ready;
+    if !works {
+        write(node, postgres, &given)?;
+    }
+    Ok(works)
+}
+
+/// A server that is up, but turns pgbox away for something other than the password.
+pub fn refused(state: &NodeState, answer: &Answer) -> Option<String> {
+    let Answer::Refused(why) = answer else { return None };
+    let name = &state.spec.node;
+    Some(format!(
+        "`{name}` is up, but turned pgbox away ({why}); POSTGRES_USER, POSTGRES_DB and the like only count \
+         when the data directory is made"
+    ))
+}
+
+/// Keeps the password beside a named volume, for the next node on it; only one that is known to be right.
+pub fn remember(node: &NodeDir, state: &NodeState, volume: &Path) -> Result<()> {
+    let trusted = postgres(state).is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
+    let path = volume.join("password");
+    match fs::read_to_string(node.secret_file()) {
+        // A server that asks nobody for a password has not confirmed this one.
+        Ok(secret) if !(trusted && path.exists()) => state::write_secret(&path, &secret),
+        _ => Ok(()),
+    }
+}

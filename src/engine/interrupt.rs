@@ -1,0 +1,39 @@
+//! Ctrl-C and its kin as data. signalfd(2), signal(7).
+//!
+//! The rule that surprises people: the default action of a signal runs no code of ours. A command that is
+//! half-way through the steps of a plan would end and leave them there, with pid 1 at work on the rest.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::{Context, Result};
+use nix::sys::{
+    signal::{SigSet, Signal},
+    signalfd::{SfdFlags, SignalFd},
+};
+
+/// What a terminal, its end, or another process may send to make a command end.
+const ENDING: [Signal; 4] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGQUIT, Signal::SIGHUP];
+
+/// The ending signals, blocked for the rest of this process.
+pub struct Interrupts(SignalFd);
+
+impl Interrupts {
+    pub fn block() -> Result<Self> {
+        let set = SigSet::from_iter(ENDING);
+        set.thread_block().context("block signals")?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        Ok(Self(SignalFd::with_flags(&set, flags).context("signalfd")?))
+    }
+
+    /// A signal that has come meanwhile.
+    pub fn next(&self) -> Result<Option<Signal>> {
+        let info = self.0.read_signal().context("read signalfd")?;
+        info.map(|info| Signal::try_from(info.ssi_signo as i32).context("signal")).transpose()
+    }
+}
+
+impl AsFd for Interrupts {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

@@ -1,0 +1,163 @@
+//! What applying and undoing a host step takes, where that is more than one call of `sys`. Each undo looks whose an
+//! object is before it removes it, and finds an absent one in order.
+
+use std::{
+    fs,
+    io::{self, Write},
+    net::Ipv4Addr,
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+use nix::errno::Errno;
+
+use super::BUNDLE_DIRS;
+use crate::sys::{self, cgroup, link, nft, sysctl};
+
+pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
+    for name in BUNDLE_DIRS {
+        let path = dir.join(name);
+        fs::create_dir_all(&path).with_context(|| format!("mkdir {}", path.display()))?;
+    }
+    for (name, content) in files {
+        let path = dir.join(name);
+        fs::write(&path, content).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+pub fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
+    for name in BUNDLE_DIRS {
+        // `merged` is empty out here: what is seen in it is mounted inside.
+        let path = dir.join(name);
+        absent_is_ok(fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)))
+            .with_context(|| format!("remove {}/{name}", dir.display()))?;
+    }
+    for (name, _) in files {
+        absent_is_ok(fs::remove_file(dir.join(name)))
+            .with_context(|| format!("remove {}/{name}", dir.display()))?;
+    }
+    Ok(())
+}
+
+pub fn enable_forwarding(bridge: &str) -> Result<()> {
+    sysctl::set("net.ipv4.ip_forward", "1")?;
+    sysctl::set(&sysctl::ipv4_conf(bridge, "route_localnet"), "1")?;
+    Ok(())
+}
+
+/// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
+/// the kernel takes its namespace apart.
+pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_port: &str) -> Result<()> {
+    let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
+    match !ours || is_in_use(name, own_port)? {
+        true => Ok(()),
+        false => link::delete(name).map(drop),
+    }
+}
+
+/// Whether other nodes are plugged into the bridge.
+pub fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
+    match link::ports(bridge) {
+        Err(error) if error.downcast_ref() == Some(&Errno::ENODEV) => Ok(false),
+        ports => Ok(ports?.iter().any(|port| port != own_port)),
+    }
+}
+
+/// Deletes a link unless it carries somebody else's mark.
+pub fn delete_own_link(name: &str, alias: &str) -> Result<()> {
+    match link::get(name)? {
+        Some(link) if link.alias.as_deref().is_none_or(|a| a == alias) => link::delete(name).map(drop),
+        _ => Ok(()),
+    }
+}
+
+/// Deletes a table unless it carries somebody else's mark.
+pub fn delete_own_table(table: &str, comment: &str) -> Result<()> {
+    let ours = |t: &nft::Found| t.name == table && t.comment.as_deref().is_none_or(|c| c == comment);
+    match nft::list()?.iter().any(ours) {
+        true => nft::delete(table),
+        false => Ok(()),
+    }
+}
+
+/// Whether adding a table failed because we have it already.
+pub fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
+    let exists = error.downcast_ref() == Some(&Errno::EEXIST);
+    let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
+    Ok(exists && nft::list()?.into_iter().any(same))
+}
+
+/// Replaces or removes the line of `name`, keeping the file's inode.
+pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
+    let old = match sys::fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
+        Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
+    };
+    let mut new: String = old
+        .lines()
+        .filter(|line| line.split_whitespace().nth(1) != Some(name))
+        .flat_map(|line| [line, "\n"])
+        .collect();
+    if let Some(address) = address {
+        new.push_str(&format!("{address} {name}\n"));
+    }
+    // The text first and the end after it: a reader in between finds no empty file, and no block is freed.
+    let write = || -> io::Result<()> {
+        let mut file = fs::File::options().create(true).truncate(false).write(true).open(file)?;
+        file.write_all(new.as_bytes())?;
+        file.set_len(new.len() as u64)
+    };
+    write().with_context(|| format!("write {}", file.display()))
+}
+
+const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+
+pub fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
+    let hierarchy = cgroup::detect()?;
+    let writes = cgroup::writes(&hierarchy, limits);
+    // What this kernel has no file for (swap accounting) was said when the node was planned.
+    cgroup::Cgroup::new(&hierarchy, path)?.apply(&writes).map(drop)
+}
+
+pub fn remove_cgroup(path: &Path) -> Result<()> {
+    let group = cgroup::Cgroup::new(&cgroup::detect()?, path)?;
+    if group.populated()? {
+        // pid 1 is gone or never was one: who is left belongs to nobody.
+        group.kill()?;
+    }
+    group.remove()?;
+    match path.components().next() {
+        Some(top) if path.components().count() > 1 => group.prune(top),
+        _ => Ok(()),
+    }
+}
+
+fn absent_is_ok(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn host_names_come_and_go_in_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("hosts");
+        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 2))).unwrap();
+        let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap());
+        edit_hosts(&file, "b", Some(Ipv4Addr::new(10, 0, 0, 3))).unwrap();
+        edit_hosts(&file, "a", Some(Ipv4Addr::new(10, 0, 0, 4))).unwrap();
+        let text = fs::read_to_string(&file).unwrap();
+        assert_eq!(text, format!("{HOSTS_HEAD}10.0.0.3 b\n10.0.0.4 a\n"));
+        edit_hosts(&file, "b", None).unwrap();
+        assert_eq!(fs::read_to_string(&file).unwrap(), format!("{HOSTS_HEAD}10.0.0.4 a\n"));
+        assert_eq!(std::os::unix::fs::MetadataExt::ino(&fs::metadata(&file).unwrap()), inode);
+    }
+}

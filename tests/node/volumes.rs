@@ -1,0 +1,87 @@
+//! Volumes: what is mounted where, whose it is afterwards, and that nobody's data is removed by mistake.
+
+use std::{
+    fs,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+};
+
+use crate::harness::{Host, run};
+
+const PGDATA: &str = "/var/lib/postgresql/data";
+
+#[test]
+fn a_volume_that_another_node_uses_survives_rm_v() {
+    let Some(host) = Host::new() else { return };
+    let mount = format!("shared:{PGDATA}");
+    host.pgbox(&["run", "a", "postgres:15", "-v", &mount]);
+    host.sql("a", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["stop", "a"]);
+    host.pgbox(&["run", "b", "postgres:15", "-v", &mount]);
+    host.pgbox(&["stop", "b"]);
+    let said = host.try_pgbox(&["rm", "-v", "b"]);
+    assert!(said.status.success());
+    assert!(crate::harness::text(&said.stderr).contains("node `a` uses it"));
+    host.pgbox(&["start", "a"]);
+    assert_eq!(host.sql("a", &[], "SELECT i FROM t"), "7");
+    host.pgbox(&["rm", "-f", "-v", "a"]);
+    assert!(!host.root.join("volumes/default/shared").exists());
+}
+
+#[test]
+fn rm_v_never_removes_a_directory_of_the_host() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("made").join("below/data");
+    host.pgbox(&["run", "n", "postgres:15", "-v", &format!("{}:{PGDATA}", data.display())]);
+    host.pgbox(&["rm", "-f", "-v", "n"]);
+    assert!(data.join("PG_VERSION").exists());
+}
+
+#[test]
+fn data_of_another_user_with_another_mode_is_taken_over_and_told() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("data");
+    let mount = format!("{}:{PGDATA}", data.display());
+    let password = ["-e", "POSTGRES_PASSWORD=pw"];
+    let first = host.try_pgbox(&[&["run", "n", "postgres:15", "-v", &mount], &password[..]].concat());
+    let said = crate::harness::text(&first.stderr);
+    assert!(first.status.success() && said.is_empty(), "nothing was anybody's before: {said}");
+    host.pgbox(&["rm", "-f", "n"]);
+    let owner = fs::metadata(data.join("PG_VERSION")).unwrap().uid();
+    run("chown", &["-R", "1234:1234", data.to_str().unwrap()]);
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(data.join("lost+found")).unwrap();
+    let again = host.try_pgbox(&[&["run", "n", "postgres:15", "-v", &mount], &password[..]].concat());
+    let said = crate::harness::text(&again.stderr);
+    assert!(again.status.success() && said.contains("uid 1234") && said.contains("mode 0755"), "{said}");
+    assert_eq!(fs::metadata(data.join("PG_VERSION")).unwrap().uid(), owner);
+    assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn the_data_directory_may_be_below_the_volume_and_an_empty_disk_has_lost_and_found() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-v", "parent:/var/lib/postgresql"]);
+    assert!(host.root.join("volumes/default/parent/data/data/PG_VERSION").exists());
+    assert!(!host.root.join("volumes/default/n").exists(), "a second volume nobody asked for");
+    let disk = host.scratch("disk");
+    fs::create_dir(disk.join("lost+found")).unwrap();
+    host.pgbox(&["run", "m", "postgres:15", "-v", &format!("{}:{PGDATA}", disk.display())]);
+    assert_eq!(host.sql("m", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn a_file_and_a_read_only_directory_can_be_mounted() {
+    let Some(host) = Host::new() else { return };
+    let dir = host.scratch("dir");
+    let file = dir.join("file");
+    fs::write(&file, "from the host\n").unwrap();
+    let (at_file, at_dir) =
+        (format!("{}:/etc/my.conf", file.display()), format!("{}:/new/dir:ro", dir.display()));
+    let script = "cat /etc/my.conf; echo more >>/etc/my.conf; touch /new/dir/x 2>/dev/null || echo no";
+    let said =
+        host.pgbox(&["run", "--rm", "t", "tiny", "-v", &at_file, "-v", &at_dir, "--", "sh", "-c", script]);
+    assert_eq!(said, "from the host\nno\n");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "from the host\nmore\n");
+    assert!(!dir.join("x").exists());
+}
