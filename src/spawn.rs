@@ -7,7 +7,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     time::Duration,
 };
 
@@ -16,7 +16,10 @@ use nix::{
     fcntl::OFlag,
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sched::{CloneFlags, setns, unshare},
-    sys::signal::{SigSet, SigmaskHow, Signal},
+    sys::{
+        signal::{SigSet, SigmaskHow, Signal},
+        socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+    },
     unistd::pipe2,
 };
 
@@ -57,8 +60,8 @@ impl Spawned {
     /// Lets pid 1 go on to the payload; it waits for this when all else is done. Should the caller be killed
     /// before, pid 1 ends: nothing runs that nobody has written down.
     pub fn release(&self) {
-        // A closed pipe means that it has failed already; its report tells why.
-        let _ = nix::unistd::write(&self.release, b"g");
+        // Nobody there means that it has failed already; its report tells why.
+        let _ = send(self.release.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL);
     }
 }
 
@@ -66,7 +69,9 @@ impl Spawned {
 pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Result<Spawned> {
     clone::ensure_single_threaded()?;
     let (reports, report) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
-    let (go, release) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
+    // A socket, because writing to a pipe whose reader has failed ends the writer by SIGPIPE.
+    let (go, release) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
+        .context("socketpair")?;
     let netns = plan.inner.iter().find_map(|step| match step {
         InnerStep::EnterNamespaces { netns } => Some(netns),
         _ => None,
