@@ -13,7 +13,7 @@
 //! * it does not outlive us.
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -35,6 +35,7 @@ use rustix::process::{
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
+use crate::sys::cgroup;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
 use crate::sys::seccomp;
@@ -50,7 +51,7 @@ pub struct Target {
     init: Pid,
     pidfd: OwnedFd,
     cgroup: Option<OwnedFd>,
-    procs: Vec<File>,
+    tasks: Vec<File>,
 }
 
 /// A command and how to run it.
@@ -92,15 +93,12 @@ impl std::error::Error for NotStarted {}
 
 impl Target {
     /// Takes hold of the container whose init is `pid`. The command is born in the cgroup-v2 directory `cgroup`, and
-    /// joins the v1 cgroups whose `cgroup.procs` files are `procs`.
-    pub fn open(pid: i32, cgroup: Option<&Path>, procs: &[PathBuf]) -> Result<Target> {
+    /// moves into the v1 cgroups whose `tasks` files are given.
+    pub fn open(pid: i32, cgroup: Option<&Path>, tasks: Vec<File>) -> Result<Target> {
         let init = Pid::from_raw(pid).with_context(|| format!("{pid} is not a process id"))?;
         let pidfd = pidfd_open(init, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
         let cgroup = cgroup.map(open_path).transpose()?;
-        let write = |path: &PathBuf| {
-            OpenOptions::new().write(true).open(path).with_context(|| format!("open {}", path.display()))
-        };
-        Ok(Target { init, pidfd, cgroup, procs: procs.iter().map(write).collect::<Result<_>>()? })
+        Ok(Target { init, pidfd, cgroup, tasks })
     }
 
     /// Looks up a user in the container's own `/etc/passwd` and `/etc/group`: `postgres`, `999`, `0:0`, ...
@@ -225,7 +223,7 @@ impl Command {
 
     /// The child's whole life. Returns an exit code only if it failed, having said why.
     fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
-        let (error, failure) = match join_cgroups(target).and_then(|()| stdio.install()) {
+        let (error, failure) = match cgroup::enter(&target.tasks).and_then(|()| stdio.install()) {
             Err(error) => (ours(error), failure),
             Ok(()) => match clone::close_all_but(failure) {
                 Ok(failure) => (self.start(&failure), failure),
@@ -304,11 +302,6 @@ impl Stdio<'_> {
         setsid().context("setsid")?;
         self.silence.map_or(Ok(()), dup2_stdin).context("dup2")
     }
-}
-
-/// "0" is whoever writes; a number would be looked up in a pid namespace.
-fn join_cgroups(target: &Target) -> Result<()> {
-    target.procs.iter().try_for_each(|mut file| file.write_all(b"0")).context("join the cgroups")
 }
 
 fn ours(error: anyhow::Error) -> NotStarted {

@@ -196,7 +196,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             alias: names.bridge_alias.clone(),
             mac: names.bridge_mac,
             address: facts.gateway,
-            own_port: names.veth.clone(),
+            own_netns: names.netns.clone(),
         },
         HostStep::CreateNetns { name: names.netns.clone() },
         HostStep::CreateVeth {
@@ -220,7 +220,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             comment: names.bridge_alias.clone(),
             bridge: names.bridge.clone(),
             subnet: facts.gateway.trunc(),
-            own_port: names.veth.clone(),
+            own_netns: names.netns.clone(),
         });
         // Only now: with route_localnet alone, a neighbour could reach what listens on the host's loopback
         // address. The table's guard must stand first.
@@ -254,14 +254,14 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             alias: names.bridge_alias.clone(),
             mac: names.bridge_mac,
             address: nowhere,
-            own_port: names.veth.clone(),
+            own_netns: names.netns.clone(),
         },
         HostStep::CreateNetns { name: names.netns.clone() },
         HostStep::CreateVeth {
             name: names.veth.clone(),
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
-            netns: names.netns,
+            netns: names.netns.clone(),
             mac: names.mac,
             serves: true,
         },
@@ -270,7 +270,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             comment: names.bridge_alias,
             bridge: names.bridge,
             subnet: nowhere,
-            own_port: names.veth,
+            own_netns: names.netns,
         },
         HostStep::PublishPorts {
             table: names.publish_table,

@@ -30,7 +30,7 @@ use crate::{
     step::InnerStep,
     sys::{
         capability::{self, CapabilitySet},
-        cgroup::Cgroup,
+        cgroup::{self, Cgroup},
         child,
         clone::{self, Child},
         credentials::Credentials,
@@ -78,7 +78,8 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     });
     let netns = File::open(netns.context("the plan has no network namespace")?)
         .context("open the network namespace")?;
-    let birth = Birth { plan, stdio, netns, report, go, files: Files::open(node, stdio)? };
+    let (tasks, files) = (group.tasks()?, Files::open(node, stdio)?);
+    let birth = Birth { plan, stdio, netns, tasks, report, go, files };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -89,10 +90,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live());
     mask.thread_set_mask().context("unblock signals")?;
     let child = child?;
-    // On cgroup v1 a process can only be moved, and that takes 11 ms: the child mounts meanwhile, and waits
-    // for the word before anything of the image runs.
-    let joined = group.join(child.pid).and_then(|()| ProcessId::of(child.pid));
-    let init = match joined {
+    let init = match in_its_cgroup(&release, &child, group) {
         Ok(init) => init,
         Err(error) => {
             process::signal(child.pidfd.as_fd(), Signal::SIGKILL)?;
@@ -100,6 +98,15 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         }
     };
     Ok(Spawned { init, child, reports: Reports::new(reports), release })
+}
+
+/// Waits until the child has gone into its v1 cgroups, and checks that it is in all of them. It mounts on meanwhile,
+/// and waits for the word before anything of the image runs.
+fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<ProcessId> {
+    let read = nix::unistd::read(release, &mut [0]).context("read from pid 1")?;
+    anyhow::ensure!(read == 1, "pid 1 ended before it was in its cgroup");
+    group.verify(child.pid)?;
+    ProcessId::of(child.pid)
 }
 
 /// A child that fails at once is gone before it can be moved: its own report is the reason.
@@ -160,7 +167,9 @@ struct Birth<'a> {
     plan: &'a Plan,
     stdio: Stdio,
     netns: File,
+    tasks: Vec<File>,
     report: OwnedFd,
+    /// It says here that it is in its cgroup, and hears that it may go on.
     go: OwnedFd,
     files: Files,
 }
@@ -190,11 +199,15 @@ impl Birth<'_> {
 
     /// The namespaces that clone3 could not make, and a life apart from the command line's.
     fn enter(&self) -> Result<()> {
+        // First, so that what it does is charged to its group.
+        cgroup::enter(&self.tasks)?;
+        nix::unistd::write(&self.go, b"j").context("write to the command line")?;
         let files = &self.files;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        let others = files.log.iter().flatten().chain(&files.secret).chain([&files.status]);
+        let others =
+            files.log.iter().flatten().chain(&self.tasks).chain(&files.secret).chain([&files.status]);
         kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
@@ -227,7 +240,7 @@ impl Birth<'_> {
             seccomp::load(&program)
         };
         // init closes what it is not given; these would then be closed twice.
-        drop((self.netns, self.go));
+        drop((self.netns, self.go, self.tasks));
         let Files { log, status, secret } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),

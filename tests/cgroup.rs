@@ -4,7 +4,7 @@
 
 use std::io::Write as _;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -86,7 +86,8 @@ impl Group {
             .spawn()
             .unwrap();
         let process = Pid::from_raw(child.id() as i32);
-        let joined = self.cgroup.join(process);
+        join(&self.cgroup, process);
+        let joined = self.cgroup.verify(process);
         let mut child = match joined {
             Ok(()) => {
                 child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
@@ -94,11 +95,18 @@ impl Group {
             }
             Err(error) => {
                 drop(Process(child));
-                panic!("join: {error:#}");
+                panic!("verify: {error:#}");
             }
         };
         assert!(child.0.try_wait().is_ok());
         child
+    }
+}
+
+/// Moves a process into every directory of a group, from outside.
+fn join(cgroup: &Cgroup, pid: Pid) {
+    for dir in cgroup.directories() {
+        std::fs::write(dir.join("cgroup.procs"), pid.to_string()).unwrap();
     }
 }
 
@@ -356,7 +364,7 @@ fn a_v2_parent_with_a_process_is_busy_and_says_who() {
     let parent = Cgroup::new(&host, format!("{}/lab", group.top)).unwrap();
     parent.create().unwrap();
     let sleeper = Process(Command::new("sleep").arg("300").spawn().unwrap());
-    parent.join(sleeper.pid()).unwrap();
+    join(&parent, sleeper.pid());
     let error = group.cgroup.create().unwrap_err();
     assert_eq!(errno(&error), Some(Errno::EBUSY), "{error:#}");
     let text = format!("{error:#}");
@@ -410,7 +418,8 @@ fn joining_is_checked_in_every_hierarchy() {
     let outside = Process(Command::new("sleep").arg("300").spawn().unwrap());
     let error = group.cgroup.verify(outside.pid()).unwrap_err().to_string();
     assert!(error.contains("is not in its cgroup"), "{error}");
-    group.cgroup.join(outside.pid()).unwrap();
+    join(&group.cgroup, outside.pid());
+    group.cgroup.verify(outside.pid()).unwrap();
     let witness = std::fs::read_to_string(format!("/proc/{}/cgroup", outside.pid())).unwrap();
     let here = witness.lines().filter(|line| line.ends_with(group.cgroup.relative().to_str().unwrap()));
     assert_eq!(here.count(), host.mounts().len(), "{witness}");
@@ -422,6 +431,22 @@ fn joining_is_checked_in_every_hierarchy() {
     }
     // On pure v2 the parents have controllers enabled, so nothing can be moved up there.
     assert_eq!(group.cgroup.verify(outside.pid()).is_ok(), host.kind() == Kind::Unified);
+}
+
+#[test]
+fn a_thread_moves_itself_into_the_v1_groups() {
+    let Some(host) = host() else { return };
+    let group = Group::new(&host, &Limits::default());
+    let tasks = group.cgroup.tasks().unwrap();
+    assert_eq!(tasks.len(), host.mounts().iter().filter(|mount| !mount.v2).count());
+    let mut sleep = Command::new("sleep");
+    let enter = move || pgbox::sys::cgroup::enter(&tasks).map_err(std::io::Error::other);
+    // SAFETY: between fork and execve it only writes to open files.
+    let child = Process(unsafe { sleep.arg("300").pre_exec(enter) }.spawn().unwrap());
+    if let Some(v2) = group.cgroup.unified_dir() {
+        std::fs::write(v2.join("cgroup.procs"), child.pid().to_string()).unwrap();
+    }
+    group.cgroup.verify(child.pid()).unwrap();
 }
 
 /// `struct clone_args` of clone3(2), as far as CLONE_ARGS_SIZE_VER2.
@@ -471,7 +496,8 @@ fn a_child_is_born_in_its_group() {
     let pid = Pid::from_raw(pid as i32);
     let born = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap();
     let verified = group.cgroup.verify(pid);
-    let joined = group.cgroup.join(pid);
+    join(&group.cgroup, pid);
+    let joined = group.cgroup.verify(pid);
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
     nix::sys::wait::waitpid(pid, None).unwrap();
 
@@ -572,7 +598,7 @@ fn groups_made_inside_go_with_the_group() {
     }
     let inside = Cgroup::new(&host, group.cgroup.relative().join("made")).unwrap();
     let sleeper = Process(Command::new("sleep").arg("300").spawn().unwrap());
-    inside.join(sleeper.pid()).unwrap();
+    join(&inside, sleeper.pid());
     assert_eq!(group.cgroup.processes().unwrap(), [sleeper.pid()]);
     group.cgroup.kill().unwrap();
     assert!(group.cgroup.wait_empty(Duration::from_secs(10)).unwrap());

@@ -72,8 +72,5 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
 fn target(context: &Context, node: &Node) -> Result<Target> {
     let pid = node.running().map(|_| node.state.init.map_or(0, |init| init.pid))?;
     let group = node.cgroup(&context.root)?;
-    let unified = group.unified_dir();
-    let v1 = group.directories().into_iter().filter(|dir| Some(dir) != unified.as_ref());
-    let procs: Vec<PathBuf> = v1.map(|dir| dir.join("cgroup.procs")).collect();
-    Target::open(pid, unified.as_deref(), &procs)
+    Target::open(pid, group.unified_dir().as_deref(), group.tasks()?)
 }

@@ -107,7 +107,7 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
             ),
         ));
     }
-    match remains(root, &spec.lab, &spec.node)?.first() {
+    match lasting_remains(root, &spec.lab, &spec.node)?.first() {
         Some(what) => Err(advise(
             format!("{what} is there already, and belongs to no node"),
             format!("remove what is left of an earlier node: `pgbox rm --force {}`", spec.node),
@@ -118,6 +118,17 @@ fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
 
 /// What there is of a node, by its names and not by what is remembered of it.
 pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
+    let mut found = lasting_remains(root, lab, node)?;
+    let names = ObjectNames::new(root.path(), lab, node);
+    if link::exists(&names.veth)? {
+        found.push(format!("the interface {}", names.veth));
+    }
+    Ok(found)
+}
+
+/// As [`remains`], but for the interface: it may be about to go with the namespace of a node that was removed just
+/// now, and the step that makes it again waits for that.
+fn lasting_remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
     let names = ObjectNames::new(root.path(), lab, node);
     let mut found = Vec::new();
     let dir = root.node(lab, node);
@@ -127,7 +138,6 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> {
     if netns::path(&names.netns).exists() {
         found.push(format!("the network namespace {}", names.netns));
     }
-    // Not the interface: it may still be there for some milliseconds while the kernel takes its namespace apart.
     if cgroup::Cgroup::new(&cgroup::detect()?, &names.cgroup)?.exists() {
         found.push(format!("the cgroup {}", names.cgroup.display()));
     }

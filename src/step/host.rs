@@ -38,7 +38,7 @@ pub enum HostStep {
         alias: String,
         mac: [u8; 6],
         address: Ipv4Net,
-        own_port: String,
+        own_netns: String,
     },
     /// Packets may pass from the bridge to other interfaces, and from 127.0.0.1 to the bridge.
     EnableForwarding {
@@ -67,7 +67,7 @@ pub enum HostStep {
         comment: String,
         bridge: String,
         subnet: Ipv4Net,
-        own_port: String,
+        own_netns: String,
     },
     PublishPorts {
         table: String,
@@ -113,7 +113,7 @@ impl HostStep {
             Self::CreateVolume { dir } => {
                 fs::create_dir_all(dir).with_context(|| format!("mkdir {}", dir.display()))
             }
-            Self::CreateBridge { name, alias, mac, address, own_port: _ } => {
+            Self::CreateBridge { name, alias, mac, address, own_netns: _ } => {
                 link::create_bridge(&link::Bridge {
                     name: name.clone(),
                     alias: alias.clone(),
@@ -166,11 +166,11 @@ impl HostStep {
             // Data is never removed by a roll-back, and an empty volume may be another node's as well, which would
             // lose its mount. `rm -v` removes volumes by name.
             Self::CreateVolume { .. } => Ok(()),
-            Self::CreateBridge { name, alias, mac, own_port, .. } => {
-                work::remove_unused_bridge(name, alias, *mac, own_port)
+            Self::CreateBridge { name, alias, mac, own_netns, .. } => {
+                work::remove_unused_bridge(name, alias, *mac, own_netns)
             }
-            Self::CreateNat { table, comment, bridge, own_port, .. } => {
-                match work::is_in_use(bridge, own_port)? {
+            Self::CreateNat { table, comment, own_netns, .. } => {
+                match work::is_in_use(own_netns)? {
                     true => Ok(()),
                     false => work::delete_own_table(table, comment),
                 }
@@ -308,7 +308,7 @@ impl HostStep {
                 look: format!("nft list table ip {table}"),
             },
             Self::PublishPorts { table, publish, .. } => Lesson {
-                title: format!("publish {}", shown_ports(publish)),
+                title: format!("publish {}", shown_netnss(publish)),
                 why: "A packet to the published port gets the node's address as its destination before routing; for \
                       connections from this host itself the same happens on the way out. One table a node: it \
                       appears in one batch and goes with one message.",
@@ -371,7 +371,7 @@ fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-fn shown_ports(publish: &[Publish]) -> String {
+fn shown_netnss(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
 }
 

@@ -77,7 +77,7 @@ impl Container {
     }
 
     pub fn target(&self) -> Target {
-        Target::open(self.init, None, &[]).unwrap()
+        Target::open(self.init, None, Vec::new()).unwrap()
     }
 
     /// The path of a file of the container for a process on the host.

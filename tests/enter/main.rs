@@ -182,14 +182,15 @@ fn is_born_in_the_cgroup() {
     let v2 = |path: &&&str| Path::new(path).join("cgroup.procs").exists();
     let Some(root) = HIERARCHIES.iter().find(v2) else { return eprintln!("SKIPPED: no cgroup v2") };
     let directory = Directory::create(format!("{root}/pgbox-test-enter-{}", std::process::id()));
-    let target = Target::open(container.init, Some(&directory.0), &[]).unwrap();
+    let target = Target::open(container.init, Some(&directory.0), Vec::new()).unwrap();
     let name = directory.0.file_name().unwrap().to_str().unwrap();
     let inside = said(&target, &["cat", "/proc/self/cgroup"]);
     let line = inside.lines().find(|line| line.starts_with("0::")).unwrap();
     assert!(line.ends_with(name), "{inside}");
 
     // The way of v1, which works on v2's file as well.
-    let target = Target::open(container.init, None, &[directory.0.join("cgroup.procs")]).unwrap();
+    let way_in = fs::File::options().write(true).open(directory.0.join("cgroup.procs")).unwrap();
+    let target = Target::open(container.init, None, vec![way_in]).unwrap();
     assert!(said(&target, &["cat", "/proc/self/cgroup"]).contains(line));
 }
 

@@ -13,6 +13,16 @@ fn a_command_runs_alone_and_its_exit_code_comes_back() {
 }
 
 #[test]
+fn a_name_is_free_as_soon_as_its_node_has_gone() {
+    let Some(host) = Host::new() else { return };
+    // Another node keeps the bridge, as in a lab: the interface of the one that went lingers for some milliseconds.
+    host.pgbox(&["run", "other", "postgres:15"]);
+    for _ in 0..20 {
+        host.pgbox(&["run", "--rm", "t", "tiny", "--", "true"]);
+    }
+}
+
+#[test]
 fn a_command_that_is_not_there_is_127_and_leaves_nothing() {
     let Some(host) = Host::new() else { return };
     let said = host.fails(127, &["run", "--rm", "t", "tiny", "--", "no-such-program"]);

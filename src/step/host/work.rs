@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 
 use super::BUNDLE_DIRS;
-use crate::sys::{self, cgroup, link, nft, sysctl};
+use crate::sys::{self, cgroup, link, netns, nft, sysctl};
 
 pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
@@ -28,7 +28,9 @@ pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
 
 pub fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
-        absent_is_ok(fs::remove_dir_all(dir.join(name)))
+        // `merged` is empty out here: what is seen in it is mounted inside.
+        let path = dir.join(name);
+        absent_is_ok(fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)))
             .with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
     for (name, _) in files {
@@ -44,22 +46,20 @@ pub fn enable_forwarding(bridge: &str) -> Result<()> {
     Ok(())
 }
 
-/// The bridge goes with its last node. The node's own port may still be there for some milliseconds while
-/// the kernel takes its namespace apart.
-pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_port: &str) -> Result<()> {
+/// The bridge goes with its last node.
+pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_netns: &str) -> Result<()> {
     let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
-    match !ours || is_in_use(name, own_port)? {
+    match !ours || is_in_use(own_netns)? {
         true => Ok(()),
         false => link::delete(name).map(drop),
     }
 }
 
-/// Whether other nodes are plugged into the bridge.
-pub fn is_in_use(bridge: &str, own_port: &str) -> Result<bool> {
-    match link::ports(bridge) {
-        Err(error) if error.downcast_ref() == Some(&Errno::ENODEV) => Ok(false),
-        ports => Ok(ports?.iter().any(|port| port != own_port)),
-    }
+/// Whether another node of the lab has a network namespace. The bridge's ports would not tell: that of a node that has
+/// gone is there for some milliseconds more, while the kernel takes its namespace apart.
+pub fn is_in_use(own_netns: &str) -> Result<bool> {
+    let lab = own_netns.trim_end_matches(|c| c != '.');
+    Ok(netns::list()?.iter().any(|name| name.starts_with(lab) && name != own_netns))
 }
 
 /// Deletes a link unless it carries somebody else's mark.

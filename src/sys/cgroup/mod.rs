@@ -8,7 +8,7 @@
 //! * A v2 group has either processes or children with controllers ("no internal processes"), so enabling
 //!   controllers in a group where somebody sits is EBUSY.
 //! * Joining by writing cgroup.procs costs milliseconds; being born there (clone3 with CLONE_INTO_CGROUP and
-//!   [`Cgroup::dir_fd`]) costs nothing. **libc's `CLONE_INTO_CGROUP` is 0 on Linux** (the value does not fit
+//!   [`Cgroup::dir_fd`]) costs nothing, and on v1 a thread can move itself ([`enter`]). **libc's `CLONE_INTO_CGROUP` is 0 on Linux** (the value does not fit
 //!   its type), which puts the child silently elsewhere: define it as `0x2_0000_0000u64`, and check with
 //!   [`Cgroup::verify`].
 //! * On a hybrid host one group is several directories: one in each v1 hierarchy that limits something, and
@@ -16,8 +16,7 @@
 //!
 //! # What cgroups-rs does here
 //!
-//! Its typed controllers set the limits that they know (`apply.rs`), move processes into v1 hierarchies and
-//! drive the v1 freezer. It does not create or delete groups: its `create` only logs a failed mkdir, accepts a
+//! Its typed controllers set the limits that they know (`apply.rs`) and drive the v1 freezer. It does not create or delete groups: its `create` only logs a failed mkdir, accepts a
 //! directory that exists, and ignores a refused cgroup.subtree_control, and its `delete` recurses into
 //! whatever it finds. Its getters turn a missing file into 0, and its whole-group calls (`apply`, `builder`)
 //! drop errors of single limits, so those are not used either.
@@ -32,13 +31,13 @@ pub use hierarchy::{Controller, Hierarchy, Kind, Mount, detect};
 pub use limits::{CpuQuota, Limits, UNLIMITED, Unmet, Value, Write, unmet, writes};
 pub use stats::Stats;
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Write as _};
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use cgroups_rs::{CgroupPid, Controller as _, memory::MemController};
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -137,22 +136,19 @@ impl Cgroup {
         Ok(Some(fd))
     }
 
-    /// Moves the process `pid` into every directory of the group where it is not yet, then [verifies](Self::verify).
-    /// After a birth by CLONE_INTO_CGROUP only the v1 directories are left to write.
-    pub fn join(&self, pid: Pid) -> Result<()> {
-        let there = Membership::read(pid)?;
-        for mount in self.hierarchy.mounts() {
-            if there.path_in(mount, &self.hierarchy) == Some(&mount.proc_path(&self.relative)) {
-                continue;
-            }
-            let dir = mount.path.join(&self.relative);
-            // Any controller type does: cgroup.procs is the same file in every hierarchy.
-            MemController::new(dir.clone(), mount.v2)
-                .add_task_by_tgid(&CgroupPid::from(pid.as_raw() as u64))
-                .map_err(crate_error)
-                .with_context(|| format!("move process {pid} into {}/cgroup.procs", dir.display()))?;
-        }
-        self.verify(pid)
+    /// The `tasks` files of the group's v1 directories, which nothing is born in: for [`enter`]. Opened by whoever makes
+    /// the process, because it may not see them any more.
+    pub fn tasks(&self) -> Result<Vec<File>> {
+        let v1 = self.hierarchy.mounts().into_iter().filter(|mount| !mount.v2);
+        let open = |mount: &Mount| {
+            let file = mount.path.join(&self.relative).join("tasks");
+            File::options()
+                .write(true)
+                .open(&file)
+                .map_err(os)
+                .with_context(|| format!("open {}", file.display()))
+        };
+        v1.map(open).collect()
     }
 
     /// Reads /proc/PID/cgroup and checks that `pid` is in this group in every hierarchy.
@@ -243,6 +239,19 @@ fn missing(dir: &Path, controllers: &[Controller]) -> Result<Vec<Controller>> {
     let now = read(&dir.join("cgroup.subtree_control"))?;
     let on = |c: &Controller| now.split_whitespace().any(|name| name == c.name());
     Ok(controllers.iter().copied().filter(|c| !on(c)).collect())
+}
+
+/// Moves the calling thread, the only one of its process, into the groups of these `tasks` files.
+///
+/// Writing a process id to cgroup.procs makes the kernel stop all forks and exits of the machine for a moment, and wait
+/// 11 ms for that. A thread that moves itself can't do either meanwhile: 0.1 ms (since Linux 5.5). "0" is whoever
+/// writes; a number would be looked up in a pid namespace.
+pub fn enter(tasks: &[File]) -> Result<()> {
+    tasks
+        .iter()
+        .try_for_each(|mut file| file.write_all(b"0"))
+        .map_err(os)
+        .context("write 0 to a cgroup's tasks file")
 }
 
 /// Enables `controllers` for the children of the v2 group `dir`, and reads that back.
