@@ -9,7 +9,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -19,8 +19,9 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    postgres::launch::InitConfig,
+    postgres::{launch::InitConfig, report::Status},
     spec::{Name, NodeSpec},
+    sql::Login,
     step::{AfterStep, HostStep, InnerStep},
     sys::{self, process::ProcessId},
 };
@@ -211,6 +212,24 @@ impl NodeDir {
     /// Kept by the node's pid 1: how far it is, and how it ended.
     pub fn status_file(&self) -> PathBuf {
         self.0.join("status.json")
+    }
+
+    /// What the node's pid 1 said last.
+    pub fn status(&self) -> Result<Status> {
+        let path = self.status_file();
+        let text = match sys::fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
+        Status::parse(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// How to talk to the node's server as its superuser.
+    pub fn login(&self, address: SocketAddrV4) -> Result<Login> {
+        let status = self.status()?;
+        let user = status.superuser.unwrap_or_else(|| "postgres".to_owned());
+        let database = status.database.unwrap_or_else(|| user.clone());
+        Ok(Login { address, user, database, secret: self.secret_file() })
     }
 
     /// The superuser's password and nothing else, mode 0600.

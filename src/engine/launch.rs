@@ -205,7 +205,7 @@ fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());
     }
-    let status = crate::facts::node::status(node).map_err(broken)?;
+    let status = node.status().map_err(broken)?;
     let how = match status.reason {
         _ if !node.path().exists() => "the node was removed meanwhile".to_owned(),
         Some(Reason::Stopped) => "it was stopped before it was ready".to_owned(),

@@ -169,12 +169,10 @@ impl HostStep {
             Self::CreateBridge { name, alias, mac, own_netns, .. } => {
                 work::remove_unused_bridge(name, alias, *mac, own_netns)
             }
-            Self::CreateNat { table, comment, own_netns, .. } => {
-                match work::is_in_use(own_netns)? {
-                    true => Ok(()),
-                    false => work::delete_own_table(table, comment),
-                }
-            }
+            Self::CreateNat { table, comment, own_netns, .. } => match work::is_in_use(own_netns)? {
+                true => Ok(()),
+                false => work::delete_own_table(table, comment),
+            },
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),
