@@ -103,6 +103,8 @@ fn during(phase: Phase) -> &'static str {
         Phase::Preparing => "preparing",
         Phase::Initdb => "initdb",
         Phase::Scripts => "init-scripts",
+        Phase::BaseBackup => "base-backup",
+        Phase::Rewind => "rewinding",
         Phase::Starting => "starting",
         Phase::Running => "running",
         Phase::Stopping => "stopping",

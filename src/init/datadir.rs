@@ -128,7 +128,7 @@ impl DataDir {
     }
 
     /// A small file in the directory, `None` where it does not exist.
-    fn read(&self, name: &str) -> Result<Option<String>> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<String>> {
         let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         match openat(&self.fd, name, flags, Mode::empty()) {
             Ok(fd) => {
@@ -138,6 +138,11 @@ impl DataDir {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => at(Err(errno), "open", &self.path.join(name)),
         }
+    }
+
+    /// Writes all of the directory's file system to the disk.
+    pub fn sync(&self) -> Result<()> {
+        at(rustix::fs::syncfs(&self.fd), "syncfs", &self.path)
     }
 
     /// Bytes free for an ordinary user on the directory's file system.
