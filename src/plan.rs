@@ -18,7 +18,7 @@ use crate::{
         launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
+    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name, quantity::human_bytes},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::cgroup,
@@ -204,7 +204,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
-            mac: names.mac,
+            mac: name::mac_of(facts.address.addr()),
             serves: spec.command().is_none(),
         },
         HostStep::AssignAddress {
@@ -262,7 +262,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
-            mac: names.mac,
+            mac: [0; 6],
             serves: true,
         },
         HostStep::CreateNat {
@@ -393,7 +393,7 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     let env = merged_env(&facts.image.env, &spec.env);
     let contract = Contract::parse(&env)?;
     let (payload, user) = match spec.command() {
-        Some(argv) => (Payload::Command { argv: argv.to_vec() }, command_user(facts)),
+        Some(argv) => command_payload(argv, facts),
         None => postgres_payload(spec, facts, &contract)?,
     };
     let is_command = matches!(payload, Payload::Command { .. });
@@ -411,9 +411,15 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     })
 }
 
-fn command_user(facts: &Facts) -> User {
+fn command_payload(mut argv: Vec<String>, facts: &Facts) -> (Payload, User) {
     let root = User { uid: 0, gid: 0, groups: vec![], name: "root".into(), home: "/root".into() };
-    facts.image.user.clone().unwrap_or(root)
+    let mut user = facts.image.user.clone().unwrap_or(root);
+    // `postgres` need not be in the image's PATH, and most of what it does it refuses to do as root.
+    if let Some(postgres) = facts.image.postgres.as_ref().filter(|_| argv[0] == "postgres") {
+        argv[0] = postgres.bindir.join("postgres").display().to_string();
+        user = postgres.user.clone();
+    }
+    (Payload::Command { argv }, user)
 }
 
 fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {

@@ -62,6 +62,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     }
     let data = plan::data_on_host(&plan);
     check_data(&facts, &plan, data.as_deref())?;
+    check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
@@ -203,6 +204,24 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
         ));
     }
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+/// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
+fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> Result<()> {
+    if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
+        return Ok(());
+    }
+    let held = plan.inner.iter().find_map(|step| match step {
+        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
+        _ => None,
+    });
+    match held {
+        Some((data, node)) => Err(advise(
+            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
+            format!("stop it first: pgbox stop {node}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {

@@ -105,3 +105,33 @@ fn a_command_that_was_kept_can_be_started_again() {
     host.fails(4, &["run", "t", "tiny", "--", "sh", "-c", "exit 4"]);
     assert_eq!(state(), "crashed");
 }
+
+#[test]
+fn a_postgres_that_only_says_something_initialises_nothing() {
+    let Some(host) = Host::new() else { return };
+    for words in [&["postgres", "--version"][..], &["postgres", "-V"], &["--version"]] {
+        let output =
+            host.try_pgbox(&[&["run", "--rm", "t", "postgres:15", "--memory", "32m", "--"], words].concat());
+        assert!(text(&output.stdout).starts_with("postgres (PostgreSQL) 15"), "{words:?}: {output:?}");
+        assert!(output.status.success() && output.stderr.is_empty(), "{words:?}: {output:?}");
+    }
+    assert!(host.pgbox(&["run", "--rm", "t", "postgres:15", "--", "postgres", "--help"]).contains("Usage:"));
+    let settings = host.pgbox(&["run", "--rm", "t", "postgres:15", "--", "--describe-config"]);
+    assert!(settings.contains("shared_buffers"), "{settings}");
+    assert!(!host.root.join("volumes").join("default").exists(), "a volume was made");
+    // On data that is there, it can ask and repair.
+    host.pgbox(&["run", "n", "postgres:15", "-c", "work_mem=7MB", "--", "-c", "max_connections=33"]);
+    let data = ["-v", "n:/var/lib/postgresql/data", "--", "postgres"];
+    let on_data = |words: &[&'static str]| [&["run", "--rm", "t", "postgres:15"], &data[..], words].concat();
+    assert_eq!(host.pgbox(&on_data(&["-C", "work_mem"])), "7168\n");
+    let single = on_data(&["--single", "-D", "/var/lib/postgresql/data", "postgres"]);
+    let said = host.fails(125, &single);
+    assert!(said.contains("in use: node `n`"), "{said}");
+    host.pgbox(&["stop", "n"]);
+    let mut command = host.command(&single);
+    let mut child =
+        command.stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut child.stdin.take().unwrap(), b"SELECT 40 + 2 AS answer\n").unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && text(&output.stdout).contains("42"), "{output:?}");
+}
