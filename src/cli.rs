@@ -60,6 +60,9 @@ pub enum Command {
     /// Images: build, import, list, look into
     #[command(subcommand)]
     Image(Image),
+    /// Volumes: list them, also those of no node, and remove them
+    #[command(subcommand)]
+    Volume(Volumes),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }
@@ -304,6 +307,34 @@ pub struct Rm {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volumes {
+    /// List volumes with their size, the version of their data, and the nodes that have them
+    Ls(VolumeLs),
+    /// Remove volumes that no node has, with all data
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<Name>,
+        /// Only print what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeLs {
+    /// Volumes of all labs
+    #[arg(short, long)]
+    pub all_labs: bool,
+    /// Only names
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(Debug, Subcommand)]

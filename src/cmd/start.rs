@@ -1,6 +1,6 @@
 //! `pgbox start`, and what `run` and `start` share: staying with a node in the foreground.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{os::fd::AsFd, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 use nix::{
@@ -127,8 +127,22 @@ pub fn attend(
     let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
     if remove {
         halt::remove(&node)?;
+        note_of_data(context, state);
     } else {
         halt::take_down(&node)?;
     }
     Ok(code)
+}
+
+/// With `--rm`, docker removes the volume that it made; here it has the node's name, and data only goes when asked to.
+fn note_of_data(context: &Context, state: &NodeState) {
+    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let volume = home.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
+    if let Some(volume) = volume {
+        let text = format!(
+            "the data of `{}` is kept in the volume `{volume}`; to remove it: pgbox volume rm {volume}",
+            state.spec.node
+        );
+        super::note(context, &text);
+    }
 }

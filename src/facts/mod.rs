@@ -4,6 +4,7 @@
 
 pub mod image;
 pub mod node;
+pub mod volume;
 
 use std::{
     collections::BTreeSet,
