@@ -64,12 +64,15 @@ pub enum Command {
     #[command(subcommand)]
     Volume(Volumes),
     /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm t postgres:15 -- postgres --version"
+    after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm -it t postgres:15 -- bash"
 )]
 pub struct Run {
     /// Name of the node, and its host name
@@ -86,8 +89,8 @@ pub struct Run {
     /// Mount a named volume or a directory of the host
     #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
     pub volumes: Vec<Volume>,
-    /// Publish a port of the node on this host
-    #[arg(short, long, value_name = "[IP:]HOST:PORT")]
+    /// Publish a port of the node on this host, on all addresses unless IP is given; PORT alone under its own number
+    #[arg(short, long, value_name = "[[IP:]HOST:]PORT")]
     pub publish: Vec<Publish>,
     /// Set a configuration parameter of the server
     #[arg(short = 'c', long = "config", value_name = "NAME=VALUE")]
@@ -112,6 +115,15 @@ pub struct Run {
     /// Stay in the foreground, show the log, and stop the node on Ctrl-C
     #[arg(long)]
     pub foreground: bool,
+    /// Return as soon as the node is up: so does a server anyway; a command's output then goes to the log
+    #[arg(short, long, conflicts_with = "foreground")]
+    pub detach: bool,
+    /// Give the command a terminal
+    #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
+    pub tty: bool,
+    /// Keep standard input open for the command; without -t it always is
+    #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
+    pub interactive: bool,
     /// Remove the node when it ends
     #[arg(long)]
     pub rm: bool,
@@ -153,6 +165,7 @@ pub struct Limits {
 #[derive(Debug, Args)]
 pub struct Listing {
     /// These nodes; all of the lab if none is named
+    #[arg(value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Print JSON
     #[arg(long)]
@@ -174,7 +187,8 @@ pub struct Ps {
 
 #[derive(Debug, Args)]
 pub struct Nodes {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Print JSON
     #[arg(long)]
@@ -183,6 +197,7 @@ pub struct Nodes {
 
 #[derive(Debug, Args)]
 pub struct Logs {
+    /// Name of the node
     pub node: Name,
     /// Go on as the log grows, until the node ends
     #[arg(short, long)]
@@ -210,7 +225,9 @@ pub struct Exec {
     /// Working directory in the node
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
+    /// Name of the node
     pub node: Name,
+    /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
@@ -218,6 +235,7 @@ pub struct Exec {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pgbox psql primary\n  pgbox psql primary -c 'SELECT version()'")]
 pub struct Psql {
+    /// Name of the node
     pub node: Name,
     /// Arguments for psql
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -227,6 +245,7 @@ pub struct Psql {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  psql \"$(pgbox uri primary)\"")]
 pub struct Uri {
+    /// Name of the node
     pub node: Name,
     /// Put the password itself into the string, not the name of the file that has it
     #[arg(long)]
@@ -241,9 +260,12 @@ pub struct Uri {
 
 #[derive(Debug, Args)]
 pub struct Wait {
+    /// Name of the node
     pub node: Name,
+    /// What to wait for
     #[arg(long = "for", value_name = "STATE", default_value = "ready")]
     pub goal: Goal,
+    /// How long to wait
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
     pub timeout: Duration,
 }
@@ -258,11 +280,12 @@ pub enum Goal {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
-    /// Seconds until an immediate shutdown follows
-    #[arg(short, long = "time", value_name = "SECONDS")]
-    pub timeout: Option<u64>,
+    /// Time, in seconds or as 5s or 2min, until an immediate shutdown follows
+    #[arg(short, long = "time", value_name = "TIME", value_parser = quantity::duration)]
+    pub timeout: Option<Duration>,
     /// Shutdown mode of Postgres
     #[arg(long, default_value = "fast")]
     pub mode: Mode,
@@ -280,8 +303,12 @@ pub enum Mode {
 
 #[derive(Debug, Args)]
 pub struct Start {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
+    /// Stay in the foreground, show the log, and stop the node on Ctrl-C
+    #[arg(long)]
+    pub foreground: bool,
     /// How long to wait for the first answer
     #[arg(long, value_name = "TIME", default_value = "5min", value_parser = quantity::duration)]
     pub timeout: Duration,
@@ -289,6 +316,7 @@ pub struct Start {
 
 #[derive(Debug, Args)]
 pub struct Limit {
+    /// Name of the node
     pub node: Name,
     #[command(flatten)]
     pub limits: Limits,
@@ -296,7 +324,8 @@ pub struct Limit {
 
 #[derive(Debug, Args)]
 pub struct Rm {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Also remove the volumes that pgbox made for them, with all data
     #[arg(short, long)]
@@ -343,6 +372,7 @@ pub enum Image {
     Build(Build),
     /// Import an OCI layout directory, an OCI archive or a `docker save` archive
     Import {
+        /// The directory, or the archive; FILE:NAME for one image of several
         source: PathBuf,
         /// Name it, as in postgres:15
         #[arg(long, value_name = "REF")]
@@ -356,6 +386,7 @@ pub enum Image {
     },
     /// Show an image's configuration and layers
     Inspect {
+        /// Name or digest of the image
         image: String,
         /// Print JSON
         #[arg(long)]
@@ -363,13 +394,22 @@ pub enum Image {
     },
     /// Remove images
     Rm {
-        #[arg(required = true)]
+        /// Names or digests of the images
+        #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
     /// Mount an image's file system read-only, to look around in it
-    Mount { image: String, dir: PathBuf },
+    Mount {
+        /// Name or digest of the image
+        image: String,
+        /// The directory to mount it at
+        dir: PathBuf,
+    },
     /// Unmount it again
-    Umount { dir: PathBuf },
+    Umount {
+        /// The directory that it is mounted at
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -386,6 +426,7 @@ pub struct Build {
     /// Write an OCI layout here instead of importing the image
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// How layers are packed
     #[arg(long, value_name = "HOW", default_value = "gzip")]
     pub compression: Compression,
 }

@@ -79,7 +79,11 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
     let command = state.spec.command().is_some();
-    let stdio = if command { Stdio::Inherit } else { Stdio::Log };
+    let stdio = match (command && !args.detach, args.tty) {
+        (false, _) => Stdio::Log,
+        (true, false) => Stdio::Inherit,
+        (true, true) => Stdio::Terminal,
+    };
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
     drop(lock);
@@ -92,8 +96,9 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
         super::note(context, &text);
     }
     remember_volume(&state, &facts, &answer)?;
-    if command || args.foreground {
-        return start::attend(context, &state, spawned, &interrupts, args.rm);
+    if args.foreground || stdio != Stdio::Log {
+        let attention = start::Attention { remove: args.rm, shown: 0 };
+        return start::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);
     Ok(0)
@@ -104,7 +109,19 @@ fn check_spec(spec: &NodeSpec, args: &cli::Run) -> Result<()> {
     if let Some(text) = spec.contradiction() {
         return Err(advise(text, "leave one of them out"));
     }
-    if args.rm && !args.foreground && spec.command().is_none() {
+    let command = spec.command().is_some();
+    if (args.tty || args.interactive) && !command {
+        let node = &spec.node;
+        return Err(advise(
+            "-it is for a command, and this is a server",
+            format!(
+                "leave it out, and then: `pgbox psql {node}`, or `pgbox exec -it {node} -- bash`; a shell instead of \
+                 the server: pgbox run --rm -it {node} {} -- bash",
+                spec.image
+            ),
+        ));
+    }
+    if args.rm && (args.detach || !command) && !args.foreground {
         return Err(advise(
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
@@ -168,6 +185,9 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
             Some((key, value)) => env.push((key.to_owned(), value.to_owned())),
             None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
         }
+    }
+    if args.tty && !env.iter().any(|(key, _)| key == "TERM") {
+        env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
     Ok(env)
 }
@@ -319,6 +339,10 @@ fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> R
 
 fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
+    if state.spec.command().is_some() {
+        println!("{node} is started");
+        return;
+    }
     println!("{node} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
     for port in &state.spec.publish {
         println!("  published  {}:{}", port.reachable_at(), port.host_port);

@@ -51,7 +51,7 @@ pub fn bring_up(
     super::apply(&state.plan, &journal, &mut tell)
         .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
     let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
-    match born.and_then(|spawned| remember(&node, state, spawned)) {
+    match born.and_then(|spawned| remember(&node, state, spawned, stdio)) {
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
@@ -60,11 +60,14 @@ pub fn bring_up(
     }
 }
 
-fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<Spawned> {
+fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
     state.init = Some(spawned.init);
     state.boot_id = process::boot_id()?.to_owned();
     state.started = now();
     node.save(state)?;
+    if stdio == Stdio::Terminal {
+        spawned.receive_terminal()?;
+    }
     spawned.release();
     Ok(spawned)
 }
