@@ -6,7 +6,10 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
-use crate::spec::{Name, Publish, Restart, Volume, name, quantity};
+use crate::spec::{
+    Name, Publish, Restart, Volume, name,
+    quantity::{self, Bound},
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -121,7 +124,7 @@ pub struct Run {
     /// Give the command a terminal
     #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
     pub tty: bool,
-    /// Keep standard input open for the command; without -t it always is
+    /// Accepted for the habit: a command always has our standard input, unless it is detached
     #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
     pub interactive: bool,
     /// Remove the node when it ends
@@ -148,18 +151,18 @@ pub enum Tune {
 
 #[derive(Debug, Args, Clone)]
 pub struct Limits {
-    /// Memory, for example 512m; more is refused or killed
-    #[arg(short, long, value_name = "SIZE", value_parser = quantity::bytes)]
-    pub memory: Option<u64>,
+    /// Memory, for example 512m, or max for no limit; more is refused or killed
+    #[arg(short, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
+    pub memory: Option<Bound>,
     /// Swap on top of memory; none unless given
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
     pub swap: Option<u64>,
-    /// CPUs, for example 0.5
-    #[arg(long, value_name = "N", value_parser = quantity::milli_cpus)]
-    pub cpus: Option<u64>,
-    /// Processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub pids: Option<u64>,
+    /// CPUs, for example 0.5, or max
+    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::milli_cpus))]
+    pub cpus: Option<Bound>,
+    /// Processes and threads, or max
+    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::count))]
+    pub pids: Option<Bound>,
 }
 
 #[derive(Debug, Args)]

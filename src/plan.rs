@@ -429,7 +429,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    check_memory(spec)?;
+    check_limits(spec)?;
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
@@ -448,14 +448,22 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
 }
 
-/// Refuses a memory limit under which a server could not start.
-pub fn check_memory(spec: &NodeSpec) -> Result<()> {
-    match spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY && spec.command().is_none()) {
-        Some(memory) => Err(advise(
-            format!("a memory limit of {} is too small for Postgres to start", human_bytes(memory)),
-            format!("give at least --memory {}", human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase()),
-        )),
-        None => Ok(()),
+/// Refuses limits under which a server could not start.
+pub fn check_limits(spec: &NodeSpec) -> Result<()> {
+    let too_small = |what: String, least: String| {
+        Err(advise(format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
+    };
+    let megabytes = |bytes| human_bytes(bytes).to_ascii_lowercase();
+    match (spec.limits.memory, spec.limits.pids) {
+        _ if spec.command().is_some() => Ok(()),
+        (Some(memory), _) if memory < tune::LEAST_MEMORY => too_small(
+            format!("a memory limit of {}", human_bytes(memory)),
+            format!("--memory {}", megabytes(tune::LEAST_MEMORY)),
+        ),
+        (_, Some(pids)) if pids < tune::LEAST_PIDS => {
+            too_small(format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -475,7 +483,7 @@ fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(Stri
 
 /// What `--tune auto` derives from the node's limits, or from the whole machine.
 pub fn tuned(spec: &NodeSpec, facts: &Facts) -> Vec<settings::Setting> {
-    let memory = spec.limits.memory.or(Some(facts.whole_memory));
+    let memory = spec.limits.memory.map_or(tune::Memory::Machine(facts.whole_memory), tune::Memory::Limit);
     tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0))
 }
 

@@ -27,7 +27,7 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource},
+    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
     state::{self, NodeState, Plan},
     step::InnerStep,
 };
@@ -150,10 +150,10 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         publish: args.publish.clone(),
         settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,
         limits: NodeLimits {
-            memory: args.limits.memory,
+            memory: args.limits.memory.and_then(Bound::limit),
             swap: args.limits.swap,
-            milli_cpus: args.limits.cpus,
-            pids: args.limits.pids,
+            milli_cpus: args.limits.cpus.and_then(Bound::limit),
+            pids: args.limits.pids.and_then(Bound::limit),
             shm_size: args.shm_size,
         },
         restart: args.restart,
@@ -181,8 +181,7 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
     let mut env = Vec::new();
     for line in lines {
         match line.split_once('=') {
-            Some(("", _)) => return Err(advise(format!("`{line}` sets no variable"), "write -e NAME=VALUE")),
-            Some((key, value)) => env.push((key.to_owned(), value.to_owned())),
+            Some((key, value)) => env.push((variable(key)?.to_owned(), value.to_owned())),
             None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
         }
     }
@@ -190,6 +189,18 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
         env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
     Ok(env)
+}
+
+/// Refuses what no program could ask for by name, and is a slip: `-e 'A B=x'`, `-e =x`.
+pub fn variable(name: &str) -> Result<&str> {
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if begins && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+        return Ok(name);
+    }
+    Err(advise(
+        format!("`{name}` can't be the name of an environment variable"),
+        "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
+    ))
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
@@ -345,7 +356,8 @@ fn announce(context: &Context, state: &NodeState) {
     }
     println!("{node} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
     for port in &state.spec.publish {
-        println!("  published  {}:{}", port.reachable_at(), port.host_port);
+        let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };
+        println!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
     }
     let dir = context.root.node(&state.spec.lab, node);
     if dir.secret_file().exists() {

@@ -88,7 +88,11 @@ pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
             talk.ended(ended.exit, ended.reason);
             ended.exit.code()
         }
-        Err(error) => give_up(&mut talk, &error),
+        Err(error) => {
+            // Of a command, 1 would be its own.
+            let code = if matches!(config.payload, Payload::Command { .. }) { 125 } else { 1 };
+            give_up(&mut talk, &error, code)
+        }
     }
 }
 
@@ -134,12 +138,12 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
 }
 
 /// Reports why the payload never came up, and gives the exit code for it.
-fn give_up(talk: &mut Talk, error: &anyhow::Error) -> i32 {
+fn give_up(talk: &mut Talk, error: &anyhow::Error, code: i32) -> i32 {
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
         talk.ended(Exit::Signal(stopped.signal), Reason::Stopped);
         return 128 + stopped.signal;
     }
-    let code = error.downcast_ref::<command::NotExecuted>().map_or(1, |failure| failure.code);
+    let code = error.downcast_ref::<command::NotExecuted>().map_or(code, |failure| failure.code);
     let in_use = error.downcast_ref::<datadir::InUse>().is_some();
     talk.failed(&format!("{error:#}"), code, in_use);
     code

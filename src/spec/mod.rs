@@ -49,9 +49,17 @@ impl NodeSpec {
         let place = volumes.map(|(a, b)| {
             format!("{} and {} can't both be mounted at {}", a.source, b.source, a.target.display())
         });
-        place.or_else(|| {
-            ports.map(|(a, b)| format!("{a} and {b} can't both be published: one port leads to one place"))
-        })
+        let port = || {
+            ports.map(|(a, b)| match a == b {
+                true => format!("{a} is published twice"),
+                false => format!("{a} and {b} can't both be published: one port leads to one place"),
+            })
+        };
+        let swap = || {
+            let alone = self.limits.swap.is_some() && self.limits.memory.is_none();
+            alone.then(|| "a limit on swap and no limit on memory exclude each other".to_owned())
+        };
+        place.or_else(port).or_else(swap)
     }
 
     /// The command to run instead of a server, if the words after `--` are one.

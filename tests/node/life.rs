@@ -296,3 +296,28 @@ fn hints_work_as_they_are_printed() {
     let said = host.pgbox(&["--lab", "third", "run", "n", "postgres:15"]);
     assert!(said.contains("pgbox --lab third psql n"), "{said}");
 }
+
+#[test]
+fn what_is_said_is_as_it_was_given() {
+    let Some(host) = Host::new() else { return };
+    let all = host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
+    assert!(all.contains("published  127.0.0.1:5433 and every other address"), "{all}");
+    let one = host.pgbox(&["run", "m", "postgres:15", "-p", "localhost:5434:5432", "--stop-timeout", "30s"]);
+    assert!(one.contains("published  127.0.0.1:5434\n"), "{one}");
+    let said = host.fails(1, &["run", "n", "postgres:15"]);
+    assert!(said.contains("by a node that runs") && said.contains("pgbox rm --force n"), "{said}");
+    let seen = host.json(&["inspect", "--json", "n"])[0].clone();
+    assert!(seen["created"].is_u64() && seen["created_at"].as_str().unwrap().ends_with('Z'), "{seen}");
+    host.pgbox(&["stop", "-t", "5s", "n"]);
+    host.pgbox(&["stop", "-t", "5", "m"]);
+    assert!(host.fails(1, &["run", "n", "postgres:15"]).contains("pgbox start n"));
+    let output = host.try_pgbox(&["--lab", "nosuch", "ps"]);
+    assert!(output.status.success() && text(&output.stderr).contains("no lab `nosuch`"), "{output:?}");
+    assert_eq!(text(&host.try_pgbox(&["ps"]).stderr), "");
+    // A path of the host may be relative to here.
+    let dir = host.scratch("here");
+    fs::create_dir(dir.join("files")).unwrap();
+    let mut command = host.command(&["run", "--rm", "t", "tiny", "-v", "./files:/x", "--", "touch", "/x/y"]);
+    assert!(command.current_dir(&dir).status().unwrap().success());
+    assert!(dir.join("files/y").exists());
+}
