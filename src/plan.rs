@@ -3,6 +3,8 @@
 //!
 //! This is the only place that knows the order of things. Every order below has a reason, given beside it.
 
+mod limits;
+
 use std::{
     net::SocketAddrV4,
     path::{Path, PathBuf},
@@ -12,17 +14,18 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
 use crate::{
-    hint::advise,
     postgres::{
         contract::{self, Contract},
         launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name, quantity::human_bytes},
+    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::cgroup,
 };
+
+pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
 pub const POSTGRES_PORT: u16 = 5432;
@@ -178,16 +181,6 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     steps
 }
 
-/// The step that sets these limits.
-pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
-    let group = cgroup::Cgroup::new(hierarchy, path);
-    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
-        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
-        Some((dir.join(write.file), write.value.to_string()))
-    });
-    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
-}
-
 /// The network is done before the process exists: the namespace is pinned by its name.
 fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
     let mut steps = vec![
@@ -281,21 +274,6 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
         HostStep::AddHostName { file: root.hosts_file(lab), address: nowhere.addr(), name: node.to_string() },
         HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new() },
     ]
-}
-
-/// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
-/// slower than one that is told it has less memory.
-pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
-    let asked = &spec.limits;
-    cgroup::Limits {
-        memory_max: asked.memory,
-        memory_high: None,
-        swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
-        cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
-        pids_max: asked.pids,
-        // A killed backend must not take the whole node along: Postgres recovers from losing one.
-        oom_group: asked.memory.map(|_| false),
-    }
 }
 
 /// Hidden and protected as the OCI runtimes do by default.
@@ -446,25 +424,6 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
-}
-
-/// Refuses limits under which a server could not start.
-pub fn check_limits(spec: &NodeSpec) -> Result<()> {
-    let too_small = |what: String, least: String| {
-        Err(advise(format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
-    };
-    let megabytes = |bytes| human_bytes(bytes).to_ascii_lowercase();
-    match (spec.limits.memory, spec.limits.pids) {
-        _ if spec.command().is_some() => Ok(()),
-        (Some(memory), _) if memory < tune::LEAST_MEMORY => too_small(
-            format!("a memory limit of {}", human_bytes(memory)),
-            format!("--memory {}", megabytes(tune::LEAST_MEMORY)),
-        ),
-        (_, Some(pids)) if pids < tune::LEAST_PIDS => {
-            too_small(format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// The generated settings: what every node starts with, then what follows from its limits, then what the

@@ -117,16 +117,17 @@ fn a_shell_instead_of_a_server_has_a_terminal() {
     shell.send_line("sleep 0.2; stty size").unwrap();
     shell.expect("43 132").unwrap();
     // Jobs: Ctrl-C ends what runs in the shell, and not the shell, nor pid 1; Ctrl-Z stops it.
-    shell.send_line("sleep 1000 || echo interrupted: $?").unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    shell.send_line("sh -c 'echo job $((40 + 3)); exec sleep 1000'").unwrap();
+    shell.expect("job 43").unwrap();
     shell.send(ControlCode::EndOfText).unwrap();
     shell.send_line("echo still $((40 + 2)) here").unwrap();
     shell.expect("still 42 here").unwrap();
-    shell.send_line("sleep 1000").unwrap();
-    std::thread::sleep(Duration::from_millis(300));
+    shell.send_line("sh -c 'echo job $((40 + 4)); exec sleep 1000'").unwrap();
+    shell.expect("job 44").unwrap();
     shell.send(ControlCode::Substitute).unwrap();
     shell.expect("Stopped").unwrap();
-    shell.send_line("kill %1; exit 7").unwrap();
+    // With a job that is still there, bash would refuse to exit.
+    shell.send_line("kill -9 %1; wait %1; exit 7").unwrap();
     assert_eq!(end(shell), 7);
     host.is_clean();
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
