@@ -156,8 +156,13 @@ const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWNET)
     .union(CloneFlags::CLONE_NEWCGROUP);
 
+/// Carries bytes between our terminal and that of a node's pid 1, until it ends; gives its exit code.
+pub fn attend(controller: OwnedFd, pid1: &Child, interactive: bool) -> Result<i32> {
+    relay::with_terminal(controller, pid1, &relay::Signals::block()?, interactive)
+}
+
 /// A terminal of the container's own devpts, as large as ours. It belongs to the user, who may open it by name.
-fn open_terminal(uid: u32) -> Result<Pty> {
+pub fn open_terminal(uid: u32) -> Result<Pty> {
     let pty = tty::open_pty(Path::new("/dev/pts/ptmx")).context("a terminal in the container")?;
     fchown(&pty.terminal, Some(Uid::from_raw(uid)), None).context("chown the terminal")?;
     tty::set_window_size(&pty.controller, own_size())?;

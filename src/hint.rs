@@ -122,6 +122,7 @@ pub fn for_log_line(line: &str) -> Option<String> {
         ("No space left on device", DISK_FULL),
         ("Cannot fork", PIDS),
         ("could not fork", PIDS),
+        ("popen failure", PIDS),
     ];
     table.iter().find(|(mark, _)| line.contains(mark)).map(|(_, hint)| (*hint).to_owned())
 }
@@ -134,6 +135,7 @@ pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
         ("could not resize shared memory segment", SHM_FULL),
         ("No space left", DISK_FULL),
+        ("fork: EAGAIN", PIDS),
         (
             "overlay",
             "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root",

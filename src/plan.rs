@@ -3,6 +3,8 @@
 //!
 //! This is the only place that knows the order of things. Every order below has a reason, given beside it.
 
+mod limits;
+
 use std::{
     net::SocketAddrV4,
     path::{Path, PathBuf},
@@ -17,17 +19,18 @@ mod remains;
 pub use remains::remains;
 
 use crate::{
-    hint::advise,
     postgres::{
         contract::{self, Contract},
         launch::{self, InitConfig, Orders, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
+    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::cgroup,
 };
+
+pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
 pub const POSTGRES_PORT: u16 = 5432;
@@ -190,16 +193,6 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     steps
 }
 
-/// The step that sets these limits.
-pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
-    let group = cgroup::Cgroup::new(hierarchy, path);
-    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
-        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
-        Some((dir.join(write.file), write.value.to_string()))
-    });
-    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
-}
-
 /// The network is done before the process exists: the namespace is pinned by its name.
 fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
     let mut steps = vec![
@@ -216,7 +209,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
-            mac: names.mac,
+            mac: name::mac_of(facts.address.addr()),
             serves: spec.command().is_none(),
         },
         HostStep::AssignAddress {
@@ -252,21 +245,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         name: spec.node.to_string(),
     });
     steps
-}
-
-/// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
-/// slower than one that is told it has less memory.
-pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
-    let asked = &spec.limits;
-    cgroup::Limits {
-        memory_max: asked.memory,
-        memory_high: None,
-        swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
-        cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
-        pids_max: asked.pids,
-        // A killed backend must not take the whole node along: Postgres recovers from losing one.
-        oom_group: asked.memory.map(|_| false),
-    }
 }
 
 /// Hidden and protected as the OCI runtimes do by default.
@@ -368,7 +346,7 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     let env = merged_env(&facts.image.env, &spec.env);
     let contract = Contract::parse(&env)?;
     let (payload, user) = match spec.command() {
-        Some(argv) => (Payload::Command { argv: argv.to_vec() }, command_user(facts)),
+        Some(argv) => command_payload(argv, facts),
         None => postgres_payload(spec, facts, &contract)?,
     };
     let is_command = matches!(payload, Payload::Command { .. });
@@ -386,9 +364,15 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     })
 }
 
-fn command_user(facts: &Facts) -> User {
+fn command_payload(mut argv: Vec<String>, facts: &Facts) -> (Payload, User) {
     let root = User { uid: 0, gid: 0, groups: vec![], name: "root".into(), home: "/root".into() };
-    facts.image.user.clone().unwrap_or(root)
+    let mut user = facts.image.user.clone().unwrap_or(root);
+    // `postgres` need not be in the image's PATH, and most of what it does it refuses to do as root.
+    if let Some(postgres) = facts.image.postgres.as_ref().filter(|_| argv[0] == "postgres") {
+        argv[0] = postgres.bindir.join("postgres").display().to_string();
+        user = postgres.user.clone();
+    }
+    (Payload::Command { argv }, user)
 }
 
 fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {
@@ -398,7 +382,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    check_memory(spec)?;
+    check_limits(spec)?;
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
@@ -420,17 +404,6 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
 }
 
-/// Refuses a memory limit under which a server could not start.
-pub fn check_memory(spec: &NodeSpec) -> Result<()> {
-    match spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY && spec.command().is_none()) {
-        Some(memory) => Err(advise(
-            format!("a memory limit of {} is too small for Postgres to start", human_bytes(memory)),
-            format!("give at least --memory {}", human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase()),
-        )),
-        None => Ok(()),
-    }
-}
-
 /// The generated settings: what every node starts with, then what follows from its limits, then what the
 /// user said; of two values for one name the later counts.
 fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(String, String)>> {
@@ -447,7 +420,7 @@ fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(Stri
 
 /// What `--tune auto` derives from the node's limits, or from the whole machine.
 pub fn tuned(spec: &NodeSpec, facts: &Facts) -> Vec<settings::Setting> {
-    let memory = spec.limits.memory.or(Some(facts.whole_memory));
+    let memory = spec.limits.memory.map_or(tune::Memory::Machine(facts.whole_memory), tune::Memory::Limit);
     tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0))
 }
 

@@ -191,6 +191,16 @@ impl Root {
         names_in(&self.lab_dir(lab).join("nodes"))
     }
 
+    /// The named volumes of a lab, also of one that has no nodes any more.
+    pub fn volumes(&self, lab: &Name) -> Result<Vec<Name>> {
+        names_in(&self.0.join("volumes").join(lab))
+    }
+
+    /// The labs that have volumes.
+    pub fn volume_labs(&self) -> Result<Vec<Name>> {
+        names_in(&self.0.join("volumes"))
+    }
+
     pub fn load_lab(&self, lab: &Name) -> Result<Option<LabState>> {
         load(&self.lab_dir(lab).join("lab.json"))
     }

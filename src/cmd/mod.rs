@@ -17,6 +17,7 @@ mod stats;
 mod stop;
 mod talk;
 mod uri;
+mod volume;
 mod wait;
 
 use anyhow::Result;
@@ -58,6 +59,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Limit(args) => limit::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Image(command) => image::run(&context, command),
+        Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => {
             crate::cli::completions(shell);
             Ok(0)

@@ -37,15 +37,19 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
-    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
+    let patience = patience(args, &node);
     if halt::end(&node, shutdown(args.mode), patience)? {
         let text = format!(
-            "`{name}` did not stop in {} s and was stopped at once; the next start recovers",
-            patience.as_secs()
+            "`{name}` did not stop in {} and was stopped at once; the next start recovers",
+            humantime::format_duration(patience)
         );
         super::warn(context, &text);
     }
     halt::take_down(&node)
+}
+
+fn patience(args: &cli::Stop, node: &Node) -> Duration {
+    args.timeout.unwrap_or(Duration::from_secs(node.state.spec.stop_timeout))
 }
 
 fn shutdown(mode: cli::Mode) -> Shutdown {
@@ -75,8 +79,7 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     };
     let before = node.status.pid;
     process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
-    let patience =
-        Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
+    let patience = patience(args, &node) + Duration::from_secs(60);
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {

@@ -57,7 +57,7 @@ pub fn bring_up(
         node.give_orders(&postgres.orders)?;
     }
     let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
-    match born.and_then(|spawned| remember(&node, state, spawned)) {
+    match born.and_then(|spawned| remember(&node, state, spawned, stdio)) {
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
@@ -66,11 +66,14 @@ pub fn bring_up(
     }
 }
 
-fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<Spawned> {
+fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
     state.init = Some(spawned.init);
     state.boot_id = process::boot_id()?.to_owned();
     state.started = now();
     node.save(state)?;
+    if stdio == Stdio::Terminal {
+        spawned.receive_terminal()?;
+    }
     spawned.release();
     Ok(spawned)
 }

@@ -47,6 +47,8 @@ pub struct InitFds {
     pub log: Option<LogFds>,
     /// Where the log is written in addition: the terminal of a foreground server.
     pub mirror: Option<OwnedFd>,
+    /// The standard streams are a terminal that is the payload's alone.
+    pub terminal: bool,
     /// The status file, read-write. One line of JSON, see [`Status`].
     pub status: Option<OwnedFd>,
     /// From here the superuser's password is read; then it is closed.
@@ -79,18 +81,23 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 /// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost.
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
+    let terminal = fds.terminal;
     let mut talk = match prepare(fds) {
         Ok(talk) => talk,
         // Nothing to report through yet: the exit code is the report.
         Err(_) => return 125,
     };
-    let result = Init::new(config, &mut talk, assume).and_then(|mut init| init.payload());
+    let result = Init::new(config, &mut talk, assume, terminal).and_then(|mut init| init.payload());
     match result {
         Ok(ended) => {
             talk.ended(ended.exit, ended.reason);
             ended.exit.code()
         }
-        Err(error) => give_up(&mut talk, &error),
+        Err(error) => {
+            // Of a command, 1 would be its own.
+            let code = if matches!(config.payload, Payload::Command { .. }) { 125 } else { 1 };
+            give_up(&mut talk, &error, code)
+        }
     }
 }
 
@@ -136,12 +143,12 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
 }
 
 /// Reports why the payload never came up, and gives the exit code for it.
-fn give_up(talk: &mut Talk, error: &anyhow::Error) -> i32 {
+fn give_up(talk: &mut Talk, error: &anyhow::Error, code: i32) -> i32 {
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
         talk.ended(Exit::Signal(stopped.signal), Reason::Stopped);
         return 128 + stopped.signal;
     }
-    let code = error.downcast_ref::<command::NotExecuted>().map_or(1, |failure| failure.code);
+    let code = error.downcast_ref::<command::NotExecuted>().map_or(code, |failure| failure.code);
     let in_use = error.downcast_ref::<datadir::InUse>().is_some();
     talk.failed(&format!("{error:#}"), code, in_use);
     code
@@ -152,17 +159,23 @@ struct Init<'a> {
     config: &'a InitConfig,
     talk: &'a mut Talk,
     assume: Assume<'a>,
+    terminal: bool,
     events: Events,
 }
 
 impl<'a> Init<'a> {
-    fn new(config: &'a InitConfig, talk: &'a mut Talk, assume: Assume<'a>) -> Result<Init<'a>> {
+    fn new(
+        config: &'a InitConfig,
+        talk: &'a mut Talk,
+        assume: Assume<'a>,
+        terminal: bool,
+    ) -> Result<Init<'a>> {
         let mut log = talk.take_log()?;
         log.set_cap(config.log_cap);
         let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        Ok(Init { config, talk, assume, events })
+        Ok(Init { config, talk, assume, terminal, events })
     }
 
     fn payload(&mut self) -> Result<Ended> {

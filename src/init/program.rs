@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 
 use super::Init;
 use crate::postgres::launch::User;
-use crate::sys::child;
+use crate::sys::{child, tty};
 
 /// A program to start.
 pub struct Program<'a> {
@@ -44,7 +44,7 @@ impl Init<'_> {
     /// Starts a program as leader of a session of its own. Returns when it runs; an error is a
     /// [`child::SpawnError`] if it failed between the fork and the execve.
     pub fn spawn(&mut self, program: &Program<'_>) -> Result<Pid> {
-        let (config, assume) = (self.config, self.assume);
+        let (config, assume, terminal) = (self.config, self.assume, self.terminal);
         let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
         let output = self.events.output();
@@ -55,7 +55,10 @@ impl Init<'_> {
         ];
         fds.extend(&program.extra);
         child::spawn(|| {
-            nix::unistd::setsid().context("setsid")?;
+            match terminal {
+                true => tty::begin_session(fds[0])?,
+                false => drop(nix::unistd::setsid().context("setsid")?),
+            }
             become_payload(&config.cwd, &config.user, assume, program.protected)?;
             child::place_fds(&fds)?;
             child::unblock_signals()?;

@@ -34,6 +34,32 @@ pub fn milli_cpus(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A count of at least one.
+pub fn count(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is not a number of at least 1"))
+}
+
+/// A limit, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    Max,
+    At(u64),
+}
+
+impl Bound {
+    /// `max`, as the kernel's own files have it, or what `quantity` reads.
+    pub fn parse(text: &str, quantity: fn(&str) -> Result<u64, String>) -> Result<Self, String> {
+        if text == "max" { Ok(Self::Max) } else { quantity(text).map(Self::At) }
+    }
+
+    pub fn limit(self) -> Option<u64> {
+        match self {
+            Self::Max => None,
+            Self::At(limit) => Some(limit),
+        }
+    }
+}
+
 /// A span of time from `30s`, `5min`, `100ms`, or a bare number of seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
@@ -81,6 +107,10 @@ mod tests {
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
         assert!(duration("soon").is_err());
+        assert_eq!((count("3"), count("0").is_err(), count("-1").is_err()), (Ok(3), true, true));
+        assert_eq!(Bound::parse("max", bytes).unwrap().limit(), None);
+        assert_eq!(Bound::parse("1k", bytes), Ok(Bound::At(1024)));
+        assert!(Bound::parse("maximum", bytes).is_err());
     }
 
     #[test]

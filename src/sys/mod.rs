@@ -14,6 +14,7 @@ pub mod mount;
 pub mod netns;
 pub mod nft;
 pub mod overlay;
+pub mod pass;
 pub mod process;
 pub mod seccomp;
 pub mod sysctl;

@@ -414,6 +414,7 @@ fn fds(spec: &Spec) -> InitFds {
     let log =
         (!spec.foreground).then(|| LogFds { current: open("log", true), previous: open("previous", false) });
     InitFds {
+        terminal: false,
         log,
         mirror: None,
         orders: None,

@@ -142,3 +142,25 @@ fn names_are_known_to_every_user_as_nodes_come_and_go() {
     let reachable = outside.lines().any(|l| l.starts_with("nameserver") && !l.contains(" 127."));
     assert!(!reachable || as_postgres("a", &["cat", "/etc/resolv.conf"]) == outside);
 }
+
+#[test]
+fn an_address_answers_at_once_for_the_next_node_that_has_it() {
+    let Some(host) = Host::new() else { return };
+    // It keeps the bridge, and with it what the host remembers of its neighbours.
+    host.pgbox(&["run", "other", "postgres:15"]);
+    let neighbour = |node: &str| {
+        host.pgbox(&["run", node, "postgres:15"]);
+        assert_eq!(host.sql(node, &[], "SELECT 1"), "1");
+        let address = host.json(&["inspect", "--json", node])[0]["network"]["address"].clone();
+        let ip = address.as_str().unwrap().split('/').next().unwrap().to_owned();
+        let mac = host.pgbox(&["exec", node, "--", "cat", "/sys/class/net/eth0/address"]);
+        (run("ip", &["neigh", "show", &ip]), ip, mac)
+    };
+    let (remembered, ip, mac) = neighbour("first");
+    assert!(remembered.contains(mac.trim()), "{remembered}");
+    host.pgbox(&["rm", "--force", "first"]);
+    let begun = std::time::Instant::now();
+    let (_, again, same) = neighbour("second");
+    assert_eq!((again, same), (ip, mac));
+    assert!(begun.elapsed().as_secs() < 15, "{:?}: the entry of the node before was stale", begun.elapsed());
+}

@@ -5,7 +5,7 @@ use std::{
     os::unix::fs::{MetadataExt, PermissionsExt},
 };
 
-use crate::harness::{Host, run};
+use crate::harness::{Host, run, text, until};
 
 const PGDATA: &str = "/var/lib/postgresql/data";
 
@@ -84,4 +84,59 @@ fn a_file_and_a_read_only_directory_can_be_mounted() {
     assert_eq!(said, "from the host\nno\n");
     assert_eq!(fs::read_to_string(&file).unwrap(), "from the host\nmore\n");
     assert!(!dir.join("x").exists());
+}
+
+#[test]
+fn volumes_of_no_node_are_seen_and_removed_and_others_are_not() {
+    let Some(host) = Host::new() else { return };
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.sql("a", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["run", "b", "tiny", "-v", "files:/x", "--", "touch", "/x/y"]);
+    let rows = host.json(&["volume", "ls", "--json"]);
+    assert_eq!((&rows[0]["volume"], &rows[0]["postgres"]), (&"a".into(), &15.into()));
+    assert_eq!((&rows[0]["nodes"][0], &rows[1]["nodes"][0]), (&"a".into(), &"b".into()));
+    assert!(rows[0]["size"].as_u64().unwrap() > 20 << 20, "{rows}");
+    for (volume, node) in [("a", "a"), ("files", "b")] {
+        let said = host.fails(1, &["volume", "rm", volume]);
+        assert!(said.contains(&format!("node `{node}` has it")), "{said}");
+    }
+    host.pgbox(&["rm", "--force", "a", "b"]);
+    assert!(host.pgbox(&["volume", "rm", "--dry-run", "a"]).contains("volumes/default/a"));
+    let table = host.pgbox(&["volume", "ls"]);
+    assert!(table.lines().any(|l| l.starts_with("a ") && l.ends_with('-')), "{table}");
+    host.pgbox(&["volume", "rm", "a"]);
+    assert!(!host.root.join("volumes/default/a").exists());
+    assert_eq!(host.pgbox(&["volume", "ls", "-q", "--all-labs"]), "files\n");
+    let said = host.fails(1, &["volume", "rm", "a"]);
+    assert!(said.contains("no volume `a`") && said.contains("files"), "{said}");
+}
+
+#[test]
+fn what_is_kept_of_a_failed_first_start_is_told_and_goes_with_the_volume() {
+    let Some(host) = Host::new() else { return };
+    let scripts = host.scratch("scripts");
+    fs::write(scripts.join("1.sql"), "SELECT nonsense;").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d", scripts.display());
+    host.fails(1, &["run", "n", "postgres:15", "-v", &mount]);
+    let output = host.try_pgbox(&["volume", "ls"]);
+    assert!(text(&output.stdout).contains("n "), "{output:?}");
+    assert!(text(&output.stderr).contains("n/data/.pgbox-failed is kept"), "{output:?}");
+    host.pgbox(&["volume", "rm", "n"]);
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+}
+
+#[test]
+fn run_rm_says_where_the_data_is() {
+    let Some(host) = Host::new() else { return };
+    let mut node = host.command(&["run", "--rm", "--foreground", "n", "postgres:15"]);
+    let node =
+        node.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("it runs", 20, || host.try_pgbox(&["wait", "n"]).status.success());
+    host.pgbox(&["stop", "n"]);
+    let output = node.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("volume `n`") && said.contains("volume rm n"), "{said}");
+    assert_eq!(said.matches("note: ").count(), 1, "{said}");
+    host.pgbox(&["volume", "rm", "n"]);
 }
