@@ -138,6 +138,7 @@ fn inspect(image: &Image, as_json: bool) -> Result<()> {
 }
 
 fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
+    let _shared = context.root.lock_shared()?;
     let in_use = in_use(context)?;
     for image in images {
         store.remove(image, &in_use)?;

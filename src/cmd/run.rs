@@ -53,6 +53,9 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
     let lock = context.root.lock(&spec.lab)?;
+    let shared = context.root.lock_shared()?;
+    // From here on `image rm` waits, and then finds the node that needs the image.
+    store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
     if args.dry_run || args.explain {
@@ -77,6 +80,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     };
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
+    drop(shared);
     let command = state.spec.command().is_some();
     let stdio = if command { Stdio::Inherit } else { Stdio::Log };
     let mut progress = talk::Progress::new(context);

@@ -48,7 +48,7 @@ pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
     })
 }
 
-/// Gathers what a plan for a new node needs. The caller holds the lab's lock.
+/// Gathers what a plan for a new node needs. The caller holds the lab's lock and the shared one.
 ///
 /// # Errors
 /// When something that the node needs is taken: its name, an address range, a port.
