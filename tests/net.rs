@@ -524,6 +524,34 @@ fn tables_are_added_once_listed_and_deleted() {
 }
 
 #[test]
+fn a_table_of_ours_is_kept_if_it_says_the_same_and_replaced_if_not() {
+    isolated_with_nat(|| {
+        let old = table(vec![everywhere(5432, SocketAddrV4::new(NODE, 5432))]);
+        nft::ensure(&old).unwrap();
+        let before = run("nft -a list ruleset");
+        nft::ensure(&old).unwrap();
+        assert_eq!(run("nft -a list ruleset"), before, "a table that is right was made again");
+
+        let new = table(vec![everywhere(5433, SocketAddrV4::new(NODE, 5433))]);
+        nft::ensure(&new).unwrap();
+        let now = run("nft list ruleset");
+        assert!(now.contains("5433") && !now.contains("5432"), "{now}");
+        // One that bears no mark of its content, as an earlier version made it.
+        run(&format!(
+            "nft delete table ip {0}; nft add table ip {0} '{{ comment \"{1}\" ; }}'",
+            new.name, new.comment
+        ));
+        nft::ensure(&new).unwrap();
+        assert_eq!(run("nft list ruleset"), now);
+
+        run(&format!("nft delete table ip {0}; nft add table ip {0} '{{ comment \"theirs\" ; }}'", new.name));
+        let theirs = run("nft -a list ruleset");
+        assert_eq!(errno(&nft::ensure(&new).unwrap_err()), Some(Errno::EEXIST));
+        assert_eq!(run("nft -a list ruleset"), theirs);
+    });
+}
+
+#[test]
 fn a_refused_rule_is_named_and_leaves_nothing() {
     isolated_with_nat(|| {
         // The kernel takes names up to 255 bytes.

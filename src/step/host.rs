@@ -148,12 +148,8 @@ impl HostStep {
                     Some(*gateway),
                 )
             }
-            Self::CreateNat { table, comment, .. } => match nft::add(&self.nat_table()) {
-                // An earlier node of the lab has made it.
-                Err(e) if work::is_ours(table, comment, &e)? => Ok(()),
-                other => other,
-            },
-            Self::PublishPorts { .. } => nft::add(&self.nat_table()),
+            // An earlier node of the lab has made it, or this one in a life that ended by a power cut.
+            Self::CreateNat { .. } | Self::PublishPorts { .. } => nft::ensure(&self.nat_table()),
             Self::AddHostName { file, address, name } => work::edit_hosts(file, name, Some(*address)),
             Self::CreateCgroup { path, .. } => cgroup::Cgroup::new(&cgroup::detect()?, path)?.create(),
             Self::SetLimits { path, limits, .. } => work::set_limits(path, limits),
@@ -169,12 +165,10 @@ impl HostStep {
             Self::CreateBridge { name, alias, mac, own_netns, .. } => {
                 work::remove_unused_bridge(name, alias, *mac, own_netns)
             }
-            Self::CreateNat { table, comment, own_netns, .. } => {
-                match work::is_in_use(own_netns)? {
-                    true => Ok(()),
-                    false => work::delete_own_table(table, comment),
-                }
-            }
+            Self::CreateNat { table, comment, own_netns, .. } => match work::is_in_use(own_netns)? {
+                true => Ok(()),
+                false => work::delete_own_table(table, comment),
+            },
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
             Self::CreateNetns { name } => netns::delete(name),

@@ -62,7 +62,7 @@ fn of_two_labs_one_gets_the_port_and_one_the_range() {
     let Some(host) = Host::new() else { return };
     for (more, words) in [(["-p", "5433:5432"], "5433"), (["--subnet", "10.77.0.0/24"], "10.77.0.0/24")] {
         let said = race(&host, &more);
-        assert!(said.len() == 1 && said[0].contains(words) && said[0].contains("lab `"), "{said:?}");
+        assert!(said.len() == 1 && said[0].contains(words), "{said:?}");
     }
     assert_eq!(race(&host, &[]), Vec::<String>::new(), "there is room for both where nothing is asked for");
 }
