@@ -74,9 +74,9 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         return start::start(context, name, START);
     };
     let before = node.status.pid;
-    process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
-    let patience =
-        Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
+    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
+    process::signal_with(pidfd.as_fd(), Signal::SIGUSR1, halt::seconds(patience))?;
+    let patience = patience.saturating_add(Duration::from_secs(60));
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {

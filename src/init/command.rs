@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
-use super::events::{Event, stops};
+use super::events::Event;
 use super::program::{Program, find_in_path, set_variable, variable};
 use super::{Ended, Init};
 use crate::postgres::report::{Exit, Phase, Reason};
@@ -64,11 +64,11 @@ impl Init<'_> {
                     self.events.drain();
                     return Ok(Ended { exit, reason: reason(exit, asked) });
                 }
-                Event::Signal(Signal::SIGPIPE | Signal::SIGCHLD) => {}
-                Event::Signal(signal) => {
-                    asked |= stops(signal);
+                Event::Signal(told) if told.signal == Signal::SIGPIPE => {}
+                Event::Signal(told) => {
+                    asked |= told.stops();
                     // It may have ended in this moment; then the loop hears of that next.
-                    let _ = kill(pid, signal);
+                    let _ = kill(pid, told.signal);
                 }
                 Event::Ended(..) | Event::Timeout => {}
             }
