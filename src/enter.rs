@@ -18,6 +18,7 @@ use std::io::{IsTerminal, Read, Write, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fmt};
 
 use anyhow::{Context, Result, ensure};
@@ -28,16 +29,14 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
-use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, pidfd_open, set_dumpable_behavior,
-    set_parent_process_death_signal,
-};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
 use crate::sys::cgroup;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
+use crate::sys::process::{ProcessId, has_ended};
 use crate::sys::seccomp;
 use crate::sys::tty::{self, Pty, Winsize};
 
@@ -48,7 +47,7 @@ const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/s
 /// What a running container is to `exec`.
 #[derive(Debug)]
 pub struct Target {
-    init: Pid,
+    init: ProcessId,
     pidfd: OwnedFd,
     cgroup: Option<OwnedFd>,
     tasks: Vec<File>,
@@ -92,22 +91,20 @@ impl fmt::Display for NotStarted {
 impl std::error::Error for NotStarted {}
 
 impl Target {
-    /// Takes hold of the container whose init is `pid`. The command is born in the cgroup-v2 directory `cgroup`, and
-    /// moves into the v1 cgroups whose `tasks` files are given.
-    pub fn open(pid: i32, cgroup: Option<&Path>, tasks: Vec<File>) -> Result<Target> {
-        let init = Pid::from_raw(pid).with_context(|| format!("{pid} is not a process id"))?;
-        let pidfd = pidfd_open(init, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
+    /// Takes hold of the container whose init is this very process, never of one that has its number now. The command is
+    /// born in the cgroup-v2 directory `cgroup`, and moves into the v1 cgroups whose `tasks` files are given.
+    pub fn open(init: ProcessId, cgroup: Option<&Path>, tasks: Vec<File>) -> Result<Target> {
+        let pidfd = init.open()?.with_context(|| format!("process {} has ended", init.pid))?;
         let cgroup = cgroup.map(open_path).transpose()?;
         Ok(Target { init, pidfd, cgroup, tasks })
     }
 
     /// Looks up a user in the container's own `/etc/passwd` and `/etc/group`: `postgres`, `999`, `0:0`, ...
     pub fn user(&self, spec: &str) -> Result<Ids> {
-        let root = open_path(Path::new(&format!("/proc/{}/root", self.init.as_raw_nonzero())))?;
+        let pid = self.init.pid;
+        let root = open_path(Path::new(&format!("/proc/{pid}/root")))?;
         // If it is alive now, the number was still its own when the path above was resolved.
-        let mut alive = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        let ended = poll(&mut alive, PollTimeout::ZERO).context("poll")? > 0;
-        ensure!(!ended, "process {} has ended", self.init.as_raw_nonzero());
+        ensure!(!has_ended(self.pidfd.as_fd(), Duration::ZERO)?, "process {pid} has ended");
         user::lookup(&root, spec)
     }
 }
@@ -131,9 +128,8 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
         (!request.stdin && !request.tty).then(|| File::open("/dev/null")).transpose().context("/dev/null")?;
     let command = Command::prepare(request)?;
 
-    let pid = target.init.as_raw_nonzero();
     setns(&target.pidfd, NAMESPACES)
-        .with_context(|| format!("join the namespaces of process {pid}: setns"))?;
+        .with_context(|| format!("join the namespaces of process {}: setns", target.init.pid))?;
     let pty = request.tty.then(|| open_terminal(request.user.uid)).transpose()?;
     let (report, failure) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let stdio = Stdio { silence: silence.as_ref(), terminal: pty.as_ref().map(|pty| &pty.terminal) };
