@@ -90,6 +90,19 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
     })
 }
 
+/// What a node sees as /etc/resolv.conf, among the files of its bundle.
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// Gives the plan of a node that starts again the name servers that the host has now.
+pub fn set_resolv_conf(plan: &mut Plan, text: &str) {
+    for step in &mut plan.host {
+        let HostStep::CreateBundle { files, .. } = step else { continue };
+        for (_, content) in files.iter_mut().filter(|(name, _)| name == RESOLV_CONF) {
+            text.clone_into(content);
+        }
+    }
+}
+
 /// The host's path of the data directory of a plan, if its node is a Postgres.
 pub fn data_on_host(plan: &Plan) -> Option<PathBuf> {
     on_host(plan, data_dir(&plan.init)?)
@@ -163,7 +176,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
         dir: node.path().to_owned(),
         files: vec![
             ("hostname".to_owned(), format!("{}\n", spec.node)),
-            ("resolv.conf".to_owned(), facts.resolv_conf.clone()),
+            (RESOLV_CONF.to_owned(), facts.resolv_conf.clone()),
         ],
     }];
     let volumes = mounts.iter().filter(|m| m.create);
@@ -347,7 +360,7 @@ fn inner_steps(
     steps.extend(mounts.iter().map(|m| bind(m.source.clone(), &m.target, m.read_only, m.place)));
     steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
-    steps.push(bind(node.path().join("resolv.conf"), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
     steps.extend([
         InnerStep::PivotRoot { root: merged.clone() },
         InnerStep::MountProc,
@@ -400,7 +413,8 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     Ok(InitConfig {
         payload,
         user,
-        env: contract.rest,
+        // The contract is the server's: a command that talks to one may need a password.
+        env: if is_command { env } else { contract.rest },
         cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
         restart: match spec.restart {
             Restart::No => launch::Restart::No,

@@ -127,11 +127,14 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         }
         Ok(volume)
     });
+    // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
+    let is_server = contract::server_args(&args.args).is_some();
+    let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
     let spec = NodeSpec {
         lab: context.lab.clone(),
         node: args.node.clone(),
         image: args.image.clone(),
-        env: env.into_iter().filter(|(key, _)| key != "POSTGRES_PASSWORD" && key != "PGPASSWORD").collect(),
+        env: env.collect(),
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
         settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,

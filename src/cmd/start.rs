@@ -46,6 +46,7 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     check_data(context, &node.state)?;
     halt::take_down(&node)?;
     let mut state = node.state;
+    plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, Stdio::Log, &mut progress)?;
     drop(lock);

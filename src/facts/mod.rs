@@ -271,7 +271,7 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
 }
 
 /// The host's name servers as a node can reach them: one on the host's loopback address is out of reach.
-fn resolv_conf() -> String {
+pub fn resolv_conf() -> String {
     let usable = |text: &str| {
         text.lines().any(|line| {
             line.strip_prefix("nameserver")
