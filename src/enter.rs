@@ -14,9 +14,9 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{env, fmt};
@@ -27,22 +27,22 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setsid};
+use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
 use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
 use crate::sys::cgroup;
+use crate::sys::child;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
+use crate::sys::execute::{self, DEFAULT_PATH, c_string};
 use crate::sys::process::{ProcessId, has_ended};
 use crate::sys::seccomp;
 use crate::sys::tty::{self, Pty, Winsize};
 
 mod relay;
-
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// What a running container is to `exec`.
 #[derive(Debug)]
@@ -200,7 +200,10 @@ impl Command {
             env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
         let user = &request.user;
         Ok(Command {
-            paths: candidates(program, path)?,
+            paths: execute::candidates(program, path)
+                .iter()
+                .map(|file| c_string(file.as_os_str().as_bytes()))
+                .collect::<Result<_>>()?,
             argv: request.argv.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_>>()?,
             env: env
                 .iter()
@@ -219,13 +222,14 @@ impl Command {
 
     /// The child's whole life. Returns an exit code only if it failed, having said why.
     fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
-        let (error, failure) = match cgroup::enter(&target.tasks).and_then(|()| stdio.install()) {
-            Err(error) => (ours(error), failure),
-            Ok(()) => match clone::close_all_but(failure) {
-                Ok(failure) => (self.start(&failure), failure),
-                Err(_) => return 125,
-            },
+        let alone = || {
+            cgroup::enter(&target.tasks)?;
+            stdio.install()?;
+            // Before the first path is resolved, not at the execve: /proc/self/fd/7 may be a directory of the host.
+            let (input, output, errors) = (stdin(), stdout(), stderr());
+            child::close_all_but(&[input.as_fd(), output.as_fd(), errors.as_fd(), failure.as_fd()])
         };
+        let error = alone().map_or_else(ours, |()| self.start(&failure));
         let report = [&[error.code as u8], error.message.as_bytes()].concat();
         // If the parent is gone, so is everybody who could be told.
         let _ = File::from(failure).write_all(&report);
@@ -234,7 +238,7 @@ impl Command {
 
     fn start(&self, failure: &OwnedFd) -> NotStarted {
         match self.change_directory().and_then(|()| self.drop_privileges(failure).map_err(ours)) {
-            Ok(()) => self.execute(),
+            Ok(()) => not_executed(&self.argv[0], execute::execute(&self.paths, &self.argv, &self.env)),
             Err(error) => error,
         }
     }
@@ -258,7 +262,8 @@ impl Command {
         // Once it has no more power than the container's root, that root could otherwise read our memory and the host's
         // environment in it, until the execve.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
-        clone::reset_signals()?;
+        child::block_signals()?;
+        child::unblock_signals()?;
         umask(Mode::from_bits_truncate(0o022));
         self.credentials.assume()?;
         // After the change of user, which clears it.
@@ -269,20 +274,6 @@ impl Command {
         ensure!(poll(&mut pipe, PollTimeout::ZERO).context("poll")? == 0, "the parent has ended");
         // Last: every call above would have to be in the profile.
         self.filter.as_deref().map_or(Ok(()), seccomp::load)
-    }
-
-    /// execve of the first candidate there is, by the rules of execvp(3).
-    fn execute(&self) -> NotStarted {
-        let mut worst = Errno::ENOENT;
-        for path in &self.paths {
-            let Err(errno) = execve(path, &self.argv, &self.env);
-            match errno {
-                Errno::ENOENT | Errno::ENOTDIR => {}
-                Errno::EACCES => worst = errno,
-                other => return not_executed(&self.argv[0], other),
-            }
-        }
-        not_executed(&self.argv[0], worst)
     }
 }
 
@@ -326,16 +317,4 @@ fn environment(request: &EnterRequest) -> Vec<(OsString, OsString)> {
         default("TERM", OsStr::new("xterm"));
     }
     env
-}
-
-/// Where a program may be: itself if it has a slash, else in each directory of PATH; an empty one is the current directory.
-fn candidates(program: &OsStr, path: &OsStr) -> Result<Vec<CString>> {
-    if program.as_bytes().contains(&b'/') || program.is_empty() {
-        return Ok(vec![c_string(program.as_bytes())?]);
-    }
-    env::split_paths(path).map(|directory| c_string(directory.join(program).as_os_str().as_bytes())).collect()
-}
-
-fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).with_context(|| format!("a NUL byte in {:?}", OsString::from_vec(bytes.to_vec())))
 }

@@ -21,7 +21,7 @@ use crate::{
     spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
-    sys::cgroup,
+    sys::{cgroup, execute::DEFAULT_PATH},
 };
 
 /// The port that Postgres listens on inside a node.
@@ -441,7 +441,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
-        major: Some(postgres.major),
+        major: postgres.major,
         superuser: contract.superuser.clone(),
         database: contract.database.clone(),
         initdb_args: contract.initdb_args.clone(),
@@ -493,8 +493,7 @@ pub fn merged_env(image: &[(String, String)], user: &[(String, String)]) -> Vec<
         image.iter().filter(|(key, _)| !user.iter().any(|(k, _)| k == key)).cloned().collect();
     env.extend(user.iter().cloned());
     if !env.iter().any(|(key, _)| key == "PATH") {
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        env.push(("PATH".to_owned(), path.to_owned()));
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
     }
     env
 }

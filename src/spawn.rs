@@ -216,7 +216,7 @@ impl Birth<'_> {
             nix::unistd::setsid().context("setsid")?;
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-            clone::replace_stdio(null.as_fd())?;
+            child::replace_stdio(null.as_fd())?;
         }
         Ok(())
     }
@@ -244,7 +244,6 @@ impl Birth<'_> {
         let Files { log, status, secret } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
-            mirror: None,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),
             report: Some(self.report),

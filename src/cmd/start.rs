@@ -80,14 +80,14 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
     let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else {
         return Ok(());
     };
-    let (Some(data), Some(major)) = (&state.data, postgres.major) else { return Ok(()) };
+    let Some(data) = &state.data else { return Ok(()) };
     if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
         return Err(advise(
             format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
             format!("stop it first: pgbox stop {other}"),
         ));
     }
-    version::check(major, facts::data_version(data)?, &data.display().to_string())
+    version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
 /// Stays with a node until it ends, passing signals on; gives its exit code.

@@ -77,8 +77,8 @@ pub struct PostgresPayload {
     pub bindir: PathBuf,
     /// The data directory inside the container.
     pub pgdata: PathBuf,
-    /// Major version of the binaries; `None`: `init` asks `postgres --version`.
-    pub major: Option<u32>,
+    /// Major version of the binaries.
+    pub major: u32,
     /// `POSTGRES_USER`: the superuser that initdb creates.
     pub superuser: Source,
     /// `POSTGRES_DB`; `None`: as the superuser is called.

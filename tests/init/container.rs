@@ -106,7 +106,7 @@ pub fn postgres() -> PostgresPayload {
     PostgresPayload {
         bindir: BINDIR.into(),
         pgdata: PGDATA.into(),
-        major: None,
+        major: 15,
         superuser: Source::Value("postgres".into()),
         database: None,
         initdb_args: Some(Source::Value("--no-sync".into())),
@@ -415,7 +415,6 @@ fn fds(spec: &Spec) -> InitFds {
         (!spec.foreground).then(|| LogFds { current: open("log", true), previous: open("previous", false) });
     InitFds {
         log,
-        mirror: None,
         status: Some(open("status", false)),
         secret: spec.secret.then(|| open("secret", false)),
         report: Some(open("report", true)),
