@@ -255,8 +255,8 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
 fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    let Some(volume) = data.and_then(Path::parent) else { return };
-    let known = state::load_volume(volume).ok().flatten().and_then(|v| v.libc);
+    let Some(volume) = data.and_then(|data| facts.root.volume_home(&spec.lab, data)) else { return };
+    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
     let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
     if let (Some(known), Some(now)) = (known, now)
         && known != now

@@ -8,7 +8,6 @@ pub mod node;
 use std::{
     collections::BTreeSet,
     fs,
-    io::Read,
     net::{Ipv4Addr, TcpListener},
     path::Path,
 };
@@ -21,7 +20,7 @@ use crate::{
     plan::{Facts, ImageFacts},
     spec::{Name, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{LabState, NodeState, Root},
-    sys::{cgroup, link, memory, netns, nft},
+    sys::{self, cgroup, link, memory, netns, nft},
 };
 
 /// The nodes of a lab, as remembered.
@@ -288,10 +287,8 @@ fn read_plain_file(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("it is not a plain file"));
-    }
-    std::io::read_to_string(file.take(1 << 10))
+    let content = sys::fs::read_plain(file, 1 << 10)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.

@@ -11,11 +11,11 @@ use super::datadir::{Content, DataDir, make_owned_dir};
 use super::events::Event;
 use super::program::{set_variable, variable};
 use super::{Ended, Init, at, ownership};
-use crate::postgres::contract::{file_value, is_secret};
+use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
 use crate::postgres::launch::{PostgresPayload, Source};
 use crate::postgres::report::Phase;
 use crate::postgres::{settings, version};
-use crate::sys::execute::DEFAULT_PATH;
+use crate::sys::{self, execute::DEFAULT_PATH};
 
 /// Where most builds of Postgres have their socket; only made if missing.
 const SOCKET_DIR: &str = "/var/run/postgresql";
@@ -150,10 +150,16 @@ pub fn read(source: &Source, name: &str) -> Result<String> {
     match source {
         Source::Value(value) => Ok(value.clone()),
         Source::File(path) => {
-            let content = fs::read(path).with_context(|| format!("read {name}_FILE {}", path.display()))?;
+            let content = read_file(path).with_context(|| format!("read {name}_FILE {}", path.display()))?;
             file_value(&content, name)
         }
     }
+}
+
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    sys::fs::read_plain(file, LARGEST_FILE)
 }
 
 /// Replaces a file's content at once, as the server's user's and readable for nobody else.

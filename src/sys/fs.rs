@@ -10,7 +10,7 @@
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -129,6 +129,17 @@ pub fn file_beneath(dir: impl AsFd, path: &[u8]) -> io::Result<File> {
         true => Ok(file),
         false => Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file")),
     }
+}
+
+/// The content of a plain file, which need not be one: opened with O_NONBLOCK, a fifo is an error and no wait. Of a
+/// longer one the first `most` bytes.
+pub fn read_plain(file: File, most: u64) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
+    }
+    let mut content = Vec::new();
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
 }
 
 /// Opens `path` as a process whose root is `root` would: absolute links start at `root`, `..` stops there.
