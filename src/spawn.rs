@@ -109,7 +109,7 @@ fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<Pro
     ProcessId::of(child.pid)
 }
 
-/// A child that fails at once is gone before it can be moved: its own report is the reason.
+/// A child that fails at once is gone before it says where it is: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100)) {
         Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),

@@ -59,13 +59,13 @@ pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
 /// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
 pub fn take_down(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
-    all_or(super::undo(&node.state.plan, Reach::Running, begun), "stop")
+    all_undone(super::undo(&node.state.plan, Reach::Running, begun), "stop")
 }
 
 /// Removes a node that does not run: every host step backwards, then its directory.
 pub fn remove(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
-    all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
+    all_undone(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
     node.dir.remove()
 }
 
@@ -73,11 +73,11 @@ pub fn remove(node: &Node) -> Result<()> {
 pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
     let steps = plan::remains(root, lab, node);
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
-    all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
+    all_undone(steps.iter().rev().filter_map(undo).collect(), "remove")?;
     root.node(lab, node).remove()
 }
 
-fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {
+fn all_undone(errors: Vec<Error>, what: &str) -> Result<()> {
     match errors.len() {
         0 => Ok(()),
         count => {

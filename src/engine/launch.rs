@@ -156,7 +156,7 @@ fn listen(
         match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
-            spawn::Heard::End => still_alive(state, &node, spawned)?,
+            spawn::Heard::End => check_alive(state, &node, spawned)?,
             spawn::Heard::Nothing => {}
         }
         if let Some(signal) = patience.interrupts.next().map_err(broken)? {
@@ -200,7 +200,7 @@ fn hear(
     Ok(None)
 }
 
-fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
+fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
     let broken = |error| Failure::of_init(state, error, 1);
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());

@@ -302,7 +302,7 @@ impl HostStep {
                 look: format!("nft list table ip {table}"),
             },
             Self::PublishPorts { table, publish, .. } => Lesson {
-                title: format!("publish {}", shown_netnss(publish)),
+                title: format!("publish {}", shown_ports(publish)),
                 why: "A packet to the published port gets the node's address as its destination before routing; for \
                       connections from this host itself the same happens on the way out. One table a node: it \
                       appears in one batch and goes with one message.",
@@ -365,7 +365,7 @@ fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-fn shown_netnss(publish: &[Publish]) -> String {
+fn shown_ports(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
 }
 

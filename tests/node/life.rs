@@ -1,6 +1,6 @@
 //! The life of a node: run, look, stop, start, crash, remove.
 
-use std::{fs, process::Stdio, time::Instant};
+use std::{fs, process::{Child, Stdio}, time::Instant};
 
 use crate::harness::{Host, run, text, until};
 
@@ -94,11 +94,11 @@ fn stop_is_fast_with_idle_clients_and_start_keeps_address_and_data() {
 }
 
 /// A backend that does not move: a fast shutdown waits for it.
-fn stuck_backend(host: &Host) -> String {
+fn stuck_backend(host: &Host) -> (String, Child) {
     let uri = host.pgbox(&["uri", "n"]);
     let mut client = std::process::Command::new("psql");
     client.args(["-c", "SELECT pg_sleep(600)", uri.trim()]).stdout(Stdio::null()).stderr(Stdio::null());
-    client.spawn().unwrap();
+    let client = client.spawn().unwrap();
     let find = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%sleep(600)%' AND pid <> pg_backend_pid()";
     let inside = || host.pgbox(&["psql", "n", "-Atc", find]).trim().to_owned();
     until("it sleeps", 10, || !inside().is_empty());
@@ -110,18 +110,19 @@ fn stuck_backend(host: &Host) -> String {
     };
     let pid = all.lines().find(is_it).expect("the backend").to_owned();
     run("kill", &["-STOP", &pid]);
-    pid
+    (pid, client)
 }
 
 #[test]
 fn the_time_that_stop_is_given_counts_and_not_the_nodes_own() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "1s"]);
-    let backend = stuck_backend(&host);
+    let (backend, mut client) = stuck_backend(&host);
     let longer = host.command(&["stop", "-t", "60", "n"]).stderr(Stdio::piped()).spawn().unwrap();
     std::thread::sleep(std::time::Duration::from_secs(4));
     run("kill", &["-CONT", &backend]);
     let longer = longer.wait_with_output().unwrap();
+    client.wait().unwrap();
     assert!(longer.status.success() && longer.stderr.is_empty(), "{}", text(&longer.stderr));
     host.pgbox(&["start", "n"]);
     let log = host.pgbox(&["logs", "n"]);
@@ -129,9 +130,10 @@ fn the_time_that_stop_is_given_counts_and_not_the_nodes_own() {
     host.pgbox(&["rm", "-f", "n"]);
 
     host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "60s"]);
-    stuck_backend(&host);
+    let (_, mut client) = stuck_backend(&host);
     let begun = Instant::now();
     let shorter = host.try_pgbox(&["stop", "-t", "1", "n"]);
+    client.wait().unwrap();
     assert!(text(&shorter.stderr).contains("did not stop in 1 s"), "{}", text(&shorter.stderr));
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
