@@ -138,10 +138,13 @@ fn inspect(image: &Image, as_json: bool) -> Result<()> {
 }
 
 fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
-    let _shared = context.root.lock_shared()?;
-    let in_use = in_use(context)?;
     for image in images {
-        store.remove(image, &in_use)?;
+        // Held until the layers are gone.
+        let mut shared = None;
+        store.remove(image, || {
+            shared = Some(context.root.lock_shared()?);
+            in_use(context)
+        })?;
         println!("{image}");
     }
     Ok(())

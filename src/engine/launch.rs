@@ -151,8 +151,8 @@ fn listen(
     let broken = |error| Failure::of_init(state, error, 1);
     let mut phase = Phase::Preparing;
     loop {
-        // While the server starts, look every millisecond: a bare start takes 40 ms.
-        let pause = if phase == Phase::Preparing { 100 } else { 1 };
+        // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
+        let pause = if phase == Phase::Running { 1 } else { 20 };
         match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),

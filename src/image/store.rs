@@ -116,8 +116,9 @@ impl Store {
     }
 
     /// Takes a name away, and with its last name the image and the layers that no other image has. An image whose
-    /// manifest is in `in_use` is refused.
-    pub fn remove(&self, reference: &str, in_use: &[Digest]) -> Result<Removed> {
+    /// manifest is in `in_use` is refused; that is asked once no other import or removal is under way, which may take
+    /// long.
+    pub fn remove(&self, reference: &str, in_use: impl FnOnce() -> Result<Vec<Digest>>) -> Result<Removed> {
         let _lock = self.lock()?;
         let mut index = self.index()?;
         let found = self.matching(&index, reference)?.clone();
@@ -128,7 +129,7 @@ impl Store {
             index.manifests.iter().filter(|d| goes(d)).filter_map(|d| d.name().map(str::to_owned)).collect();
         index.manifests.retain(|d| !goes(d));
         let image = !index.manifests.iter().any(|d| d.digest == found.digest);
-        if image && in_use.contains(&manifest) {
+        if image && in_use()?.contains(&manifest) {
             bail!("image {reference} is in use by a container; remove that first (`pgbox ps` shows it)");
         }
         self.write_index(&index)?;
