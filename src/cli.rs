@@ -31,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Create a node and start it; returns when its Postgres answers queries
     Run(Box<Run>),
+    /// Create a standby of a node by a base backup; returns when it streams
+    Replica(Box<Replica>),
     /// List nodes
     Ps(Ps),
     /// Show what a node has written to its log
@@ -124,6 +126,50 @@ pub struct Run {
     /// Options for postgres if they begin with `-`, else a command to run instead of it
     #[arg(last = true, value_name = "ARGS")]
     pub args: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox replica r1 --of primary\n  pgbox replica late --of primary --delay 5min -p 5434:5432"
+)]
+pub struct Replica {
+    /// Name of the new node
+    pub node: Name,
+    /// The node that it follows; a standby will do as well
+    #[arg(long, value_name = "NODE")]
+    pub of: Name,
+    /// Apply changes this much later than the primary
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    pub delay: Option<Duration>,
+    /// Bytes a second that the base backup may take, for example 20m
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    pub rate: Option<u64>,
+    /// Mount a named volume or a directory of the host
+    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
+    pub volumes: Vec<Volume>,
+    /// Publish a port of the node on this host
+    #[arg(short, long, value_name = "[IP:]HOST:PORT")]
+    pub publish: Vec<Publish>,
+    /// Set a configuration parameter of the server, besides those of the other node
+    #[arg(short = 'c', long = "config", value_name = "NAME=VALUE")]
+    pub settings: Vec<String>,
+    #[command(flatten)]
+    pub limits: Limits,
+    /// Size of /dev/shm
+    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
+    pub shm_size: Option<u64>,
+    /// When Postgres ends by itself: no, on-crash or on-crash:N
+    #[arg(long, value_name = "POLICY")]
+    pub restart: Option<Restart>,
+    /// How long the base backup and the first answer may take
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = quantity::duration)]
+    pub timeout: Duration,
+    /// Only print the steps
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Only print the steps, with the reason for each
+    #[arg(long)]
+    pub explain: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

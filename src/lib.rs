@@ -22,7 +22,7 @@
 //! 5  cmd                        one file a subcommand
 //! 4  engine spawn init enter show facts
 //! 3  plan                       the only place that knows the order of things
-//! 2  step hint state
+//! 2  step hint state sql
 //! 1  spec image postgres lab
 //! 0  sys                        nix, rustix, libc, rtnetlink, nf_tables, cgroups; the only `unsafe`
 //! ```
@@ -44,6 +44,7 @@ pub mod postgres;
 pub mod show;
 pub mod spawn;
 pub mod spec;
+pub mod sql;
 pub mod state;
 pub mod step;
 pub mod sys;

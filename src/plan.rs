@@ -11,14 +11,19 @@ use std::{
 use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
+pub mod follow;
+mod remains;
+
+pub use remains::remains;
+
 use crate::{
     hint::advise,
     postgres::{
         contract::{self, Contract},
-        launch::{self, InitConfig, Payload, PostgresPayload, Source, User},
+        launch::{self, InitConfig, Orders, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{Name, NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
+    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
     sys::{cgroup, execute::DEFAULT_PATH},
@@ -48,6 +53,8 @@ pub struct Facts {
     pub missing_sources: Vec<PathBuf>,
     /// Bytes of memory that this machine has.
     pub whole_memory: u64,
+    /// The servers that a standby has to do with.
+    pub upstream: Option<follow::Upstream>,
 }
 
 /// What an image is, seen from a plan.
@@ -85,7 +92,7 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
     Ok(Plan {
         host: host_steps(spec, facts, &names, &mounts),
         inner: inner_steps(spec, facts, &names, &mounts, &init),
-        after: after_steps(facts, &init),
+        after: after_steps(spec, facts, &init),
         init,
     })
 }
@@ -182,6 +189,11 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     let volumes = mounts.iter().filter(|m| m.create);
     steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
     steps.extend(network_steps(spec, facts, names));
+    if let Some(upstream) = &facts.upstream {
+        // Not from standbys: they can't write, and have got the role from the primary.
+        steps.push(HostStep::CreateRole { server: upstream.primary.clone(), secret: node.replicator_file() });
+        steps.push(follow::create_slot(&upstream.server, &spec.node));
+    }
     let cgroup = cgroup::Cgroup::new(&facts.cgroups, &names.cgroup);
     steps.push(HostStep::CreateCgroup {
         path: names.cgroup.clone(),
@@ -253,47 +265,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         name: spec.node.to_string(),
     });
     steps
-}
-
-/// The host steps of a node of which nothing is remembered, for their `undo` alone: that goes by names, which
-/// follow from root, lab and node. Addresses and contents in them mean nothing. Volumes are not among them.
-pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
-    let names = ObjectNames::new(root.path(), lab, node);
-    let nowhere = Ipv4Net::default();
-    vec![
-        HostStep::CreateBundle { dir: root.node(lab, node).path().to_owned(), files: Vec::new() },
-        HostStep::CreateBridge {
-            name: names.bridge.clone(),
-            alias: names.bridge_alias.clone(),
-            mac: names.bridge_mac,
-            address: nowhere,
-            own_netns: names.netns.clone(),
-        },
-        HostStep::CreateNetns { name: names.netns.clone() },
-        HostStep::CreateVeth {
-            name: names.veth.clone(),
-            alias: names.veth_alias.clone(),
-            bridge: names.bridge.clone(),
-            netns: names.netns.clone(),
-            mac: names.mac,
-            serves: true,
-        },
-        HostStep::CreateNat {
-            table: names.nat_table,
-            comment: names.bridge_alias,
-            bridge: names.bridge,
-            subnet: nowhere,
-            own_netns: names.netns,
-        },
-        HostStep::PublishPorts {
-            table: names.publish_table,
-            comment: names.veth_alias,
-            address: nowhere.addr(),
-            publish: Vec::new(),
-        },
-        HostStep::AddHostName { file: root.hosts_file(lab), address: nowhere.addr(), name: node.to_string() },
-        HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new() },
-    ]
 }
 
 /// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
@@ -388,18 +359,22 @@ fn shown_command(init: &InitConfig) -> Vec<String> {
     }
 }
 
-fn after_steps(facts: &Facts, init: &InitConfig) -> Vec<AfterStep> {
+fn after_steps(spec: &NodeSpec, facts: &Facts, init: &InitConfig) -> Vec<AfterStep> {
     let Payload::Postgres(postgres) = &init.payload else { return Vec::new() };
     let value = |source: &Source| match source {
         Source::Value(value) => value.clone(),
         Source::File(_) => contract::DEFAULT_USER.to_owned(),
     };
     let user = value(&postgres.superuser);
-    vec![AfterStep::WaitUntilReady {
+    let mut steps = vec![AfterStep::WaitUntilReady {
         address: SocketAddrV4::new(facts.address.addr(), POSTGRES_PORT),
         database: postgres.database.as_ref().map(value).unwrap_or_else(|| user.clone()),
         user,
-    }]
+    }];
+    if let Some(upstream) = &facts.upstream {
+        steps.push(follow::wait_until_streaming(&upstream.server, &spec.node));
+    }
+    steps
 }
 
 fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
@@ -450,7 +425,10 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         auth_method: contract.auth_method.clone(),
         scripts_dir: contract::SCRIPTS_DIR.into(),
         server_args: spec.server_args().to_vec(),
-        settings: node_settings(spec, facts, postgres.major)?,
+        orders: Orders {
+            settings: node_settings(spec, facts, postgres.major)?,
+            standby: spec.follow.as_ref().map(|follow| follow::following(&spec.node, follow)),
+        },
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))

@@ -7,7 +7,10 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read},
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::{
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::fs::OpenOptionsExt,
+    },
     time::Duration,
 };
 
@@ -138,6 +141,8 @@ struct Files {
     log: Option<[File; 2]>,
     status: File,
     secret: Option<File>,
+    orders: File,
+    replicator: File,
 }
 
 impl Files {
@@ -154,11 +159,19 @@ impl Files {
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("open {}", node.secret_file().display())),
         };
+        let read = |path: std::path::PathBuf| {
+            // There from the start, so that what is written to it later is seen.
+            let mut create = OpenOptions::new();
+            create.create(true).append(true).mode(0o600);
+            let file = create.open(&path).and_then(|_| File::open(&path));
+            file.with_context(|| format!("open {}", path.display()))
+        };
+        let (orders, replicator) = (read(node.orders_file())?, read(node.replicator_file())?);
         let log = match stdio {
             Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
             Stdio::Inherit => None,
         };
-        Ok(Self { log, status, secret })
+        Ok(Self { log, status, secret, orders, replicator })
     }
 }
 
@@ -206,8 +219,8 @@ impl Birth<'_> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        let others =
-            files.log.iter().flatten().chain(&self.tasks).chain(&files.secret).chain([&files.status]);
+        let given = [&files.status, &files.orders, &files.replicator];
+        let others = files.log.iter().flatten().chain(&self.tasks).chain(&files.secret).chain(given);
         kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
@@ -241,11 +254,13 @@ impl Birth<'_> {
         };
         // init closes what it is not given; these would then be closed twice.
         drop((self.netns, self.go, self.tasks));
-        let Files { log, status, secret } = self.files;
+        let Files { log, status, secret, orders, replicator } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),
+            orders: Some(orders.into()),
+            replicator: Some(replicator.into()),
             report: Some(self.report),
         };
         init::run(&self.plan.init, fds, &assume)

@@ -10,7 +10,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddrV4},
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -20,8 +20,12 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{
-    postgres::launch::InitConfig,
+    postgres::{
+        launch::{InitConfig, Orders, Payload, PostgresPayload},
+        report::Status,
+    },
     spec::{Name, NodeSpec},
+    sql::Login,
     step::{AfterStep, HostStep, InnerStep},
     sys::{self, process::ProcessId},
 };
@@ -55,13 +59,57 @@ pub struct NodeState {
     pub init: Option<ProcessId>,
     /// The boot in which it was started last.
     pub boot_id: String,
+    /// The node that was promoted in this one's place.
+    #[serde(default)]
+    pub superseded_by: Option<Name>,
     /// When it was created and started last, in seconds since 1970.
     pub created: u64,
     pub started: u64,
 }
 
+/// What a node is in its cluster: a primary with everything that follows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Role {
+    Primary,
+    /// It follows another node, which may be a standby itself.
+    Standby {
+        of: Name,
+    },
+    /// An old primary whose place another one has taken. It must not come up again as it is.
+    Superseded {
+        by: Name,
+    },
+    /// It runs something else than a server.
+    Command,
+}
+
 impl NodeState {
     pub const VERSION: u32 = VERSION;
+
+    pub fn role(&self) -> Role {
+        match (self.postgres(), &self.superseded_by, &self.spec.follow) {
+            (None, ..) => Role::Command,
+            (_, Some(by), _) => Role::Superseded { by: by.clone() },
+            (_, None, Some(follow)) => Role::Standby { of: follow.of.clone() },
+            (_, None, None) => Role::Primary,
+        }
+    }
+
+    /// The server that the node runs, unless it runs another command.
+    pub fn postgres(&self) -> Option<&PostgresPayload> {
+        match &self.plan.init.payload {
+            Payload::Postgres(postgres) => Some(postgres),
+            Payload::Command { .. } => None,
+        }
+    }
+
+    /// As [`postgres`](Self::postgres), to be changed.
+    pub fn postgres_mut(&mut self) -> Option<&mut PostgresPayload> {
+        match &mut self.plan.init.payload {
+            Payload::Postgres(postgres) => Some(postgres),
+            Payload::Command { .. } => None,
+        }
+    }
 }
 
 /// A lab, as remembered.
@@ -223,6 +271,47 @@ impl NodeDir {
     /// Kept by the node's pid 1: how far it is, and how it ended.
     pub fn status_file(&self) -> PathBuf {
         self.0.join("status.json")
+    }
+
+    /// What the node's pid 1 said last.
+    pub fn status(&self) -> Result<Status> {
+        let path = self.status_file();
+        let text = match sys::fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
+        Status::parse(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// How to talk to the node's server as its superuser.
+    pub fn login(&self, address: SocketAddrV4) -> Result<Login> {
+        let status = self.status()?;
+        let user = status.superuser.unwrap_or_else(|| "postgres".to_owned());
+        let database = status.database.unwrap_or_else(|| user.clone());
+        Ok(Login { address, user, database, secret: self.secret_file() })
+    }
+
+    /// What the node's pid 1 reads again: one line of JSON, rewritten in place because pid 1 keeps it open.
+    pub fn orders_file(&self) -> PathBuf {
+        self.0.join("orders.json")
+    }
+
+    /// The replication role's password and nothing else, mode 0600; empty as long as there is none. Kept open like that.
+    pub fn replicator_file(&self) -> PathBuf {
+        self.0.join("replicator")
+    }
+
+    /// Writes down what pid 1 is to go by from its next look on. The whole new line first, then the end of the file.
+    pub fn give_orders(&self, orders: &Orders) -> Result<()> {
+        let path = self.orders_file();
+        let line = serde_json::to_string(orders).context("orders")? + "\n";
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new();
+            let file = file.create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            file.write_all_at(line.as_bytes(), 0)?;
+            file.set_len(line.len() as u64)
+        };
+        write().with_context(|| format!("write {}", path.display()))
     }
 
     /// The superuser's password and nothing else, mode 0600.

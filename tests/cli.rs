@@ -273,6 +273,7 @@ fn facts(mountinfo: &str, controllers: &str) -> Facts {
         file_sources: vec![],
         missing_sources: vec![],
         whole_memory: 8 << 30,
+        upstream: None,
     }
 }
 
@@ -291,6 +292,7 @@ fn spec(args: &[&str]) -> NodeSpec {
         tune: false,
         args: args.iter().map(|&word| word.to_owned()).collect(),
         subnet: None,
+        follow: None,
     }
 }
 

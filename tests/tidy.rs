@@ -13,7 +13,7 @@ use std::{
 const FLOORS: [&[&str]; 7] = [
     &["sys"],
     &["spec", "image", "postgres", "lab"],
-    &["step", "hint", "state"],
+    &["step", "hint", "state", "sql"],
     &["plan"],
     &["engine", "spawn", "init", "enter", "show", "facts"],
     &["cmd", "cli"],

@@ -9,6 +9,7 @@ mod logs;
 mod password;
 mod ps;
 mod psql;
+mod replica;
 mod rm;
 mod run;
 mod start;
@@ -42,6 +43,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
     let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab, options };
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
+        Command::Replica(args) => replica::run(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Exec(args) => exec::run(&context, args),

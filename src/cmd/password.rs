@@ -40,6 +40,14 @@ pub enum Origin {
 /// Puts the password into the files of a new node.
 pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<Origin> {
     let Some(postgres) = postgres(state) else { return Ok(Origin::Nowhere) };
+    if let Some(follow) = &state.spec.follow {
+        // The data are the other node's, and so is the password in them.
+        let upstream = root.node(&state.spec.lab, &follow.of).secret_file();
+        if let Ok(secret) = fs::read_to_string(upstream) {
+            write(node, postgres, &secret)?;
+        }
+        return Ok(Origin::Nowhere);
+    }
     let (secret, origin) = match &postgres.password {
         Password::Unset => return Ok(Origin::Nowhere),
         Password::File(inside) => match from_file(state, inside)? {
@@ -59,6 +67,19 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         state::write_secret(&home.join("password"), &secret)?;
     }
     Ok(origin)
+}
+
+/// Gives a new standby the replication role's password: that of the node that it follows, or a new one for both. A
+/// primary has none before its first standby.
+pub fn keep_replicator(root: &Root, node: &NodeDir, state: &NodeState) -> Result<()> {
+    let Some(follow) = &state.spec.follow else { return Ok(()) };
+    let upstream = root.node(&state.spec.lab, &follow.of).replicator_file();
+    let mut password = fs::read_to_string(&upstream).unwrap_or_default();
+    if password.is_empty() {
+        password = generated()?;
+        state::write_secret(&upstream, &password)?;
+    }
+    state::write_secret(&node.replicator_file(), &password)
 }
 
 fn postgres(state: &NodeState) -> Option<&PostgresPayload> {

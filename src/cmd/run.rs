@@ -1,6 +1,6 @@
 //! `pgbox run`: a new node, from an image to an answer.
 
-use std::{fs, path::Path};
+use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
 
@@ -34,7 +34,7 @@ use crate::{
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
     let is_command = contract::server_args(&args.args).is_none();
-    match create(context, args) {
+    match from_args(context, &args) {
         // As with `docker run`: that pgbox failed, and not the command. A failed step has such a code itself.
         Err(error) if is_command && !error.is::<StepFailed>() => {
             show::error::print(&error, &context.options);
@@ -44,11 +44,35 @@ pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
     }
 }
 
-fn create(context: &Context, args: cli::Run) -> Result<i32> {
+fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
     need_root("pgbox run")?;
     crate::sys::exe::reexec_read_only()?;
-    let (spec, secret) = spec(context, &args)?;
-    check_spec(&spec, &args)?;
+    let (spec, secret) = spec(context, args)?;
+    let how = How {
+        dry_run: args.dry_run,
+        explain: args.explain,
+        timeout: args.timeout,
+        foreground: args.foreground,
+        remove: args.rm,
+    };
+    create(context, spec, secret, &how)
+}
+
+/// How a node is to be created.
+pub struct How {
+    /// Only to print the steps, or with `explain` the reasons for them as well.
+    pub dry_run: bool,
+    pub explain: bool,
+    /// How long the first answer may take.
+    pub timeout: Duration,
+    pub foreground: bool,
+    /// To be removed when it ends.
+    pub remove: bool,
+}
+
+/// Creates a node and waits until it is up; gives the exit code.
+pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &How) -> Result<i32> {
+    check_spec(&spec, how)?;
     let store = Store::open(context.root.path())?;
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
@@ -58,8 +82,8 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
-    if args.dry_run || args.explain {
-        let depth = if args.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
+    if how.dry_run || how.explain {
+        let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
         print!("{}", show::plan::render(&plan, depth));
         return Ok(0);
     }
@@ -73,6 +97,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
         address: facts.address,
         data,
         plan,
+        superseded_by: None,
         init: None,
         boot_id: String::new(),
         created: launch::now(),
@@ -86,7 +111,7 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
     drop(lock);
-    let patience = Patience { timeout: args.timeout, interrupts: &interrupts };
+    let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
     let answer =
         launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress)?;
     drop(progress);
@@ -95,19 +120,19 @@ fn create(context: &Context, args: cli::Run) -> Result<i32> {
         super::note(context, &text);
     }
     remember_volume(&state, &facts, &answer)?;
-    if command || args.foreground {
-        return start::attend(context, &state, spawned, &interrupts, args.rm);
+    if command || how.foreground {
+        return start::attend(context, &state, spawned, &interrupts, how.remove);
     }
     announce(context, &state);
     Ok(0)
 }
 
 /// Refuses what can't be meant.
-fn check_spec(spec: &NodeSpec, args: &cli::Run) -> Result<()> {
+fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
         return Err(advise(text, "leave one of them out"));
     }
-    if args.rm && !args.foreground && spec.command().is_none() {
+    if how.remove && !how.foreground && spec.command().is_none() {
         return Err(advise(
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
@@ -150,6 +175,7 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         tune: args.tune.is_some(),
         args: args.args.clone(),
         subnet: args.subnet,
+        follow: None,
     };
     Ok((spec, contract.secret))
 }
@@ -284,6 +310,7 @@ fn remember(
     let node = context.root.node(lab, &state.spec.node);
     let draft = node.draft()?;
     let origin = password::keep(&context.root, &draft, state, secret)?;
+    password::keep_replicator(&context.root, &draft, state)?;
     draft.save(state)?;
     node.adopt(draft)?;
     Ok(origin)
@@ -307,7 +334,13 @@ fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> R
 
 fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
-    println!("{node} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT);
+    let address = state.address.addr();
+    match &state.spec.follow {
+        Some(follow) => {
+            println!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
+        }
+        None => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
+    }
     for port in &state.spec.publish {
         println!("  published  {}:{}", port.reachable_at(), port.host_port);
     }

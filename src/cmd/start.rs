@@ -33,6 +33,9 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     each(context, &args.nodes, |name| start(context, name, args.timeout))
 }
 
+/// How long a standby that answers may take until it streams. It is of use before that, and goes on by itself.
+const STREAM: Duration = Duration::from_secs(10);
+
 /// Undoes what an earlier life may have left, and applies the stored plan again: the same after a stop, a
 /// crash and a reboot.
 pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
@@ -50,7 +53,7 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, Stdio::Log, &mut progress)?;
     drop(lock);
-    let patience = Patience { timeout, interrupts: &interrupts };
+    let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
     let reach = Reach::Running;
     let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, &patience, &mut progress)?;
     drop(progress);

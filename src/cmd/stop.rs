@@ -93,6 +93,6 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
 }
 
 fn is_new(node: &Node, before: i32) -> Result<bool> {
-    let status = node::status(&node.dir).context("ask pid 1")?;
+    let status = node.dir.status().context("ask pid 1")?;
     Ok(status.pid != before && status.phase == Phase::Running)
 }

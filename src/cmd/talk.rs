@@ -6,7 +6,7 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Context;
-use crate::{engine::launch::Talk, hint, postgres::report::Phase};
+use crate::{engine::launch::Talk, hint, postgres::report::Phase, spec::quantity::human_bytes};
 
 /// Progress of a node that comes up.
 pub struct Progress {
@@ -31,6 +31,16 @@ impl Talk for Progress {
     fn phase(&mut self, phase: Phase) {
         self.bar.set_message(phase.word().to_owned());
         // A line that comes soon after others is not drawn by itself, and a phase may last.
+        self.bar.force_draw();
+    }
+
+    fn copied(&mut self, bytes: u64, total: u64) {
+        let percent = (bytes * 100).checked_div(total).unwrap_or(0).min(100);
+        let width = 30;
+        let full = width * percent as usize / 100;
+        let (bytes, total) = (human_bytes(bytes), human_bytes(total));
+        let bar = format!("{}{}", "#".repeat(full), ".".repeat(width - full));
+        self.bar.set_message(format!("base backup {bar} {percent} %  {bytes} of {total}"));
         self.bar.force_draw();
     }
 

@@ -11,8 +11,9 @@ use crate::{
     cli,
     facts::node,
     hint::advise,
-    plan::{self, POSTGRES_PORT},
+    plan::POSTGRES_PORT,
     postgres::uri::{Target, encode},
+    sql::Login,
 };
 
 #[derive(Serialize)]
@@ -26,14 +27,9 @@ struct Json {
 
 pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    if plan::data_dir(&node.state.plan.init).is_none() {
-        return Err(advise(
-            format!("node `{}` runs no Postgres", args.node),
-            format!("its address is {}", node.state.address.addr()),
-        ));
-    }
+    let login = node.login()?;
     let address = match (args.published, node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT)) {
-        (false, _) => SocketAddrV4::new(node.state.address.addr(), POSTGRES_PORT),
+        (false, _) => login.address,
         (true, Some(port)) => SocketAddrV4::new(port.reachable_at(), port.host_port),
         (true, None) => {
             return Err(advise(
@@ -42,8 +38,7 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
             ));
         }
     };
-    let user = node.status.superuser.clone().unwrap_or_else(|| "postgres".to_owned());
-    let database = node.status.database.clone().unwrap_or_else(|| user.clone());
+    let Login { user, database, .. } = login;
     let host = address.ip().to_string();
     let pass_file = node.dir.pass_file();
     let passfile = pass_file.exists().then_some(pass_file.as_path()).filter(|_| !args.with_password);

@@ -13,6 +13,7 @@ use nix::sys::signal::Signal;
 
 use super::{
     Reach, StepFailed,
+    follower::Follower,
     interrupt::Interrupts,
     ready::{self, Answer},
     taken_back, total,
@@ -30,6 +31,8 @@ use crate::{
 pub trait Talk {
     fn step(&mut self, number: usize, total: usize, title: &str);
     fn phase(&mut self, phase: Phase);
+    /// How many bytes of how many a base backup has copied.
+    fn copied(&mut self, bytes: u64, total: u64);
     fn note(&mut self, text: &str);
 }
 
@@ -48,8 +51,11 @@ pub fn bring_up(
     let journal = node.progress()?;
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
-    super::apply(&state.plan, &journal, &mut tell)
+    super::apply(&state.plan, reach, &journal, &mut tell)
         .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
+    if let Some(postgres) = state.postgres() {
+        node.give_orders(&postgres.orders)?;
+    }
     let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
     match born.and_then(|spawned| remember(&node, state, spawned)) {
         Ok(spawned) => Ok(spawned),
@@ -106,6 +112,8 @@ impl Failure {
 /// How long a command waits, and what may end that early.
 pub struct Patience<'a> {
     pub timeout: Duration,
+    /// How long a standby that answers queries may take until it streams.
+    pub stream: Duration,
     pub interrupts: &'a Interrupts,
 }
 
@@ -150,6 +158,7 @@ fn listen(
     let deadline = Instant::now() + patience.timeout;
     let broken = |error| Failure::of_init(state, error, 1);
     let mut phase = Phase::Preparing;
+    let mut follower = Follower::new(state);
     loop {
         // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
         let pause = if phase == Phase::Running { 1 } else { 20 };
@@ -163,7 +172,14 @@ fn listen(
             let error = format!("{signal} during {}", phase.word());
             return Err(Failure::of_wait(state, error, 128 + signal as i32));
         }
-        match ask(state, &node, phase).map_err(broken)? {
+        if phase == Phase::BaseBackup {
+            follower.tell_progress(talk);
+        }
+        let answer = match follower.answer.take() {
+            Some(answer) => answer,
+            None => ask(state, &node, phase).map_err(broken)?,
+        };
+        match follower.judge(answer, patience, talk) {
             Answer::NotYet(_) if Instant::now() < deadline => {}
             Answer::NotYet(why) => {
                 let error =
@@ -205,7 +221,7 @@ fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());
     }
-    let status = crate::facts::node::status(node).map_err(broken)?;
+    let status = node.status().map_err(broken)?;
     let how = match status.reason {
         _ if !node.path().exists() => "the node was removed meanwhile".to_owned(),
         Some(Reason::Stopped) => "it was stopped before it was ready".to_owned(),

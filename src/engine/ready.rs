@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::Result;
-use postgres::{Config, NoTls, error::SqlState};
+use postgres::error::SqlState;
 
-use crate::{facts, state::NodeDir};
+use crate::state::NodeDir;
 
 /// What a server said to a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,15 +38,7 @@ pub fn probe(node: &NodeDir, address: SocketAddrV4) -> Result<Answer> {
     if let Err(e) = TcpStream::connect_timeout(&address.into(), Duration::from_secs(1)) {
         return Ok(Answer::NotYet(e.to_string()));
     }
-    let status = facts::node::status(node)?;
-    let user = status.superuser.unwrap_or_else(|| "postgres".to_owned());
-    let mut config = Config::new();
-    config.host(&address.ip().to_string()).port(address.port()).connect_timeout(Duration::from_secs(2));
-    config.dbname(status.database.as_deref().unwrap_or(&user)).user(&user).application_name("pgbox");
-    if let Ok(password) = std::fs::read_to_string(node.secret_file()) {
-        config.password(password);
-    }
-    let answer = config.connect(NoTls).and_then(|mut client| client.simple_query("SELECT 1"));
+    let answer = node.login(address)?.connect().and_then(|mut client| client.simple_query("SELECT 1"));
     Ok(match answer {
         Ok(_) => Answer::Ready,
         Err(error) => explain(&error),

@@ -2,6 +2,7 @@
 //! found here, and everything a reading command shows is read from the kernel here, never from a stored
 //! status.
 
+pub mod cluster;
 pub mod image;
 pub mod node;
 
@@ -17,9 +18,9 @@ use ipnet::Ipv4Net;
 
 use crate::{
     hint::advise,
-    plan::{Facts, ImageFacts},
-    spec::{Name, NodeSpec, ObjectNames, Publish, VolumeSource},
-    state::{LabState, NodeState, Root},
+    plan::{Facts, ImageFacts, follow::Upstream},
+    spec::{Follow, Name, NodeSpec, ObjectNames, Publish, VolumeSource},
+    state::{LabState, NodeState, Role, Root},
     sys::{self, cgroup, link, memory, netns, nft},
 };
 
@@ -84,7 +85,28 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
         file_sources: sources().filter(|p| p.exists() && !p.is_dir()).collect(),
         missing_sources: sources().filter(|p| !p.exists()).collect(),
         whole_memory: memory::total()?,
+        upstream: spec.follow.as_ref().map(|follow| upstream(root, spec, follow)).transpose()?,
     })
+}
+
+/// The servers that a new standby has to do with, if it can follow them.
+fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
+    let node = node::find(root, &spec.lab, &follow.of)?;
+    let server = node.login()?;
+    let of = &follow.of;
+    if let Role::Superseded { by } = node.state.role() {
+        return Err(advise(
+            format!("`{of}` is no member of its cluster any more: `{by}` was promoted in its place"),
+            format!("follow `{by}`: --of {by}"),
+        ));
+    }
+    node.running()?;
+    let cluster = cluster::of(root, &spec.lab, of)?;
+    let primary = cluster.head();
+    if primary.name != *of {
+        primary.running()?;
+    }
+    Ok(Upstream { server, primary: primary.login()? })
 }
 
 /// Whether the kernel can do NAT. Where the lab's table stands already, it can; asking costs 15 ms, because

@@ -1,16 +1,18 @@
 //! The state of one node, asked of the kernel and of its pid 1, never of a stored status.
 
-use std::os::fd::OwnedFd;
+use std::{net::SocketAddrV4, os::fd::OwnedFd};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
     hint::advise,
+    plan::{self, POSTGRES_PORT},
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
+    sql::Login,
     state::{NodeDir, NodeState, Root},
-    sys::{self, cgroup, process},
+    sys::{cgroup, process},
 };
 
 /// Where a container is in its life, in the words of the OCI runtime specification.
@@ -55,6 +57,21 @@ impl Node {
         cgroup::Cgroup::new(&cgroup::detect()?, self.names(root).cgroup)
     }
 
+    /// How to talk to its server as superuser.
+    ///
+    /// # Errors
+    /// When it runs something else than a Postgres.
+    pub fn login(&self) -> Result<Login> {
+        if plan::data_dir(&self.state.plan.init).is_none() {
+            let address = self.state.address.addr();
+            return Err(advise(
+                format!("node `{}` runs no Postgres", self.name),
+                format!("its address is {address}; `pgbox exec` runs commands in it"),
+            ));
+        }
+        self.dir.login(SocketAddrV4::new(self.state.address.addr(), POSTGRES_PORT))
+    }
+
     /// The pidfd of pid 1.
     ///
     /// # Errors
@@ -86,6 +103,8 @@ fn during(phase: Phase) -> &'static str {
         Phase::Preparing => "preparing",
         Phase::Initdb => "initdb",
         Phase::Scripts => "init-scripts",
+        Phase::BaseBackup => "base-backup",
+        Phase::Rewind => "rewinding",
         Phase::Starting => "starting",
         Phase::Running => "running",
         Phase::Stopping => "stopping",
@@ -139,16 +158,6 @@ fn look(lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node>
         (None, Some(_)) => Life::Stopped,
         (None, None) => Life::Creating,
     };
-    let status = status(&dir)?;
+    let status = dir.status()?;
     Ok(Node { lab: lab.clone(), name: name.clone(), dir, state, life, status, pidfd })
-}
-
-/// What the node's pid 1 said last.
-pub fn status(dir: &NodeDir) -> Result<Status> {
-    let path = dir.status_file();
-    let text = match sys::fs::read_to_string(&path) {
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-        other => other.with_context(|| format!("read {}", path.display()))?,
-    };
-    Status::parse(&text).with_context(|| format!("read {}", path.display()))
 }

@@ -23,13 +23,17 @@ use crate::postgres::launch::User;
 
 const MAKING: &str = ".pgbox-init";
 const DONE: &str = ".pgbox-done";
+/// A complete base backup that is to take the place of what is there.
+const NEW: &str = ".pgbox-new";
+/// What it takes the place of.
+const OLD: &str = ".pgbox-old";
 const FAILED: &str = ".pgbox-failed";
 const SAMPLE: &str = ".pgbox-sample";
 
 /// True for the names that this file uses.
 pub fn is_ours(name: &OsStr) -> bool {
     let name = name.to_string_lossy();
-    [MAKING, DONE, SAMPLE].contains(&&*name) || name.starts_with(FAILED)
+    [MAKING, DONE, NEW, OLD, SAMPLE].contains(&&*name) || name.starts_with(FAILED)
 }
 
 /// What a start finds that an earlier one left behind.
@@ -51,10 +55,16 @@ impl DataDir {
         if has(SAMPLE) {
             at(unlinkat(self.fd(), SAMPLE, AtFlags::empty()), "remove", &self.path.join(SAMPLE))?;
         }
-        if has(DONE) {
-            self.move_up()?;
+        if has(NEW) {
+            self.take_place()?;
             return Ok(Leftover::Completed);
         }
+        if has(DONE) {
+            self.move_up()?;
+            self.remove_old()?;
+            return Ok(Leftover::Completed);
+        }
+        self.remove_old()?;
         match has(MAKING) {
             true => Ok(Leftover::SetAside(self.set_aside(waldir)?)),
             false => Ok(Leftover::None),
@@ -80,6 +90,40 @@ impl DataDir {
         at(fsync(self.fd()), "fsync", &self.path)?;
         self.uncover()?;
         self.move_up()
+    }
+
+    /// What was made aside takes the place of the cluster that is there, once all of it is on disk. The old one is whole
+    /// until the new one is.
+    pub fn commit_over(&self) -> Result<()> {
+        self.sync()?;
+        at(renameat(self.fd(), MAKING, self.fd(), NEW), "rename .pgbox-init in", &self.path)?;
+        at(fsync(self.fd()), "fsync", &self.path)?;
+        self.uncover()?;
+        self.take_place()
+    }
+
+    /// Moves the old cluster out of the way, and the new one up. Can be repeated: as long as the new one has this name,
+    /// everything beside it is old.
+    fn take_place(&self) -> Result<()> {
+        match mkdirat(self.fd(), OLD, Mode::RWXU) {
+            Ok(()) | Err(Errno::EXIST) => {}
+            Err(errno) => return at(Err(errno), "mkdir .pgbox-old in", &self.path),
+        }
+        for name in self.entries()?.iter().filter(|name| !is_ours(name) && *name != "lost+found") {
+            let aside = Path::new(OLD).join(name);
+            at(renameat(self.fd(), name, self.fd(), &aside), "move the old cluster aside in", &self.path)?;
+        }
+        at(renameat(self.fd(), NEW, self.fd(), DONE), "rename .pgbox-new in", &self.path)?;
+        self.move_up()?;
+        self.remove_old()
+    }
+
+    fn remove_old(&self) -> Result<()> {
+        let old = self.path.join(OLD);
+        match fs::remove_dir_all(&old) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => at(Err(error), "remove", &old),
+            _ => Ok(()),
+        }
     }
 
     /// Takes the mount over the data directory away. Detached: a script may have left a process in it.

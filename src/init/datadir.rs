@@ -131,7 +131,7 @@ impl DataDir {
     }
 
     /// A small file in the directory, `None` where it does not exist. Neither a symlink nor a fifo, which has no end.
-    fn read(&self, name: &str) -> Result<Option<String>> {
+    pub(super) fn read(&self, name: &str) -> Result<Option<String>> {
         let read = |file| {
             let content = crate::sys::fs::read_plain(file, LARGEST)?;
             Ok::<_, std::io::Error>(String::from_utf8_lossy(&content).into_owned())
@@ -142,6 +142,11 @@ impl DataDir {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => at(Err(errno), "open", &self.path.join(name)),
         }
+    }
+
+    /// Writes all of the directory's file system to the disk.
+    pub fn sync(&self) -> Result<()> {
+        at(rustix::fs::syncfs(&self.fd), "syncfs", &self.path)
     }
 
     /// Bytes free for an ordinary user on the directory's file system.

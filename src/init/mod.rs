@@ -19,6 +19,7 @@ mod private;
 mod program;
 mod server;
 mod sql;
+mod standby;
 mod start;
 mod talk;
 mod title;
@@ -48,6 +49,10 @@ pub struct InitFds {
     pub status: Option<OwnedFd>,
     /// From here the superuser's password is read; then it is closed.
     pub secret: Option<OwnedFd>,
+    /// One line of JSON, see [`Orders`](crate::postgres::launch::Orders): read again whenever they may have changed.
+    pub orders: Option<OwnedFd>,
+    /// The replication role's password, or nothing as long as there is none.
+    pub replicator: Option<OwnedFd>,
     /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
     pub report: Option<OwnedFd>,
 }
@@ -120,7 +125,7 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.status, &fds.secret, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     child::close_all_but(&kept)

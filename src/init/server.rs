@@ -138,6 +138,7 @@ impl Init<'_> {
 
     /// Runs the server once.
     fn run_server(&mut self, postgres: &PostgresPayload, data: &DataDir) -> Result<Run> {
+        self.write_passfile()?;
         self.write_settings(postgres)?;
         self.events.log().forget_tail();
         let mut program = Program::new(server_argv(postgres), self.server_env(postgres));
@@ -168,7 +169,7 @@ impl Init<'_> {
                     let (asked, came_up) = (server.asked, server.came_up);
                     return Ok(Run { exit, asked, came_up, lasted: started.elapsed() });
                 }
-                Event::Signal(told) => self.tell(&mut server, told),
+                Event::Signal(told) => self.tell(postgres, &mut server, told),
                 Event::Ended(..) | Event::Timeout => {}
             }
             if server.deadline.is_some_and(|at| Instant::now() >= at) {
@@ -180,7 +181,7 @@ impl Init<'_> {
     }
 
     /// Translates a signal from outside into the postmaster's own.
-    fn tell(&mut self, server: &mut Server, told: Told) {
+    fn tell(&mut self, postgres: &PostgresPayload, server: &mut Server, told: Told) {
         let (asked, signal) = match told.signal {
             Signal::SIGINT | Signal::SIGTERM => (Asked::Stop, Signal::SIGINT),
             Signal::SIGQUIT => (Asked::Stop, Signal::SIGQUIT),
@@ -192,6 +193,11 @@ impl Init<'_> {
         // A stop is never turned back into a restart.
         if server.asked != Asked::Stop {
             server.asked = asked;
+        }
+        if signal == Signal::SIGHUP
+            && let Err(error) = self.write_settings(postgres)
+        {
+            self.events.log_line(&format!("the settings stay as they are: {error:#}"));
         }
         // It may have ended in this moment; then the loop hears of that next.
         let _ = kill(server.pid, signal);

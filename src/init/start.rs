@@ -14,7 +14,7 @@ use super::{Ended, Init, at, ownership};
 use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
 use crate::postgres::launch::{PostgresPayload, Source};
 use crate::postgres::report::Phase;
-use crate::postgres::{settings, version};
+use crate::postgres::{settings, standby, version};
 use crate::sys::{self, execute::DEFAULT_PATH};
 
 /// Where most builds of Postgres have their socket; only made if missing.
@@ -43,18 +43,25 @@ impl Init<'_> {
         let data = DataDir::lock(&postgres.pgdata, &self.config.user)?;
         make_owned_dir(Path::new(SOCKET_DIR), &self.config.user)?;
         self.say_leftover(data.recover(postgres.initdb_waldir.as_deref())?);
-        match data.content()? {
-            Content::Empty => {
+        self.write_passfile()?;
+        let role = self.talk.orders(&postgres.orders).standby;
+        match (data.content()?, &role) {
+            (Content::Empty, role) => {
                 version::check(postgres.major, None, "")?;
-                self.first_start(postgres, &data, &names)?;
+                match role {
+                    None => self.first_start(postgres, &data, &names)?,
+                    Some(standby) => self.base_backup(postgres, &data, standby)?,
+                }
                 // A new volume is root's; nothing to tell.
                 ownership::ensure(&postgres.pgdata, &self.config.user)?;
             }
-            Content::Cluster(cluster) => {
+            (Content::Cluster(cluster), role) => {
                 version::check(postgres.major, Some(cluster), &postgres.pgdata.display().to_string())?;
-                self.talk.drop_secret();
+                self.take_role(postgres, &data, role.as_ref())?;
             }
         }
+        self.talk.drop_secret();
+        self.admit_standbys(postgres)?;
         for note in ownership::ensure(&postgres.pgdata, &self.config.user)? {
             self.note(&note);
         }
@@ -103,7 +110,10 @@ impl Init<'_> {
     /// Writes the generated settings and makes postgresql.conf include them.
     pub(super) fn write_settings(&mut self, postgres: &PostgresPayload) -> Result<()> {
         let user = &self.config.user;
-        let text = settings::render(&postgres.settings)?;
+        let orders = self.talk.orders(&postgres.orders);
+        let mut settings = orders.settings;
+        settings.extend(orders.standby.iter().flat_map(standby::settings));
+        let text = settings::render(&settings)?;
         replace(&postgres.pgdata.join(settings::FILE), &text, user.uid, user.gid)?;
         let conf = postgres.pgdata.join("postgresql.conf");
         // Not through a link: root would follow it to wherever the server's user made it point.
@@ -163,7 +173,7 @@ fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
 }
 
 /// Replaces a file's content at once, as the server's user's and readable for nobody else.
-fn replace(path: &Path, text: &str, uid: u32, gid: u32) -> Result<()> {
+pub(super) fn replace(path: &Path, text: &str, uid: u32, gid: u32) -> Result<()> {
     use std::io::Write;
     use std::os::unix::fs::OpenOptionsExt;
     let mut new = path.as_os_str().to_owned();

@@ -13,6 +13,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::InitFds;
 use super::log::Log;
+use crate::postgres::launch::Orders;
 use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
 
 /// The ways out.
@@ -20,6 +21,8 @@ pub struct Talk {
     report: Option<File>,
     status_file: Option<File>,
     secret: Option<OwnedFd>,
+    orders: Option<File>,
+    replicator: Option<File>,
     log: Option<Log>,
     /// What the status file says.
     pub status: Status,
@@ -37,6 +40,8 @@ impl Talk {
             report: fds.report.map(File::from),
             status_file: fds.status.map(File::from),
             secret: fds.secret,
+            orders: fds.orders.map(File::from),
+            replicator: fds.replicator.map(File::from),
             log: Some(log),
             status: Status::default(),
         };
@@ -60,6 +65,30 @@ impl Talk {
     /// Closes the password's descriptor unread.
     pub fn drop_secret(&mut self) {
         self.secret = None;
+    }
+
+    /// The orders as they are now. A file that is being written at this moment is read again, and one that can't be read
+    /// leaves what was decided when the node was made.
+    pub fn orders(&self, first: &Orders) -> Orders {
+        for _ in 0..10 {
+            let text = self.orders.as_ref().and_then(|file| read_all(file).ok()).unwrap_or_default();
+            let line = text.lines().next().unwrap_or_default();
+            if let Ok(orders) = serde_json::from_str(line) {
+                return orders;
+            }
+            if line.is_empty() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        first.clone()
+    }
+
+    /// The replication role's password, once there is one.
+    pub fn replicator(&self) -> Result<Option<String>> {
+        let Some(file) = &self.replicator else { return Ok(None) };
+        let text = read_all(file).context("read the replication password's descriptor")?;
+        Ok(Some(text.trim_end().to_owned()).filter(|password| !password.is_empty()))
     }
 
     /// A new phase, in both places.
@@ -117,6 +146,14 @@ impl Talk {
             self.report = None;
         }
     }
+}
+
+/// The whole of a file, wherever its descriptor stands.
+fn read_all(file: &File) -> std::io::Result<String> {
+    let mut bytes = vec![0; file.metadata()?.len() as usize];
+    let read = file.read_at(&mut bytes, 0)?;
+    bytes.truncate(read);
+    String::from_utf8(bytes).map_err(std::io::Error::other)
 }
 
 fn line(value: &impl serde::Serialize) -> Option<Vec<u8>> {

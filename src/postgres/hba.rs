@@ -20,9 +20,14 @@ pub fn lines(method: Option<&str>, replication_subnet: Option<&str>) -> String {
     }
     text += &format!("host all all all {method}\n");
     if let Some(subnet) = replication_subnet {
-        text += &format!("host replication {REPLICATOR} {subnet} scram-sha-256\n");
+        text += &(replication_line(subnet) + "\n");
     }
     text
+}
+
+/// The line that lets standbys of a subnet in.
+pub fn replication_line(subnet: &str) -> String {
+    format!("host replication {REPLICATOR} {subnet} scram-sha-256")
 }
 
 /// Refuses a method that would break out of its line. Options may follow it (`ldap ldapserver=x`).

@@ -95,10 +95,50 @@ pub struct PostgresPayload {
     pub scripts_dir: PathBuf,
     /// Arguments for the server, after everything pgbox gives it.
     pub server_args: Vec<String>,
-    /// Content of the generated include file, in order; a later one wins.
-    pub settings: Vec<(String, String)>,
+    /// What may change while the server runs.
+    pub orders: Orders,
     /// Subnet from which the `replicator` role may connect for replication, as `10.1.2.0/24`.
     pub replication_subnet: Option<String>,
+}
+
+/// What pid 1 reads again before each start of the server, and whenever it gets SIGHUP. It is kept apart from all else
+/// because a server outlives changes of its role.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Orders {
+    /// Content of the generated include file, in order; a later one wins.
+    pub settings: Vec<(String, String)>,
+    /// Whom the server follows; `None` for a primary.
+    #[serde(default)]
+    pub standby: Option<Standby>,
+}
+
+/// A server that follows another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standby {
+    /// Host name of the server that it follows.
+    pub host: String,
+    /// TCP port there.
+    pub port: u16,
+    /// Its replication slot there.
+    pub slot: String,
+    /// Its name in the other's `pg_stat_replication` and in `synchronous_standby_names`.
+    pub name: String,
+    /// How many milliseconds after a commit on the primary it is applied here.
+    pub delay_ms: Option<u64>,
+    /// Kilobytes a second that the base backup may take.
+    pub rate_kb: Option<u64>,
+    /// What to do with a data directory that was not this server's before.
+    #[serde(default)]
+    pub renew: Option<Renew>,
+}
+
+/// How a data directory becomes a standby's again. It counts once: `stamp` tells an order that was carried out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Renew {
+    /// Different in each order.
+    pub stamp: u64,
+    /// Try pg_rewind before a new base backup.
+    pub rewind: bool,
 }
 
 /// A value of the contract: given, or in a file inside the container (`*_FILE`).

@@ -65,6 +65,11 @@ fn answers(password: &str, verifier: &Verifier<'_>) -> Result<bool> {
     Ok(client.finish(format!("v={signature}").as_bytes()).is_ok())
 }
 
+/// What the server stores of a password: sent in its place, it keeps the password out of the server's log.
+pub fn verifier(password: &str) -> String {
+    postgres_protocol::password::scram_sha_256(password.as_bytes())
+}
+
 /// A password made from 18 random bytes (144 bits, getrandom(2)): 24 characters that need no quoting in a
 /// shell, a URI or a passfile.
 pub fn from_random(bytes: [u8; 18]) -> String {

@@ -44,6 +44,10 @@ pub enum Phase {
     Initdb,
     /// The init scripts run against a server that only listens on its Unix socket.
     Scripts,
+    /// pg_basebackup copies another server's data.
+    BaseBackup,
+    /// pg_rewind undoes what the server that is followed never had.
+    Rewind,
     /// The final server was started and does not accept connections yet (it may be recovering).
     Starting,
     /// The final server accepts connections; or the command runs.
@@ -63,6 +67,8 @@ impl Phase {
             Phase::Preparing => "preparation",
             Phase::Initdb => "initdb",
             Phase::Scripts => "init scripts",
+            Phase::BaseBackup => "base backup",
+            Phase::Rewind => "pg_rewind",
             Phase::Starting => "start",
             Phase::Running => "running",
             Phase::Stopping => "stopping",

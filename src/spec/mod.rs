@@ -37,6 +37,20 @@ pub struct NodeSpec {
     pub args: Vec<String>,
     /// An address range the user insists on for a new lab.
     pub subnet: Option<Ipv4Net>,
+    /// The node that it follows, for a standby.
+    #[serde(default)]
+    pub follow: Option<Follow>,
+}
+
+/// What makes a node a standby.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// The node that it follows.
+    pub of: Name,
+    /// Milliseconds by which it applies changes later than the primary.
+    pub delay_ms: Option<u64>,
+    /// Kilobytes a second that a base backup may take.
+    pub rate_kb: Option<u64>,
 }
 
 impl NodeSpec {

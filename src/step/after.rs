@@ -5,12 +5,15 @@ use std::net::SocketAddrV4;
 use serde::{Deserialize, Serialize};
 
 use super::Lesson;
+use crate::{postgres::standby, sql::Login};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "step")]
 pub enum AfterStep {
     /// Until the final server answers a query over TCP.
     WaitUntilReady { address: SocketAddrV4, user: String, database: String },
+    /// Until the server that it follows says that it streams to `name`.
+    WaitUntilStreaming { server: Login, name: String },
 }
 
 impl AfterStep {
@@ -28,6 +31,27 @@ impl AfterStep {
                     address.port()
                 ),
                 look: format!("pg_isready -h {} -p {}", address.ip(), address.port()),
+            },
+            Self::WaitUntilStreaming { server, name } => Lesson {
+                title: format!("wait until {} streams to {name}", server.address),
+                why: "A standby answers queries while it still reads what the base backup brought along, and also when it \
+                      never reaches its primary. Only the primary knows that its WAL arrives.",
+                see: "PostgreSQL manual, 28.2.4 pg_stat_replication",
+                shell: format!(
+                    "until psql -h {} -p {} -U {} -d {} -Atc \"{}\" | grep -q streaming; do sleep 0.1; done",
+                    server.address.ip(),
+                    server.address.port(),
+                    server.user,
+                    server.database,
+                    standby::stream_state(name)
+                ),
+                look: format!(
+                    "psql -h {} -p {} -U {} -d {} -xc 'SELECT * FROM pg_stat_replication'",
+                    server.address.ip(),
+                    server.address.port(),
+                    server.user,
+                    server.database
+                ),
             },
         }
     }

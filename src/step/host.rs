@@ -16,7 +16,9 @@ mod work;
 
 use super::Lesson;
 use crate::{
+    postgres::{hba::REPLICATOR, standby},
     spec::Publish,
+    sql::Login,
     sys::{cgroup, link, netns, nft},
 };
 
@@ -81,6 +83,16 @@ pub enum HostStep {
         address: Ipv4Addr,
         name: String,
     },
+    /// The role that standbys connect as, with the password in the file `secret`.
+    CreateRole {
+        server: Login,
+        secret: PathBuf,
+    },
+    /// A replication slot on the server that a standby follows.
+    CreateSlot {
+        server: Login,
+        slot: String,
+    },
     /// `directories` is where it appears, one for each hierarchy.
     CreateCgroup {
         path: PathBuf,
@@ -104,7 +116,18 @@ impl HostStep {
     /// Whether the step's result is kept while the node is stopped. All else is a kernel object: it
     /// goes with `stop`, or with a reboot, and `start` makes it again.
     pub fn outlives_stop(&self) -> bool {
-        matches!(self, Self::CreateBundle { .. } | Self::CreateVolume { .. })
+        matches!(
+            self,
+            Self::CreateBundle { .. }
+                | Self::CreateVolume { .. }
+                | Self::CreateRole { .. }
+                | Self::CreateSlot { .. }
+        )
+    }
+
+    /// Whether it is done on another node, which need not run.
+    pub fn is_elsewhere(&self) -> bool {
+        matches!(self, Self::CreateRole { .. } | Self::CreateSlot { .. })
     }
 
     pub fn apply(&self) -> Result<()> {
@@ -151,6 +174,8 @@ impl HostStep {
             // An earlier node of the lab has made it, or this one in a life that ended by a power cut.
             Self::CreateNat { .. } | Self::PublishPorts { .. } => nft::ensure(&self.nat_table()),
             Self::AddHostName { file, address, name } => work::edit_hosts(file, name, Some(*address)),
+            Self::CreateRole { server, secret } => work::create_role(server, secret),
+            Self::CreateSlot { server, slot } => work::create_slot(server, slot),
             Self::CreateCgroup { path, .. } => cgroup::Cgroup::new(&cgroup::detect()?, path)?.create(),
             Self::SetLimits { path, limits, .. } => work::set_limits(path, limits),
         }
@@ -179,6 +204,9 @@ impl HostStep {
             Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
             Self::PublishPorts { table, comment, .. } => work::delete_own_table(table, comment),
             Self::AddHostName { file, name, .. } => work::edit_hosts(file, name, None),
+            // Other standbys use it, and nobody else can do anything with it.
+            Self::CreateRole { .. } => Ok(()),
+            Self::CreateSlot { server, slot } => work::drop_slot(server, slot),
             Self::CreateCgroup { path, .. } => work::remove_cgroup(path),
             // The limits are files of the cgroup.
             Self::SetLimits { .. } => Ok(()),
@@ -318,6 +346,28 @@ impl HostStep {
                 shell: format!("echo '{address} {name}' >>{}", file.display()),
                 look: format!("cat {}", file.display()),
             },
+            Self::CreateRole { server, secret } => Lesson {
+                title: format!("make sure of the role {REPLICATOR} on {}", server.address),
+                why: "Standbys log in as a role that may replicate and nothing else. What is sent is not its password but \
+                      the SCRAM verifier that the server keeps, so that no log can have the password. It may also read \
+                      the files that pg_rewind asks for.",
+                see: "PostgreSQL manual, 21.5 and 27.2.5.1, and the reference page of pg_rewind",
+                shell: format!(
+                    "{} <<'SQL'\n{}SQL",
+                    psql(server),
+                    standby::create_role(&format!("the verifier of {}", secret.display()))
+                ),
+                look: format!("{} -c '\\du {REPLICATOR}'", psql(server)),
+            },
+            Self::CreateSlot { server, slot } => Lesson {
+                title: format!("create the replication slot {slot} on {}", server.address),
+                why: "A slot makes the primary keep WAL until this standby has it, however long that takes. It is there \
+                      before the base backup begins, so that nothing between the two is lost, and goes with its standby: \
+                      a forgotten slot fills the disk.",
+                see: "PostgreSQL manual, 27.2.6 Replication Slots",
+                shell: format!("{} -c \"{}\"", psql(server), standby::create_slot(slot)),
+                look: format!("{} -c 'SELECT * FROM pg_replication_slots'", psql(server)),
+            },
             Self::CreateCgroup { path, directories } => Lesson {
                 title: format!("create the cgroup {}", path.display()),
                 why: "Limits belong to a cgroup, not to a process. It is there first, so that the container is born \
@@ -367,6 +417,11 @@ fn colons(mac: &[u8; 6]) -> String {
 
 fn shown_ports(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
+}
+
+fn psql(server: &Login) -> String {
+    let (address, user, database) = (server.address, &server.user, &server.database);
+    format!("psql -h {} -p {} -U {user} -d {database}", address.ip(), address.port())
 }
 
 fn shown_paths(paths: &[PathBuf]) -> String {

@@ -17,7 +17,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::signal::Signal;
 use nix::unistd::{Gid, Pid, Uid, chdir, pivot_root, setgroups, setresgid, setresuid};
 use pgbox::init::{InitConfig, InitFds, LogFds, Report, Status};
-use pgbox::postgres::launch::{Password, Payload, PostgresPayload, Restart, Source, User};
+use pgbox::postgres::launch::{Orders, Password, Payload, PostgresPayload, Restart, Source, User};
 use pgbox::postgres::report::Phase;
 use pgbox::postgres::settings;
 use serde::{Deserialize, Serialize};
@@ -115,7 +115,7 @@ pub fn postgres() -> PostgresPayload {
         auth_method: None,
         scripts_dir: "/docker-entrypoint-initdb.d".into(),
         server_args: vec![],
-        settings,
+        orders: Orders { settings, standby: None },
         replication_subnet: Some("10.88.0.0/24".into()),
     }
 }
@@ -415,6 +415,8 @@ fn fds(spec: &Spec) -> InitFds {
         (!spec.foreground).then(|| LogFds { current: open("log", true), previous: open("previous", false) });
     InitFds {
         log,
+        orders: None,
+        replicator: None,
         status: Some(open("status", false)),
         secret: spec.secret.then(|| open("secret", false)),
         report: Some(open("report", true)),

@@ -4,14 +4,19 @@
 use std::{
     fs,
     io::{self, Write},
-    net::Ipv4Addr,
+    net::{Ipv4Addr, TcpStream},
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result};
 
 use super::BUNDLE_DIRS;
-use crate::sys::{self, cgroup, link, netns, nft, sysctl};
+use crate::{
+    postgres::{password, standby},
+    sql::{self, Login},
+    sys::{self, cgroup, link, netns, nft, sysctl},
+};
 
 pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
@@ -110,6 +115,38 @@ pub fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
     let writes = cgroup::writes(&hierarchy, limits);
     // What this kernel has no file for (swap accounting) was said when the node was planned.
     cgroup::Cgroup::new(&hierarchy, path)?.apply(&writes).map(drop)
+}
+
+pub fn create_role(server: &Login, secret: &Path) -> Result<()> {
+    let password = fs::read_to_string(secret).with_context(|| format!("read {}", secret.display()))?;
+    let sql = standby::create_role(&password::verifier(password.trim_end()));
+    server.ask(sql::PATIENCE, move |client| client.batch_execute(&sql))
+}
+
+pub fn create_slot(server: &Login, slot: &str) -> Result<()> {
+    let sql = standby::create_slot(slot);
+    server.ask(sql::PATIENCE, move |client| client.batch_execute(&sql))
+}
+
+/// A server that does not answer keeps the slot; its next start drops those that are nobody's.
+pub fn drop_slot(server: &Login, slot: &str) -> Result<()> {
+    if TcpStream::connect_timeout(&server.address.into(), Duration::from_secs(1)).is_err() {
+        return Ok(());
+    }
+    let (release, drop) = (standby::release_slot(slot), standby::drop_slot(slot));
+    server.ask(sql::PATIENCE, move |client| {
+        client.batch_execute(&release)?;
+        // The process that had it ends a moment later.
+        for _ in 0..50 {
+            if !client.simple_query(&drop)?.iter().any(|m| matches!(m, postgres::SimpleQueryMessage::Row(_)))
+            {
+                std::thread::sleep(Duration::from_millis(20));
+                continue;
+            }
+            break;
+        }
+        Ok(())
+    })
 }
 
 pub fn remove_cgroup(path: &Path) -> Result<()> {

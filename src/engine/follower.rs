@@ -1,0 +1,77 @@
+//! A standby that comes up, seen from the server that it follows: how far its base backup is, and whether it streams.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    launch::{Patience, Talk},
+    ready::Answer,
+};
+use crate::{
+    postgres::standby,
+    sql::{self, Login},
+    state::NodeState,
+    step::AfterStep,
+};
+
+/// What is known of a node that comes up. A primary follows nobody, and then there is nothing to know.
+pub struct Follower<'a> {
+    stream: Option<(&'a Login, &'a str)>,
+    /// When it answered first, and what: it need not be asked again.
+    answered: Option<Instant>,
+    pub answer: Option<Answer>,
+    told: Instant,
+}
+
+impl<'a> Follower<'a> {
+    pub fn new(state: &'a NodeState) -> Self {
+        let stream = state.plan.after.iter().find_map(|step| match step {
+            AfterStep::WaitUntilStreaming { server, name } => Some((server, name.as_str())),
+            AfterStep::WaitUntilReady { .. } => None,
+        });
+        Self { stream, answered: None, answer: None, told: Instant::now() }
+    }
+
+    /// Tells how far the base backup is, not more often than a person can read.
+    pub fn tell_progress(&mut self, talk: &mut dyn Talk) {
+        let Some((server, _)) = self.stream.filter(|_| self.told.elapsed() > Duration::from_millis(200))
+        else {
+            return;
+        };
+        let rows = server.ask(sql::PATIENCE, |client| client.query(standby::BACKUP_PROGRESS, &[]));
+        if let Ok(Some(row)) = rows.map(|rows| rows.into_iter().next()) {
+            let number = |i| u64::try_from(row.get::<_, i64>(i)).unwrap_or(0);
+            talk.copied(number(0), number(1));
+        }
+        self.told = Instant::now();
+    }
+
+    /// What an answer is worth: a standby that answers is not up before it streams. One that was up before is, after a
+    /// while: it is of use, and goes on trying by itself.
+    pub fn judge(&mut self, answer: Answer, patience: &Patience<'_>, talk: &mut dyn Talk) -> Answer {
+        let Some((server, name)) = self.stream.filter(|_| answer.is_ready()) else { return answer };
+        let Err(why) = streams(server, name) else { return answer };
+        let answered = *self.answered.get_or_insert_with(Instant::now);
+        if answered.elapsed() >= patience.stream {
+            talk.note(&format!(
+                "`{name}` answers queries, but does not stream: {why}; `pgbox logs {name}` tells more"
+            ));
+            return answer;
+        }
+        self.answer = Some(answer);
+        std::thread::sleep(Duration::from_millis(5));
+        Answer::NotYet(why)
+    }
+}
+
+/// Asks a server whether it streams to the standby of this name; an error says what it does instead.
+pub fn streams(server: &Login, name: &str) -> Result<(), String> {
+    let sql = standby::stream_state(name);
+    let states = server.ask(sql::PATIENCE, move |client| client.query(&sql, &[]));
+    let states = states.map_err(|error| format!("{error:#}"))?;
+    let states: Vec<String> = states.iter().map(|row| row.get(0)).collect();
+    match states.first().map(String::as_str) {
+        Some("streaming") => Ok(()),
+        Some(state) => Err(format!("{} says `{state}` of it", server.address)),
+        None => Err(format!("it is not connected to {}", server.address)),
+    }
+}

@@ -1,0 +1,106 @@
+//! Clusters: a primary with everything that follows it, directly or through another standby. A lab may have several.
+
+use anyhow::Result;
+
+use super::node::{self, Node};
+use crate::{
+    hint::advise,
+    spec::Name,
+    state::{Role, Root},
+};
+
+/// The nodes of one cluster, its head first.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+}
+
+impl Cluster {
+    /// The node that all others follow: the primary, or what is left of one.
+    pub fn head(&self) -> &Node {
+        &self.nodes[0]
+    }
+
+    pub fn node(&self, name: &Name) -> Option<&Node> {
+        self.nodes.iter().find(|node| node.name == *name)
+    }
+
+    /// The nodes that follow this one directly.
+    pub fn followers<'c>(&'c self, of: &Name) -> impl Iterator<Item = &'c Node> {
+        self.nodes.iter().filter(move |node| node.state.role() == Role::Standby { of: of.clone() })
+    }
+}
+
+/// The cluster that a node belongs to.
+///
+/// # Errors
+/// When there is no such node, it runs no Postgres, or the node that everything follows is gone.
+pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
+    let node = node::find(root, lab, name)?;
+    node.login()?;
+    let all = node::all(root, lab)?;
+    let Some(head) = head_of(&all, name) else {
+        return Err(advise(
+            format!("`{name}` follows a node that is gone"),
+            format!("promote it: `pgbox promote {name}`"),
+        ));
+    };
+    Ok(gather(all, &head))
+}
+
+/// The clusters of a lab.
+pub fn all(root: &Root, lab: &Name) -> Result<Vec<Cluster>> {
+    let nodes = node::all(root, lab)?;
+    let mut heads: Vec<Name> = nodes
+        .iter()
+        .filter(|node| node.state.postgres().is_some())
+        .filter_map(|node| head_of(&nodes, &node.name))
+        .collect();
+    heads.sort();
+    heads.dedup();
+    heads.iter().map(|head| Ok(gather(node::all(root, lab)?, head))).collect()
+}
+
+/// The cluster that is meant when none is named: the one with standbys, or the only one.
+pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
+    let mut clusters = all(root, lab)?;
+    if clusters.iter().filter(|cluster| cluster.nodes.len() > 1).count() == 1 {
+        clusters.retain(|cluster| cluster.nodes.len() > 1);
+    }
+    match clusters.len() {
+        0 => {
+            Err(advise(format!("lab `{lab}` has no Postgres"), "make one: `pgbox up` or `pgbox run primary`"))
+        }
+        1 => Ok(clusters.remove(0)),
+        _ => {
+            let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
+            Err(advise(
+                format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
+                "keep each in a lab of its own: --lab NAME",
+            ))
+        }
+    }
+}
+
+fn gather(nodes: Vec<Node>, head: &Name) -> Cluster {
+    let heads: Vec<Option<Name>> = nodes.iter().map(|node| head_of(&nodes, &node.name)).collect();
+    let belongs = |(node, of): (Node, Option<Name>)| (of.as_ref() == Some(head)).then_some(node);
+    let mut nodes: Vec<Node> = nodes.into_iter().zip(heads).filter_map(belongs).collect();
+    nodes.sort_by_key(|node| node.name != *head);
+    Cluster { nodes }
+}
+
+/// Goes up from a node as far as it goes: `None` where the way leads to a node that is gone, or in a circle.
+fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
+    let mut name = name.clone();
+    for _ in 0..=nodes.len() {
+        let node = nodes.iter().find(|node| node.name == name)?;
+        match node.state.role() {
+            Role::Primary => return Some(name),
+            Role::Standby { of } => name = of,
+            Role::Superseded { by } if nodes.iter().any(|node| node.name == by) => name = by,
+            Role::Superseded { .. } => return Some(name),
+            Role::Command => return None,
+        }
+    }
+    None
+}

@@ -1,0 +1,173 @@
+//! Standbys: names, command lines, SQL and settings of streaming replication (PostgreSQL manual 27.2).
+//!
+//! The rule that surprises people: `pg_basebackup -R` writes the connection string into postgresql.auto.conf, with the
+//! password in clear if that came from PGPASSWORD, and with the path of a password file as it was for whoever ran it.
+//! Here the settings are generated, and name the one password file that pid 1 writes inside each node.
+
+use std::path::Path;
+
+use super::{hba::REPLICATOR, launch::Standby, quote, uri::conninfo_value};
+
+/// The replication role's password file inside a node, in libpq's format: the server's user's, mode 0600.
+pub const PASSFILE: &str = "/run/pgbox/pgpass";
+
+/// The oldest version that can follow: before 13 another primary can't be named without a restart.
+pub const LEAST_MAJOR: u32 = 13;
+
+/// Slots with this prefix are pgbox's own, each named after the standby that it is for.
+pub const SLOT_PREFIX: &str = "pgbox_";
+
+/// The slot of a standby on the server that it follows. The name of a slot can't have dashes, and `a-b` is another node
+/// than `a_b`: `_d` stands for a dash and `_u` for an underscore.
+pub fn slot_name(node: &str) -> String {
+    SLOT_PREFIX.to_owned() + &node.replace('_', "_u").replace('-', "_d")
+}
+
+/// How a standby connects to the server that it follows.
+pub fn conninfo(standby: &Standby) -> String {
+    let (host, name) = (conninfo_value(&standby.host), conninfo_value(&standby.name));
+    let port = standby.port;
+    // Keepalives: a server that vanished without a word is noticed between two messages, too.
+    format!(
+        "host={host} port={port} user={REPLICATOR} dbname=postgres passfile={PASSFILE} application_name={name} \
+         connect_timeout=3 keepalives_idle=2 keepalives_interval=1 keepalives_count=3"
+    )
+}
+
+/// The settings that make a server follow another one.
+pub fn settings(standby: &Standby) -> Vec<(String, String)> {
+    let mut settings = vec![
+        ("primary_conninfo".to_owned(), conninfo(standby)),
+        ("primary_slot_name".to_owned(), standby.slot.clone()),
+        ("recovery_target_timeline".to_owned(), "latest".to_owned()),
+    ];
+    settings.extend(standby.delay_ms.map(|ms| ("recovery_min_apply_delay".to_owned(), format!("{ms}ms"))));
+    settings
+}
+
+/// The command line of pg_basebackup. Nothing is synced: whoever runs it syncs the whole file system once.
+pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
+    let mut argv = vec![bindir.join("pg_basebackup").display().to_string()];
+    argv.push(format!("--pgdata={}", pgdata.display()));
+    argv.push(format!("--dbname={}", conninfo(standby)));
+    argv.push(format!("--slot={}", standby.slot));
+    // A spread checkpoint takes minutes on a busy primary.
+    argv.extend(
+        ["--checkpoint=fast", "--wal-method=stream", "--no-password", "--no-sync"].map(str::to_owned),
+    );
+    argv.extend(standby.rate_kb.map(|rate| format!("--max-rate={rate}k")));
+    argv
+}
+
+/// The command line of pg_rewind.
+pub fn rewind(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
+    vec![
+        bindir.join("pg_rewind").display().to_string(),
+        format!("--target-pgdata={}", pgdata.display()),
+        format!("--source-server={}", conninfo(standby)),
+        "--no-sync".to_owned(),
+    ]
+}
+
+/// Makes the replication role, or gives it this verifier and every right that standbys need. It does not wait for
+/// synchronous standbys: there may be none yet.
+pub fn create_role(verifier: &str) -> String {
+    let (role, verifier) = (quote::identifier(REPLICATOR), quote::literal(verifier));
+    let mut sql = format!(
+        "SET synchronous_commit = local;\n\
+         DO $$ BEGIN IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{REPLICATOR}') THEN CREATE ROLE {role}; \
+         END IF; END $$;\n\
+         ALTER ROLE {role} WITH LOGIN REPLICATION PASSWORD {verifier};\n"
+    );
+    // What pg_rewind calls (its reference page, Notes).
+    for function in [
+        "pg_ls_dir(text, boolean, boolean)",
+        "pg_stat_file(text, boolean)",
+        "pg_read_binary_file(text)",
+        "pg_read_binary_file(text, bigint, bigint, boolean)",
+    ] {
+        sql += &format!("GRANT EXECUTE ON FUNCTION pg_catalog.{function} TO {role};\n");
+    }
+    sql
+}
+
+/// Asks a server for the state of its stream to a standby: `streaming` when all is well.
+pub fn stream_state(name: &str) -> String {
+    format!("SELECT state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
+}
+
+/// Asks a server how far base backups from it are: bytes sent, and all of them once that is known.
+pub const BACKUP_PROGRESS: &str =
+    "SELECT backup_streamed, backup_total FROM pg_stat_progress_basebackup WHERE backup_total > 0";
+
+/// Makes a slot that keeps WAL from now on, unless it is there.
+pub fn create_slot(slot: &str) -> String {
+    let slot = quote::literal(slot);
+    format!(
+        "SELECT pg_create_physical_replication_slot({slot}, true) \
+         WHERE NOT EXISTS (SELECT FROM pg_replication_slots WHERE slot_name = {slot})"
+    )
+}
+
+/// Ends whoever uses a slot.
+pub fn release_slot(slot: &str) -> String {
+    let slot = quote::literal(slot);
+    format!(
+        "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots WHERE slot_name = {slot} AND active"
+    )
+}
+
+/// Drops a slot that nobody uses.
+pub fn drop_slot(slot: &str) -> String {
+    let slot = quote::literal(slot);
+    format!(
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots \
+         WHERE slot_name = {slot} AND NOT active"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standby() -> Standby {
+        Standby {
+            host: "primary".into(),
+            port: 5432,
+            slot: slot_name("r1"),
+            name: "r1".into(),
+            delay_ms: Some(300_000),
+            rate_kb: Some(20_480),
+            renew: None,
+        }
+    }
+
+    #[test]
+    fn two_nodes_never_have_one_slot() {
+        let names = ["r1", "r-1", "r_1", "rd1", "ru1", "r-_1", "r_-1", "r_d1", "r_u1"].map(slot_name);
+        for (i, name) in names.iter().enumerate() {
+            assert!(
+                name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'),
+                "{name}"
+            );
+            assert!(!names[i + 1..].contains(name), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn no_password_is_in_an_argument_or_a_setting() {
+        let argv = base_backup(Path::new("/b"), Path::new("/my data"), &standby());
+        assert!(
+            argv.contains(&"--pgdata=/my data".to_owned()) && argv.contains(&"--max-rate=20480k".to_owned())
+        );
+        let text = format!("{argv:?}{:?}", settings(&standby()));
+        assert!(!text.contains("password=") && text.contains(PASSFILE), "{text}");
+        assert!(text.contains("recovery_min_apply_delay\", \"300000ms"), "{text}");
+    }
+
+    #[test]
+    fn the_roles_password_is_a_verifier() {
+        let sql = create_role("SCRAM-SHA-256$4096:c2FsdA==$a:b");
+        assert!(sql.contains("PASSWORD 'SCRAM-SHA-256$4096:c2FsdA==$a:b'"), "{sql}");
+    }
+}

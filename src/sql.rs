@@ -1,0 +1,103 @@
+//! SQL sessions with a server: over TCP, as any client has them.
+//!
+//! The rule that surprises people: a server that is frozen, or cut off in the middle of a session, leaves its client
+//! waiting for ever. The kernel below it still acknowledges what is sent, so no socket option helps, and a
+//! `statement_timeout` is kept by the very server that is frozen. [`Login::ask`] gives up on its own clock.
+
+use std::{
+    net::SocketAddrV4,
+    path::PathBuf,
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use postgres::{Client, Config, NoTls};
+use serde::{Deserialize, Serialize};
+
+/// How long an answer to a short question may take, unless the caller says otherwise.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Where a server is, and as whom to talk to it. The password stays in its file until it is needed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Login {
+    pub address: SocketAddrV4,
+    pub user: String,
+    pub database: String,
+    /// A file with the password and nothing else; it need not exist.
+    pub secret: PathBuf,
+}
+
+impl Login {
+    /// A session, which may wait for ever once it is made.
+    ///
+    /// # Errors
+    /// As the server or the kernel gives them; see [`reason`].
+    pub fn connect(&self) -> Result<Client, postgres::Error> {
+        self.config(Duration::from_secs(2)).connect(NoTls)
+    }
+
+    fn config(&self, timeout: Duration) -> Config {
+        let mut config = Config::new();
+        config.host(&self.address.ip().to_string()).port(self.address.port()).connect_timeout(timeout);
+        config.user(&self.user).dbname(&self.database).application_name("pgbox");
+        if let Ok(password) = std::fs::read_to_string(&self.secret) {
+            config.password(password);
+        }
+        config
+    }
+
+    /// Asks in a session of its own, and gives up after `limit`. The thread that waits for the answer is left behind
+    /// then: only for commands that end soon, and never before a clone.
+    ///
+    /// # Errors
+    /// What `question` returns, or that there was no answer in time.
+    pub fn ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+    ) -> Result<T> {
+        let config = self.config(limit);
+        let (sender, receiver) = mpsc::channel();
+        let begun = Instant::now();
+        thread::spawn(move || {
+            let answer = config.connect(NoTls).and_then(|mut client| question(&mut client));
+            // Nobody listens any more: too late.
+            let _ = sender.send(answer);
+        });
+        let answer = receiver.recv_timeout(limit).ok().with_context(|| {
+            format!("{} gave no answer for {:.1} s", self.address, begun.elapsed().as_secs_f64())
+        })?;
+        answer.map_err(|error| anyhow::Error::msg(reason(&error)))
+    }
+}
+
+/// What is wrong, in the server's own words where it said some.
+pub fn reason(error: &postgres::Error) -> String {
+    match (error.as_db_error(), std::error::Error::source(error)) {
+        (Some(said), _) => said.message().to_owned(),
+        (None, Some(source)) => format!("{error}: {source}"),
+        (None, None) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{Ipv4Addr, TcpListener};
+
+    #[test]
+    fn a_server_that_says_nothing_is_given_up() {
+        // The kernel accepts for it; nobody answers.
+        let silent = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, silent.local_addr().unwrap().port());
+        let secret = PathBuf::from("/nonexistent");
+        let login = Login { address, user: "u".to_owned(), database: "d".to_owned(), secret };
+        let begun = Instant::now();
+        let error =
+            login.ask(Duration::from_millis(300), |client| client.simple_query("SELECT 1")).unwrap_err();
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(error.to_string().contains(&address.to_string()), "{error:#}");
+    }
+}

@@ -1,0 +1,125 @@
+//! Standbys: made by a base backup, streaming, and gone without a trace.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::{Host, run, text};
+
+/// Asks until the answer is this one; replication is fast, but not at once.
+#[track_caller]
+pub fn until(what: &str, mut ask: impl FnMut() -> String) {
+    let begun = Instant::now();
+    loop {
+        let said = ask();
+        if said.trim() == what {
+            return;
+        }
+        assert!(begun.elapsed() < Duration::from_secs(20), "{said:?} and not {what:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn a_replica_has_the_rows_and_refuses_to_write() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000) i");
+    let said = host.pgbox(&["replica", "r1", "--of", "primary"]);
+    assert!(said.contains("r1 streams from primary"), "{said}");
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM t").trim(), "1000");
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1001, 300000)");
+    until("300000", || host.sql("r1", &[], "SELECT count(*) FROM t"));
+    let refused = host.try_pgbox(&["psql", "r1", "-c", "INSERT INTO t VALUES (0)"]);
+    assert!(text(&refused.stderr).contains("read-only transaction"), "{}", text(&refused.stderr));
+    let stream = "SELECT application_name, state, client_addr IS NOT NULL FROM pg_stat_replication";
+    assert_eq!(host.sql("primary", &[], stream).trim(), "r1|streaming|t");
+    let slot = "SELECT slot_name, active FROM pg_replication_slots";
+    assert_eq!(host.sql("primary", &[], slot).trim(), "pgbox_r1|t");
+
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+    assert_eq!(host.sql("primary", &[], slot).trim(), "");
+    host.pgbox(&["rm", "-f", "-v", "primary"]);
+    host.is_clean();
+}
+
+#[test]
+fn the_replication_password_is_nowhere_but_in_its_files() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-c", "log_statement=all"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let nodes = host.root.join("labs/default/nodes");
+    let password = std::fs::read_to_string(nodes.join("r1/replicator")).unwrap();
+    assert_eq!(password.len(), 24);
+    // The password works, so what follows looks for the right thing.
+    let uri = format!("host={} user=replicator dbname=postgres", address(&host, "primary"));
+    let asked = std::process::Command::new("psql")
+        .args(["-XAtc", "SELECT 1", &uri])
+        .env("PGPASSWORD", &password)
+        .output()
+        .unwrap();
+    assert_eq!(text(&asked.stdout).trim(), "1", "{}", text(&asked.stderr));
+    let below = [host.root.join("labs"), host.root.join("volumes")].map(|dir| dir.display().to_string());
+    let found = run("grep", &["-rlF", &password, &below[0], &below[1]]);
+    let mut found: Vec<&str> = found.lines().map(|path| path.strip_prefix(&below[0]).unwrap()).collect();
+    found.sort_unstable();
+    let expected = [
+        "/default/nodes/primary/replicator",
+        "/default/nodes/r1/replicator",
+        "/default/nodes/r1/upper/run/pgbox/pgpass",
+    ];
+    assert_eq!(found, expected);
+    let mode = run("stat", &["-c", "%a", &nodes.join("r1/upper/run/pgbox/pgpass").display().to_string()]);
+    assert_eq!(mode.trim(), "600");
+    // Root on the host sees the arguments and the environment of every process, those of the nodes too.
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        for file in ["cmdline", "environ"] {
+            let content = std::fs::read(process.path().join(file)).unwrap_or_default();
+            assert!(!text(&content).contains(&password), "{:?} {file}", process.path());
+        }
+    }
+}
+
+#[test]
+fn a_replica_of_a_replica_streams_through_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "r1", "--delay", "1s"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || host.sql("r1", &[], "SELECT i FROM t"));
+    until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
+    assert_eq!(host.sql("r2", &[], "SHOW recovery_min_apply_delay").trim(), "1s");
+    let stream = "SELECT application_name, state FROM pg_stat_replication";
+    assert_eq!(host.sql("primary", &[], stream).trim(), "r1|streaming");
+    assert_eq!(host.sql("r1", &[], stream).trim(), "r2|streaming");
+}
+
+#[test]
+fn a_replica_survives_stops_in_any_order() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let before = address(&host, "r1");
+    host.pgbox(&["stop", "primary", "r1"]);
+    // Alone it answers, and says that it does not stream.
+    let output = host.try_pgbox(&["start", "r1"]);
+    assert!(output.status.success() && text(&output.stderr).contains("does not stream"), "{output:?}");
+    host.pgbox(&["start", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    assert_eq!(address(&host, "r1"), before);
+}
+
+#[test]
+fn what_can_not_be_followed_is_refused_in_one_line() {
+    let Some(host) = Host::new() else { return };
+    assert!(host.fails(1, &["replica", "r1", "--of", "nobody"]).contains("no node `nobody`"));
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["stop", "primary"]);
+    let said = host.fails(1, &["replica", "r1", "--of", "primary"]);
+    assert!(said.contains("`primary`") && said.contains("pgbox start primary"), "{said}");
+    assert_eq!(host.pgbox(&["ps", "-q"]), "primary\n");
+}
+
+fn address(host: &Host, node: &str) -> String {
+    host.json(&["uri", "--json", node])["host"].as_str().unwrap().to_owned()
+}
