@@ -90,6 +90,9 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
         (HostStep::CreateNetns { .. } | HostStep::CreateVeth { .. }, Errno::EEXIST) => {
             "something of that name was not made by this node; rename or remove it, or choose another node name"
         }
+        (HostStep::CreateNat { .. } | HostStep::PublishPorts { .. }, Errno::EEXIST) => {
+            "a table of that name is somebody else's: its comment is another one; see `nft list tables`, and delete or rename it"
+        }
         (HostStep::CreateBridge { .. } | HostStep::CreateVeth { .. }, Errno::EOPNOTSUPP) => {
             "this kernel has no bridge or veth device; load them: modprobe bridge veth"
         }

@@ -27,7 +27,7 @@ use crate::{
     spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
-    sys::cgroup,
+    sys::{cgroup, execute::DEFAULT_PATH},
 };
 
 pub use limits::{check_limits, limits, set_limits};
@@ -98,6 +98,19 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
         after: after_steps(spec, facts, &init),
         init,
     })
+}
+
+/// What a node sees as /etc/resolv.conf, among the files of its bundle.
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// Gives the plan of a node that starts again the name servers that the host has now.
+pub fn set_resolv_conf(plan: &mut Plan, text: &str) {
+    for step in &mut plan.host {
+        let HostStep::CreateBundle { files, .. } = step else { continue };
+        for (_, content) in files.iter_mut().filter(|(name, _)| name == RESOLV_CONF) {
+            text.clone_into(content);
+        }
+    }
 }
 
 /// The host's path of the data directory of a plan, if its node is a Postgres.
@@ -173,7 +186,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
         dir: node.path().to_owned(),
         files: vec![
             ("hostname".to_owned(), format!("{}\n", spec.node)),
-            ("resolv.conf".to_owned(), facts.resolv_conf.clone()),
+            (RESOLV_CONF.to_owned(), facts.resolv_conf.clone()),
         ],
     }];
     let volumes = mounts.iter().filter(|m| m.create);
@@ -296,7 +309,7 @@ fn inner_steps(
     steps.extend(mounts.iter().map(|m| bind(m.source.clone(), &m.target, m.read_only, m.place)));
     steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
-    steps.push(bind(node.path().join("resolv.conf"), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
     steps.extend([
         InnerStep::PivotRoot { root: merged.clone() },
         InnerStep::MountProc,
@@ -353,7 +366,8 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     Ok(InitConfig {
         payload,
         user,
-        env: contract.rest,
+        // The contract is the server's: a command that talks to one may need a password.
+        env: if is_command { env } else { contract.rest },
         cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
         restart: match spec.restart {
             Restart::No => launch::Restart::No,
@@ -386,7 +400,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
-        major: Some(postgres.major),
+        major: postgres.major,
         superuser: contract.superuser.clone(),
         database: contract.database.clone(),
         initdb_args: contract.initdb_args.clone(),
@@ -430,8 +444,7 @@ pub fn merged_env(image: &[(String, String)], user: &[(String, String)]) -> Vec<
         image.iter().filter(|(key, _)| !user.iter().any(|(k, _)| k == key)).cloned().collect();
     env.extend(user.iter().cloned());
     if !env.iter().any(|(key, _)| key == "PATH") {
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        env.push(("PATH".to_owned(), path.to_owned()));
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
     }
     env
 }

@@ -124,7 +124,7 @@ fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<Pro
     ProcessId::of(child.pid)
 }
 
-/// A child that fails at once is gone before it can be moved: its own report is the reason.
+/// A child that fails at once is gone before it says where it is: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100)) {
         Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
@@ -241,7 +241,7 @@ impl Birth<'_> {
             nix::unistd::setsid().context("setsid")?;
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-            clone::replace_stdio(null.as_fd())?;
+            child::replace_stdio(null.as_fd())?;
         }
         Ok(())
     }
@@ -253,7 +253,7 @@ impl Birth<'_> {
         }
         let pty = enter::open_terminal(self.plan.init.user.uid)?;
         pass::send(&self.go, &pty.controller)?;
-        clone::replace_stdio(pty.terminal.as_fd())
+        child::replace_stdio(pty.terminal.as_fd())
     }
 
     fn wait_for_go(&self) -> Result<()> {
@@ -280,7 +280,6 @@ impl Birth<'_> {
         let Files { log, status, secret, orders, replicator } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
-            mirror: None,
             terminal,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),

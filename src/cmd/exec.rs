@@ -2,7 +2,7 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Context, need_root};
 use crate::{
@@ -81,7 +81,8 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
 }
 
 fn target(context: &Context, node: &Node) -> Result<Target> {
-    let pid = node.running().map(|_| node.state.init.map_or(0, |init| init.pid))?;
+    node.running()?;
+    let init = node.state.init.context("a running node has a pid 1")?;
     let group = node.cgroup(&context.root)?;
-    Target::open(pid, group.unified_dir().as_deref(), group.tasks()?)
+    Target::open(init, group.unified_dir().as_deref(), group.tasks()?)
 }

@@ -158,10 +158,16 @@ fn not_unmounted(dir: &Path, error: Error) -> Error {
 }
 
 fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
-    let used = used(context)?;
-    let digests: Vec<Digest> = used.iter().map(|(digest, _)| *digest).collect();
     for image in images {
-        store.remove(image, &digests).map_err(|error| named(error, &used))?;
+        // Held until the layers are gone.
+        let mut shared = None;
+        let removed = store.remove(image, || {
+            shared = Some(context.root.lock_shared()?);
+            Ok(used(context)?.into_iter().map(|(digest, _)| digest).collect())
+        });
+        if let Err(error) = removed {
+            return Err(named(error, &used(context)?));
+        }
         println!("{image}");
     }
     Ok(())

@@ -31,7 +31,7 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
 fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     let of = node::find(&context.root, &context.lab, &args.of)?;
     of.login()?;
-    let major = of.state.postgres().map_or(0, |postgres| postgres.major.unwrap_or(0));
+    let major = of.state.postgres().map_or(0, |postgres| postgres.major);
     if major < standby::LEAST_MAJOR {
         return Err(advise(
             format!("`{}` runs PostgreSQL {major}; standbys need {} or later", args.of, standby::LEAST_MAJOR),

@@ -85,6 +85,9 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
     let lock = context.root.lock(&spec.lab)?;
+    let shared = context.root.lock_shared()?;
+    // From here on `image rm` waits, and then finds the node that needs the image.
+    store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
     if how.dry_run || how.explain {
@@ -111,6 +114,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     };
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
+    drop(shared);
     let command = state.spec.command().is_some();
     let stdio = match (command && !how.detach, how.tty) {
         (false, _) => Stdio::Log,
@@ -174,11 +178,14 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         }
         Ok(volume)
     });
+    // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
+    let is_server = contract::server_args(&args.args).is_some();
+    let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
     let spec = NodeSpec {
         lab: context.lab.clone(),
         node: args.node.clone(),
         image: args.image.clone(),
-        env: env.into_iter().filter(|(key, _)| key != "POSTGRES_PASSWORD" && key != "PGPASSWORD").collect(),
+        env: env.collect(),
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
         settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,
@@ -332,8 +339,8 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
 fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    let Some(volume) = data.and_then(Path::parent) else { return };
-    let known = state::load_volume(volume).ok().flatten().and_then(|v| v.libc);
+    let Some(volume) = data.and_then(|data| facts.root.volume_home(&spec.lab, data)) else { return };
+    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
     let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
     if let (Some(known), Some(now)) = (known, now)
         && known != now

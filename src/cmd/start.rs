@@ -103,6 +103,7 @@ fn bring_up(
     check_data(context, &node.state)?;
     halt::take_down(&node)?;
     let mut state = node.state;
+    plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
     drop(lock);
@@ -131,14 +132,14 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
     let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else {
         return Ok(());
     };
-    let (Some(data), Some(major)) = (&state.data, postgres.major) else { return Ok(()) };
+    let Some(data) = &state.data else { return Ok(()) };
     if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
         return Err(advise(
             format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
             format!("stop it first: pgbox stop {other}"),
         ));
     }
-    version::check(major, facts::data_version(data)?, &data.display().to_string())
+    version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
 /// How somebody stays with a node.

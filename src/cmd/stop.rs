@@ -78,8 +78,9 @@ fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         return start::start(context, name, START);
     };
     let before = node.status.pid;
-    process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
-    let patience = patience(args, &node) + Duration::from_secs(60);
+    let patience = patience(args, &node);
+    process::signal_with(pidfd.as_fd(), Signal::SIGUSR1, halt::seconds(patience))?;
+    let patience = patience.saturating_add(Duration::from_secs(60));
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {

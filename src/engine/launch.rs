@@ -163,13 +163,12 @@ fn listen(
     let mut phase = Phase::Preparing;
     let mut follower = Follower::new(state);
     loop {
-        // While the server starts, look every millisecond: a bare start takes 40 ms.
-        let pause =
-            if matches!(phase, Phase::Preparing | Phase::BaseBackup | Phase::Rewind) { 100 } else { 1 };
+        // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
+        let pause = if phase == Phase::Running { 1 } else { 20 };
         match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
-            spawn::Heard::End => still_alive(state, &node, spawned)?,
+            spawn::Heard::End => check_alive(state, &node, spawned)?,
             spawn::Heard::Nothing => {}
         }
         if let Some(signal) = patience.interrupts.next().map_err(broken)? {
@@ -220,7 +219,7 @@ fn hear(
     Ok(None)
 }
 
-fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
+fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
     let broken = |error| Failure::of_init(state, error, 1);
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());

@@ -10,7 +10,6 @@ pub mod volume;
 use std::{
     collections::BTreeSet,
     fs,
-    io::Read,
     net::{Ipv4Addr, TcpListener},
     path::Path,
 };
@@ -23,7 +22,7 @@ use crate::{
     plan::{Facts, ImageFacts, follow::Upstream},
     spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{LabState, NodeState, Role, Root},
-    sys::{cgroup, link, memory, netns, nft},
+    sys::{self, cgroup, link, memory, netns, nft},
 };
 
 /// The nodes of a lab, as remembered.
@@ -50,7 +49,7 @@ pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
     })
 }
 
-/// Gathers what a plan for a new node needs. The caller holds the lab's lock.
+/// Gathers what a plan for a new node needs. The caller holds the lab's lock and the shared one.
 ///
 /// # Errors
 /// When something that the node needs is taken: its name, an address range, a port.
@@ -314,7 +313,7 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
 }
 
 /// The host's name servers as a node can reach them: one on the host's loopback address is out of reach.
-fn resolv_conf() -> String {
+pub fn resolv_conf() -> String {
     let usable = |text: &str| {
         text.lines().any(|line| {
             line.strip_prefix("nameserver")
@@ -331,10 +330,8 @@ fn read_plain_file(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("it is not a plain file"));
-    }
-    std::io::read_to_string(file.take(1 << 10))
+    let content = sys::fs::read_plain(file, 1 << 10)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.

@@ -132,8 +132,9 @@ impl Store {
     }
 
     /// Takes a name away, and with its last name the image and the layers that no other image has. An image whose
-    /// manifest is in `in_use` is refused.
-    pub fn remove(&self, reference: &str, in_use: &[Digest]) -> Result<Removed> {
+    /// manifest is in `in_use` is refused; that is asked once no other import or removal is under way, which may take
+    /// long.
+    pub fn remove(&self, reference: &str, in_use: impl FnOnce() -> Result<Vec<Digest>>) -> Result<Removed> {
         let _lock = self.lock()?;
         let mut index = self.index()?;
         let found = self.matching(&index, reference)?.clone();
@@ -144,7 +145,7 @@ impl Store {
             index.manifests.iter().filter(|d| goes(d)).filter_map(|d| d.name().map(str::to_owned)).collect();
         index.manifests.retain(|d| !goes(d));
         let image = !index.manifests.iter().any(|d| d.digest == found.digest);
-        if image && in_use.contains(&manifest) {
+        if image && in_use()?.contains(&manifest) {
             return Err(InUse { reference: reference.to_owned(), manifest }.into());
         }
         self.write_index(&index)?;

@@ -45,8 +45,6 @@ pub struct InitFds {
     /// The log files, always for a server (its last words are in every error); `None`: the payload has the
     /// standard streams of the caller.
     pub log: Option<LogFds>,
-    /// Where the log is written in addition: the terminal of a foreground server.
-    pub mirror: Option<OwnedFd>,
     /// The standard streams are a terminal that is the payload's alone.
     pub terminal: bool,
     /// The status file, read-write. One line of JSON, see [`Status`].
@@ -125,9 +123,7 @@ fn prepare(fds: InitFds) -> Result<Talk> {
 /// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.
 fn leave_terminal() -> Result<()> {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-    nix::unistd::dup2_stdin(&null).context("dup2")?;
-    nix::unistd::dup2_stdout(&null).context("dup2")?;
-    nix::unistd::dup2_stderr(&null).context("dup2")
+    child::replace_stdio(null.as_fd())
 }
 
 fn close_foreign(fds: &InitFds) -> Result<()> {
@@ -136,7 +132,7 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.mirror, &fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     child::close_all_but(&kept)

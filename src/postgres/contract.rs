@@ -19,6 +19,9 @@ pub const DEFAULT_USER: &str = "postgres";
 /// The longest password in bytes: it goes to initdb through a pipe that nobody reads yet, and holds 64 KiB.
 const LONGEST_SECRET: usize = 8192;
 
+/// A longer file of a `*_FILE` variable can't be meant.
+pub const LARGEST_FILE: u64 = 64 << 10;
+
 /// A container's environment, read by the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contract {

@@ -7,6 +7,7 @@ pub mod child;
 pub mod clone;
 pub mod credentials;
 pub mod exe;
+pub mod execute;
 pub mod fs;
 pub mod link;
 pub mod memory;

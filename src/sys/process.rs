@@ -44,10 +44,6 @@ impl ProcessId {
         let same = start_time(self.pid)? == Some(self.start_time);
         Ok((same && !has_ended(pidfd.as_fd(), Duration::ZERO)?).then_some(pidfd))
     }
-
-    pub fn is_alive(&self) -> bool {
-        matches!(self.open(), Ok(Some(_)))
-    }
 }
 
 fn start_time(pid: i32) -> Result<Option<u64>> {
@@ -85,6 +81,43 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> Result
             0,
         )
     };
+    sent(rc, signal)
+}
+
+/// As [`signal`], with a number that the receiver finds in `ssi_int` of its signalfd(2), next to an `ssi_code` of
+/// `SI_QUEUE` (sigqueue(3)).
+pub fn signal_with(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal, number: i32) -> Result<bool> {
+    /// `siginfo_t` as it is for SI_QUEUE on 64-bit machines; libc has no names for the fields behind the first three.
+    #[repr(C)]
+    struct Queued {
+        signo: i32,
+        errno: i32,
+        code: i32,
+        gap: i32,
+        pid: i32,
+        uid: u32,
+        number: i32,
+        rest: [i32; 25],
+    }
+    const { assert!(size_of::<Queued>() == size_of::<libc::siginfo_t>()) };
+    let info = Queued {
+        signo: signal as i32,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        gap: 0,
+        pid: Pid::this().as_raw(),
+        uid: nix::unistd::getuid().as_raw(),
+        number,
+        rest: [0; 25],
+    };
+    // SAFETY: `info` is of the size that the kernel reads, wholly set, and outlives the call.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), info.signo, &raw const info, 0)
+    };
+    sent(rc, signal)
+}
+
+fn sent(rc: libc::c_long, signal: nix::sys::signal::Signal) -> Result<bool> {
     match Errno::result(rc) {
         Ok(_) => Ok(true),
         Err(Errno::ESRCH) => Ok(false),
@@ -130,13 +163,17 @@ pub fn boot_id() -> Result<&'static str> {
 mod tests {
     use super::*;
 
+    fn is_alive(process: ProcessId) -> bool {
+        process.open().unwrap().is_some()
+    }
+
     #[test]
     fn a_process_is_recognised_and_a_reused_number_is_not() {
         let me = ProcessId::of(Pid::this()).unwrap();
-        assert!(me.is_alive());
+        assert!(is_alive(me));
         let other = ProcessId { start_time: me.start_time + 1, ..me };
-        assert!(!other.is_alive());
-        assert!(!ProcessId { pid: i32::MAX, start_time: 1 }.is_alive());
+        assert!(!is_alive(other));
+        assert!(!is_alive(ProcessId { pid: i32::MAX, start_time: 1 }));
     }
 
     #[test]
@@ -149,7 +186,7 @@ mod tests {
         )
         .unwrap();
         assert!(has_ended(fd.as_fd(), Duration::from_secs(5)).unwrap());
-        assert!(!id.is_alive());
+        assert!(!is_alive(id));
         child.wait().unwrap();
     }
 }

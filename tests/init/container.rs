@@ -106,7 +106,7 @@ pub fn postgres() -> PostgresPayload {
     PostgresPayload {
         bindir: BINDIR.into(),
         pgdata: PGDATA.into(),
-        major: None,
+        major: 15,
         superuser: Source::Value("postgres".into()),
         database: None,
         initdb_args: Some(Source::Value("--no-sync".into())),
@@ -416,7 +416,6 @@ fn fds(spec: &Spec) -> InitFds {
     InitFds {
         terminal: false,
         log,
-        mirror: None,
         orders: None,
         replicator: None,
         status: Some(open("status", false)),

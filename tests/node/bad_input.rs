@@ -12,8 +12,7 @@ fn refused(host: &Host, args: &[&str], words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "{word:?} is not in: {said}");
     }
-    host.is_clean();
-    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    host.is_forgotten();
 }
 
 #[test]

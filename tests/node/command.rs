@@ -3,6 +3,19 @@
 use crate::harness::{Host, text};
 
 #[test]
+fn a_command_is_given_a_password_and_a_server_never_sees_one() {
+    let Some(host) = Host::new() else { return };
+    let passwords = ["-e", "PGPASSWORD=for-psql", "-e", "POSTGRES_PASSWORD=for-initdb"];
+    let script = "echo $PGPASSWORD $POSTGRES_PASSWORD";
+    let command = [&["run", "--rm", "t", "tiny"], &passwords[..], &["--", "sh", "-c", script]].concat();
+    assert_eq!(host.pgbox(&command), "for-psql for-initdb\n");
+    host.pgbox(&[&["run", "n", "postgres:15"], &passwords[..]].concat());
+    assert_eq!(host.pgbox(&["exec", "n", "--", "sh", "-c", script]), "\n");
+    let state = std::fs::read_to_string(host.root.join("labs/default/nodes/n/state.json")).unwrap();
+    assert!(!state.contains("for-initdb") && !state.contains("for-psql"));
+}
+
+#[test]
 fn a_command_runs_alone_and_its_exit_code_comes_back() {
     let Some(host) = Host::new() else { return };
     assert_eq!(host.pgbox(&["run", "--rm", "t", "tiny", "--", "echo", "hello"]), "hello\n");

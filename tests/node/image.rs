@@ -7,14 +7,14 @@ use serde_json::{Value, json};
 use crate::harness::{Host, run};
 
 /// A store of its own, to which images can be added and from which they can be removed.
-fn own_store(host: &Host) {
+pub fn own_store(host: &Host) {
     for part in ["images", "layers"] {
         fs::remove_file(host.root.join(part)).unwrap();
     }
 }
 
 /// An OCI layout with a small image under these names, made with a tool that others use.
-fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
+pub fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
     let at = host.scratch("work").join("layout");
     let path = at.to_str().unwrap();
     fs::create_dir_all(at.parent().unwrap()).unwrap();

@@ -1,6 +1,10 @@
 //! The life of a node: run, look, stop, start, crash, remove.
 
-use std::{fs, process::Stdio, time::Instant};
+use std::{
+    fs,
+    process::{Child, Stdio},
+    time::Instant,
+};
 
 use crate::harness::{Host, run, text, until};
 
@@ -91,6 +95,51 @@ fn stop_is_fast_with_idle_clients_and_start_keeps_address_and_data() {
     assert_eq!(host.sql("n", &[], "SELECT count(*) FROM t"), "1000");
     let log = host.pgbox(&["logs", "n"]);
     assert!(!log.contains("automatic recovery in progress"), "the shutdown was not clean: {log}");
+}
+
+/// A backend that does not move: a fast shutdown waits for it.
+fn stuck_backend(host: &Host) -> (String, Child) {
+    let uri = host.pgbox(&["uri", "n"]);
+    let mut client = std::process::Command::new("psql");
+    client.args(["-c", "SELECT pg_sleep(600)", uri.trim()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let client = client.spawn().unwrap();
+    let find = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%sleep(600)%' AND pid <> pg_backend_pid()";
+    let inside = || host.pgbox(&["psql", "n", "-Atc", find]).trim().to_owned();
+    until("it sleeps", 10, || !inside().is_empty());
+    let inside = inside();
+    let all = run("pgrep", &["--ns", &host.init_pid("n").to_string(), "--nslist", "pid", "postgres"]);
+    let is_it = |pid: &&str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().last() == Some(&inside))
+    };
+    let pid = all.lines().find(is_it).expect("the backend").to_owned();
+    run("kill", &["-STOP", &pid]);
+    (pid, client)
+}
+
+#[test]
+fn the_time_that_stop_is_given_counts_and_not_the_nodes_own() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "1s"]);
+    let (backend, mut client) = stuck_backend(&host);
+    let longer = host.command(&["stop", "-t", "60", "n"]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    run("kill", &["-CONT", &backend]);
+    let longer = longer.wait_with_output().unwrap();
+    client.wait().unwrap();
+    assert!(longer.status.success() && longer.stderr.is_empty(), "{}", text(&longer.stderr));
+    host.pgbox(&["start", "n"]);
+    let log = host.pgbox(&["logs", "n"]);
+    assert!(!log.contains("becomes an immediate one") && !log.contains("automatic recovery"), "{log}");
+    host.pgbox(&["rm", "-f", "n"]);
+
+    host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "60s"]);
+    let (_, mut client) = stuck_backend(&host);
+    let begun = Instant::now();
+    let shorter = host.try_pgbox(&["stop", "-t", "1", "n"]);
+    client.wait().unwrap();
+    assert!(text(&shorter.stderr).contains("did not stop in 1 s"), "{}", text(&shorter.stderr));
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Stdio,
 };
 
 use crate::harness::{Host, run, text, until};
@@ -139,4 +140,67 @@ fn run_rm_says_where_the_data_is() {
     assert!(said.contains("volume `n`") && said.contains("volume rm n"), "{said}");
     assert_eq!(said.matches("note: ").count(), 1, "{said}");
     host.pgbox(&["volume", "rm", "n"]);
+}
+
+#[test]
+fn of_two_nodes_on_one_new_volume_one_makes_the_cluster() {
+    let Some(host) = Host::new() else { return };
+    let mount = format!("shared:{PGDATA}");
+    let runs = ["a", "b"].map(|node| {
+        let mut command = host.command(&["run", node, "postgres:15", "-v", &mount]);
+        (node, command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    });
+    let ended = runs.map(|(node, child)| (node, child.wait_with_output().unwrap()));
+    let (up, refused): (Vec<_>, Vec<_>) = ended.iter().partition(|(_, output)| output.status.success());
+    assert_eq!((up.len(), refused.len()), (1, 1), "{ended:?}");
+    let (node, said) = (up[0].0, crate::harness::text(&refused[0].1.stderr));
+    assert!(said.contains("in use") && said.contains(&format!("node `{node}`")), "{said}");
+    assert_eq!(host.sql(node, &[], "SELECT 1"), "1");
+    assert_eq!(host.pgbox(&["ps", "-q"]), format!("{node}\n"));
+    // The password beside the data is that of the one that made it.
+    host.pgbox(&["rm", "-f", node]);
+    host.pgbox(&["run", "c", "postgres:15", "-v", &mount]);
+    assert_eq!(host.sql("c", &[], "SELECT 1"), "1");
+}
+
+/// What root in a node may leave in a volume for the next node on it, and for pgbox on the host.
+#[test]
+fn what_a_node_has_left_in_a_volume_neither_hangs_nor_leads_out() {
+    let Some(host) = Host::new() else { return };
+    let secret = host.scratch("secret").join("file");
+    fs::write(&secret, "of the host").unwrap();
+    let outside = secret.to_str().unwrap();
+    let hostile = |script: &str| {
+        host.pgbox(&["run", "--rm", "t", "tiny", "-v", "v:/v", "--", "sh", "-c", script]);
+    };
+    let run = |more: &[&str]| {
+        let node = ["run", "n", "postgres:15", "-v", "v:/var/lib/postgresql", "--timeout", "20s"];
+        host.try_pgbox(&[&node[..], more].concat())
+    };
+    // The link means something inside only, so pgbox sees no PG_VERSION on the host, and pid 1 does.
+    let link = "mkdir /v/real; mkfifo /v/real/PG_VERSION; ln -s /var/lib/postgresql/real /v/data";
+    for script in ["mkdir /v/data; mkfifo /v/data/PG_VERSION", link] {
+        hostile(script);
+        let output = run(&[]);
+        let said = crate::harness::text(&output.stderr);
+        assert!(!output.status.success() && said.contains("it is not a plain file"), "{script}: {said}");
+        host.is_forgotten();
+        hostile("rm -r /v/*");
+    }
+    // What pgbox knows of a volume is not kept in what a node can write.
+    hostile(&format!("mkfifo /v/volume.json; ln -s {outside} /v/password"));
+    assert!(run(&["-e", "POSTGRES_PASSWORD=right"]).status.success());
+    assert!(host.pgbox(&["uri", "n", "--with-password"]).contains(":right@"));
+    host.pgbox(&["rm", "-f", "n"]);
+    for script in ["mkfifo /v/pw", &format!("ln -sf {outside} /v/pw")] {
+        hostile(script);
+        let output = run(&["-e", "POSTGRES_PASSWORD_FILE=/var/lib/postgresql/pw"]);
+        assert!(output.status.success(), "{script}: {}", crate::harness::text(&output.stderr));
+        assert!(host.fails(1, &["uri", "n", "--with-password"]).contains("knows no password"), "{script}");
+        host.pgbox(&["rm", "-f", "n"]);
+    }
+    hostile("rm -r /v/data /v/pw; mkfifo /v/pw");
+    let output = run(&["-e", "POSTGRES_PASSWORD_FILE=/var/lib/postgresql/pw"]);
+    assert!(crate::harness::text(&output.stderr).contains("it is not a plain file"));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "of the host");
 }

@@ -28,7 +28,7 @@ use rtnetlink::{
 };
 
 use super::netns;
-pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, ports, routes, stats};
+pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, routes, stats};
 use read::{find, lookup};
 use socket::Rtnl;
 
