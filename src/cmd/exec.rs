@@ -70,7 +70,7 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
 }
 
 fn target(context: &Context, node: &Node) -> Result<Target> {
-    let pid = node.running().map(|_| node.state.init.map_or(0, |init| init.pid))?;
+    let pid = node.awake().map(|_| node.state.init.map_or(0, |init| init.pid))?;
     let group = node.cgroup(&context.root)?;
     Target::open(pid, group.unified_dir().as_deref(), group.tasks()?)
 }

@@ -39,7 +39,11 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let lock = context.root.lock(&context.lab)?;
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_some() {
-        super::note(context, &format!("`{name}` runs already"));
+        let text = match node.frozen {
+            true => format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}"),
+            false => format!("`{name}` runs already"),
+        };
+        super::note(context, &text);
         return Ok(());
     }
     let interrupts = Interrupts::block()?;
@@ -126,7 +130,7 @@ pub fn attend(
     }
     let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
     if remove {
-        halt::remove(&node)?;
+        halt::remove(&context.root, &node)?;
     } else {
         halt::take_down(&node)?;
     }

@@ -6,6 +6,7 @@
 //! connection, so connections that exist go on after a table is gone; and an `accept` in one table does not
 //! overrule a `drop` in another (see [`forward_policy_drop`]).
 
+pub mod bridge;
 mod rule;
 mod wire;
 
@@ -300,8 +301,8 @@ fn push_chain(batch: &mut Batch, table: &str, chain: &Chain) {
 
 /// User data is opaque to the kernel; nft(8) reads it as type, length, value.
 fn comment_userdata(comment: &str) -> Result<Vec<u8>> {
-    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables table is too long")?;
-    let mut bytes = vec![NFTNL_UDATA_TABLE_COMMENT, length];
+    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables object is too long")?;
+    let mut bytes = vec![NFTNL_UDATA_COMMENT, length];
     bytes.extend(comment.as_bytes());
     bytes.push(0);
     Ok(bytes)
@@ -311,7 +312,7 @@ fn comment_of(mut userdata: &[u8]) -> Option<String> {
     loop {
         let (&[kind, length], rest) = userdata.split_first_chunk()?;
         let (value, next) = rest.split_at_checked(length.into())?;
-        if kind == NFTNL_UDATA_TABLE_COMMENT {
+        if kind == NFTNL_UDATA_COMMENT {
             let text = value.strip_suffix(&[0]).unwrap_or(value);
             return Some(String::from_utf8_lossy(text).into_owned());
         }
@@ -337,6 +338,8 @@ const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_USERDATA: u16 = 6;
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -348,10 +351,12 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
 
-/// libnftnl/udata.h.
-const NFTNL_UDATA_TABLE_COMMENT: u8 = 0;
+/// libnftnl/udata.h: of tables and of rules.
+const NFTNL_UDATA_COMMENT: u8 = 0;
 
 #[cfg(test)]
 mod tests {
