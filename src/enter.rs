@@ -149,12 +149,17 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
     }
 }
 
+/// Only here, by the child: where namespaces are boundaries of delegation (the mount option `nsdelegate`, which systemd
+/// sets), a process in this namespace could have no child in a cgroup unless it were below its root itself.
+fn join_cgroup_namespace(target: &Target) -> Result<()> {
+    setns(&target.pidfd, CloneFlags::CLONE_NEWCGROUP).context("join the cgroup namespace: setns")
+}
+
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWIPC)
-    .union(CloneFlags::CLONE_NEWNET)
-    .union(CloneFlags::CLONE_NEWCGROUP);
+    .union(CloneFlags::CLONE_NEWNET);
 
 /// A terminal of the container's own devpts, as large as ours. It belongs to the user, who may open it by name.
 fn open_terminal(uid: u32) -> Result<Pty> {
@@ -223,7 +228,8 @@ impl Command {
 
     /// The child's whole life. Returns an exit code only if it failed, having said why.
     fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
-        let (error, failure) = match cgroup::enter(&target.tasks).and_then(|()| stdio.install()) {
+        let entered = join_cgroup_namespace(target).and_then(|()| cgroup::enter(&target.tasks));
+        let (error, failure) = match entered.and_then(|()| stdio.install()) {
             Err(error) => (ours(error), failure),
             Ok(()) => match clone::close_all_but(failure) {
                 Ok(failure) => (self.start(&failure), failure),

@@ -29,8 +29,8 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 
 /// Subcommands that hints name.
 const NAMED: [&str; 17] = [
-    "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit", "crash",
-    "freeze", "thaw", "net",
+    "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit",
+    "crash", "freeze", "thaw", "net",
 ];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the

@@ -24,7 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub fn run(context: &Context, args: &cli::Crash) -> Result<i32> {
     need_root("pgbox crash")?;
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    if args.whole { power_cut(context, args, &node)? } else { postmaster(context, args, &node)? }
+    if args.whole {
+        power_cut(context, args, &node)?
+    } else {
+        postmaster(context, args, &node)?
+    }
     Ok(0)
 }
 
@@ -54,7 +58,10 @@ fn postmaster(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
         // Of all signals only SIGKILL would reach it, and pid 1 could not even notice.
         return Err(advise(
             format!("node `{0}` is frozen", node.name),
-            format!("thaw it first: pgbox thaw {0}; or kill it as a whole: pgbox crash {0} --node", node.name),
+            format!(
+                "thaw it first: pgbox thaw {0}; or kill it as a whole: pgbox crash {0} --node",
+                node.name
+            ),
         ));
     }
     node.login()?;
@@ -64,8 +71,7 @@ fn postmaster(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
             format!("see `pgbox logs {0}`; `pgbox crash {0} --node` kills the whole node", node.name),
         ));
     };
-    let whom =
-        format!("the postmaster of `{}` (pid {pid}, {} in the node)", node.name, node.status.pid);
+    let whom = format!("the postmaster of `{}` (pid {pid}, {} in the node)", node.name, node.status.pid);
     let signal = args.signal;
     if args.dry_run {
         println!("send {signal} to {whom}");

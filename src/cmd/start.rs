@@ -12,7 +12,7 @@ use super::{Context, each, logs::Follower, need_root, talk};
 use crate::{
     cli,
     engine::{
-        Reach, halt,
+        Reach, faults, halt,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
@@ -52,6 +52,9 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let mut state = node.state;
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, Stdio::Log, &mut progress)?;
+    if let Err(error) = faults::renew(&context.root, &context.lab, name) {
+        super::warn(context, &format!("`{name}` starts without the delays it had: {error:#}"));
+    }
     drop(lock);
     let patience = Patience { timeout, interrupts: &interrupts };
     let reach = Reach::Running;

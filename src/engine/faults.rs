@@ -3,7 +3,7 @@
 //!
 //! The caller holds the lab's lock: a change is worked out from what stands.
 
-use std::net::Ipv4Addr;
+use std::{net::Ipv4Addr, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
@@ -14,7 +14,10 @@ use crate::{
     lab::fault::{End, Fault, Kind},
     spec::{Name, ObjectNames},
     state::Root,
-    sys::nft::bridge::{self, Action, Found, Rule},
+    sys::{
+        link::delay,
+        nft::bridge::{self, Action, Found, Rule},
+    },
 };
 
 /// A fault, and the rule that makes it.
@@ -40,11 +43,25 @@ pub fn add(root: &Root, lab: &Name, faults: &[Fault]) -> Result<()> {
     let new: Vec<&Fault> = faults.iter().filter(|f| !standing.iter().any(|s| s.fault == **f)).collect();
     let old = |s: &&Standing| new.iter().any(|fault| fault.replaces(&s.fault));
     let remove: Vec<&Found> = standing.iter().filter(old).map(|s| &s.rule).collect();
-    let rules = new.iter().map(|fault| rule(root, lab, fault)).collect::<Result<Vec<Rule>>>()?;
-    if rules.is_empty() {
+    if new.is_empty() {
         return Ok(());
     }
-    bridge::change(&table(root, lab), &owner(lab), &remove, &rules).map_err(explain)
+    let delays = new.iter().filter(|fault| matches!(fault.kind, Kind::Delay(_)));
+    let places = delays.map(|fault| Place::of(root, lab, fault)).collect::<Result<Vec<Place>>>()?;
+    if !places.is_empty() {
+        check_delay()?;
+    }
+    let rules = new.iter().map(|fault| rule(root, lab, fault)).collect::<Result<Vec<Rule>>>()?;
+    // The queues first: until the rules stand, no packet goes there.
+    let queued = places.iter().try_for_each(Place::make);
+    let done = queued
+        .and_then(|()| bridge::change(&table(root, lab), &owner(lab), &remove, &rules).map_err(explain));
+    if done.is_err() {
+        let old = |place: &&Place| !standing.iter().any(|s| place.is_of(&s.fault));
+        // The first error is the one to tell.
+        places.iter().filter(old).for_each(|place| drop(place.clear()));
+    }
+    done
 }
 
 /// Takes faults away; gives those that there were.
@@ -61,7 +78,22 @@ pub fn heal(root: &Root, lab: &Name, which: impl Fn(&Fault) -> bool) -> Result<V
             bridge::change(&table, &owner(lab), &rules, &[]).map_err(explain)?;
         }
     }
-    Ok(gone.into_iter().map(|s| s.fault).collect())
+    let gone: Vec<Fault> = gone.into_iter().map(|s| s.fault).collect();
+    for fault in gone.iter().filter(|fault| matches!(fault.kind, Kind::Delay(_))) {
+        // Of a node that nothing is remembered of, the address is not known either: an empty class may stay.
+        if let Ok(place) = Place::of(root, lab, fault) {
+            place.clear()?;
+        }
+    }
+    Ok(gone)
+}
+
+/// Gives a node that has started again what its interface had of faults: it is another interface now.
+pub fn renew(root: &Root, lab: &Name, node: &Name) -> Result<()> {
+    let node = End::Node(node.clone());
+    let delays = list(root, lab)?.into_iter().map(|s| s.fault);
+    let mut delays = delays.filter(|fault| fault.to == node && matches!(fault.kind, Kind::Delay(_)));
+    delays.try_for_each(|fault| Place::of(root, lab, &fault)?.make())
 }
 
 /// Forgets a node that is removed: the next one with its name or its address has nothing to do with it.
@@ -82,10 +114,60 @@ fn rule(root: &Root, lab: &Name, fault: &Fault) -> Result<Rule> {
         Kind::Cut => Action::Drop,
         Kind::Loss(per_million) => Action::DropSome(per_million),
         Kind::Rate(bits) => Action::DropOver(bits / 8),
-        Kind::Delay(_) => anyhow::bail!("not yet"),
+        Kind::Delay(_) => Action::Class(delay::class(Place::of(root, lab, fault)?.class)),
     };
     let (from, to) = (address(root, lab, &fault.from)?, address(root, lab, &fault.to)?);
     Ok(Rule { from, to, action, comment: fault.to_string() })
+}
+
+/// Where packets are held back: at the host's end of the receiver's cable, in a class of their sender.
+struct Place {
+    fault: Fault,
+    time: Duration,
+    link: String,
+    class: u16,
+}
+
+impl Place {
+    fn of(root: &Root, lab: &Name, fault: &Fault) -> Result<Place> {
+        let (End::Node(to), Kind::Delay(time)) = (&fault.to, fault.kind) else { return Err(only_nodes()) };
+        let from = address(root, lab, &fault.from)?.ok_or_else(only_nodes)?;
+        let link = ObjectNames::new(root.path(), lab, to).veth;
+        // The host part of the address: no two nodes of a lab have the same.
+        Ok(Place { fault: fault.clone(), time, link, class: (from.to_bits() & 0xffff) as u16 })
+    }
+
+    fn is_of(&self, fault: &Fault) -> bool {
+        self.fault.replaces(fault)
+    }
+
+    fn make(&self) -> Result<()> {
+        delay::delay(&self.link, self.class, self.time)
+    }
+
+    fn clear(&self) -> Result<()> {
+        delay::undelay(&self.link, self.class)
+    }
+}
+
+fn only_nodes() -> anyhow::Error {
+    advise(
+        "the host's own packets can't be delayed",
+        "name two nodes; cut, loss and rate work with `host`, too",
+    )
+}
+
+fn check_delay() -> Result<()> {
+    match delay::missing()? {
+        None => Ok(()),
+        Some(kind) => Err(advise(
+            format!(
+                "a delay needs `{kind}`, and this kernel has none (CONFIG_NET_SCH_{})",
+                kind.to_uppercase()
+            ),
+            format!("load it: modprobe sch_{kind}; cut, loss and rate need nothing of it"),
+        )),
+    }
 }
 
 fn address(root: &Root, lab: &Name, end: &End) -> Result<Option<Ipv4Addr>> {

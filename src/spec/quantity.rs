@@ -68,7 +68,8 @@ pub fn bits(text: &str) -> Result<u64, String> {
 /// Bits a second as [`bits`] reads them, exactly.
 pub fn human_bits(bits: u64) -> String {
     let units = [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1000, "kbit")];
-    let (scale, unit) = units.into_iter().find(|(scale, _)| bits.is_multiple_of(*scale)).unwrap_or((1, "bit"));
+    let (scale, unit) =
+        units.into_iter().find(|(scale, _)| bits.is_multiple_of(*scale)).unwrap_or((1, "bit"));
     format!("{}{unit}", bits / scale)
 }
 

@@ -381,3 +381,43 @@ fn faults_are_of_one_lab() {
     host.pgbox(&["net", "heal", "--all"]);
     assert_eq!(host.json(&["--lab", "other", "net", "ls", "--json"]).as_array().unwrap().len(), 2);
 }
+
+#[test]
+fn a_delay_holds_back_one_pair_or_names_what_the_kernel_lacks() {
+    let Some(host) = Host::new() else { return };
+    nodes(&host, &["a", "b", "c"]);
+    let probe =
+        Command::new("unshare").args(["-n", "tc", "qdisc", "add", "dev", "lo", "root", "netem"]).output();
+    if !probe.expect("unshare, tc").status.success() {
+        let said = host.fails(1, &["net", "delay", "a", "b", "50ms"]);
+        assert!(said.contains("`netem`") && said.contains("CONFIG_NET_SCH_NETEM"), "{said}");
+        assert_eq!((faults(&host), rules()), (Vec::new(), String::new()));
+        assert!(!run("tc", &["qdisc"]).contains("htb"));
+        return;
+    }
+    let connects = |from: &str, to: &str| {
+        let script = format!(
+            "best=9999; for i in 1 2 3; do s=$(date +%s%N); : </dev/tcp/{to}/5432; e=$(date +%s%N); \
+             t=$(( (e - s) / 1000000 )); [ $t -ge $best ] || best=$t; done; echo $best"
+        );
+        host.pgbox(&["exec", from, "--", "bash", "-c", &script]).trim().parse::<u64>().expect("milliseconds")
+    };
+    host.pgbox(&["net", "delay", "a", "b", "150ms"]);
+    assert_eq!(faults(&host), ["a>b delay 150ms", "b>a delay 150ms"]);
+    // There and back.
+    let late = |ms: u64| (300..900).contains(&ms);
+    assert!(late(connects("a", "b")) && late(connects("b", "a")));
+    assert!(connects("a", "c") < 150 && connects("c", "b") < 150);
+    let tc = run("tc", &["qdisc"]);
+    assert_eq!(tc.matches("delay 150ms").count(), 2, "{tc}");
+    // Another one takes its place, and a node that starts again has it still.
+    host.pgbox(&["net", "delay", "a", "b", "200ms"]);
+    host.pgbox(&["stop", "b"]);
+    host.pgbox(&["start", "b"]);
+    let again = connects("a", "b");
+    assert!((400..1200).contains(&again), "{again}");
+    host.pgbox(&["net", "heal", "a", "b"]);
+    let tc = run("tc", &["qdisc"]);
+    assert!(connects("a", "b") < 150 && !tc.contains("netem") && !tc.contains("htb"), "{tc}");
+    assert!(host.fails(1, &["net", "delay", "a", "host", "50ms"]).contains("two nodes"));
+}

@@ -72,9 +72,8 @@ pub fn rules(table: &str) -> Result<Vec<Found>> {
 /// kernel that lacks a part of this.
 pub fn change(table: &str, owner: &str, remove: &[&Found], add: &[Rule]) -> Result<()> {
     let mut batch = Batch::of(NFPROTO_BRIDGE);
-    let attributes = Attributes::new()
-        .text(NFTA_TABLE_NAME, table)
-        .bytes(NFTA_TABLE_USERDATA, &comment_userdata(owner)?);
+    let attributes =
+        Attributes::new().text(NFTA_TABLE_NAME, table).bytes(NFTA_TABLE_USERDATA, &comment_userdata(owner)?);
     batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE, attributes, format!("add table bridge {table}"));
     for hook in [Hook::Input, Hook::Forward, Hook::Output] {
         push_chain(&mut batch, table, hook);
@@ -113,7 +112,12 @@ fn push_chain(batch: &mut Batch, table: &str, hook: Hook) {
         .nest(NFTA_CHAIN_HOOK, place)
         .number(NFTA_CHAIN_POLICY, NF_ACCEPT)
         .text(NFTA_CHAIN_TYPE, "filter");
-    batch.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE, attributes, format!("add chain bridge {table} {}", hook.text()));
+    batch.push(
+        NFT_MSG_NEWCHAIN,
+        NLM_F_CREATE,
+        attributes,
+        format!("add chain bridge {table} {}", hook.text()),
+    );
 }
 
 fn push_rule(batch: &mut Batch, table: &str, rule: &Rule) -> Result<()> {
