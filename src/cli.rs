@@ -1,10 +1,14 @@
 //! The command line, and the only file that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
 
+mod fault;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+
+pub use fault::{Crash, Freeze, Heal, Net, Pair};
 
 use crate::spec::{
     Name, Publish, Restart, Volume, name,
@@ -60,6 +64,15 @@ pub enum Command {
     Restart(Stop),
     /// Change the limits of a node
     Limit(Limit),
+    /// Kill the postmaster of a node, or the whole node
+    Crash(Crash),
+    /// Stop all processes of nodes where they are
+    Freeze(Freeze),
+    /// Let frozen nodes go on
+    Thaw(Freeze),
+    /// Faults in the network between nodes: cut, loss, rate, delay
+    #[command(subcommand)]
+    Net(Net),
     /// Remove nodes; volumes are kept without -v
     Rm(Rm),
     /// Images: build, import, list, look into

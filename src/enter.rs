@@ -145,12 +145,17 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
     }
 }
 
+/// Only here, by the child: where namespaces are boundaries of delegation (the mount option `nsdelegate`, which systemd
+/// sets), a process in this namespace could have no child in a cgroup unless it were below its root itself.
+fn join_cgroup_namespace(target: &Target) -> Result<()> {
+    setns(&target.pidfd, CloneFlags::CLONE_NEWCGROUP).context("join the cgroup namespace: setns")
+}
+
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWIPC)
-    .union(CloneFlags::CLONE_NEWNET)
-    .union(CloneFlags::CLONE_NEWCGROUP);
+    .union(CloneFlags::CLONE_NEWNET);
 
 /// Carries bytes between our terminal and that of a node's pid 1, until it ends; gives its exit code.
 pub fn attend(controller: OwnedFd, pid1: &Child, interactive: bool) -> Result<i32> {
@@ -228,6 +233,7 @@ impl Command {
     /// The child's whole life. Returns an exit code only if it failed, having said why.
     fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
         let alone = || {
+            join_cgroup_namespace(target)?;
             cgroup::enter(&target.tasks)?;
             stdio.install()?;
             // Before the first path is resolved, not at the execve: /proc/self/fd/7 may be a directory of the host.

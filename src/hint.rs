@@ -28,9 +28,36 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 16] = [
-    "promote", "rejoin", "replica", "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart",
-    "rm", "image", "wait", "limit",
+const NAMED: [&str; 29] = [
+    "crash",
+    "drive",
+    "exec",
+    "failover",
+    "freeze",
+    "image",
+    "limit",
+    "logs",
+    "net",
+    "promote",
+    "ps",
+    "psql",
+    "reinit",
+    "rejoin",
+    "replica",
+    "restart",
+    "rm",
+    "run",
+    "start",
+    "status",
+    "stop",
+    "switchover",
+    "sync",
+    "thaw",
+    "up",
+    "uri",
+    "verify",
+    "volume",
+    "wait",
 ];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the

@@ -81,7 +81,7 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
 }
 
 fn target(context: &Context, node: &Node) -> Result<Target> {
-    node.running()?;
+    node.awake()?;
     let init = node.state.init.context("a running node has a pid 1")?;
     let group = node.cgroup(&context.root)?;
     Target::open(init, group.unified_dir().as_deref(), group.tasks()?)

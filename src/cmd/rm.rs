@@ -40,10 +40,13 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
                 format!("stop it first, or use: pgbox rm --force {name}"),
             ));
         }
+        if halt::thaw(&context.root, &node)? {
+            super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
+        }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
-    halt::remove(&node)?;
+    halt::remove(&context.root, &node)?;
     for volume in volumes {
         match volume::users(&context.root, &volume)?.first() {
             Some(other) => {

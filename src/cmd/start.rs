@@ -18,7 +18,7 @@ use super::{Context, each, logs::Follower, need_root, talk};
 use crate::{
     cli,
     engine::{
-        Reach, halt,
+        Reach, faults, halt,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
@@ -56,7 +56,12 @@ pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let interrupts = Interrupts::block()?;
     let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
     let Some((state, _)) = bring_up(context, name, Stdio::Log, &patience)? else {
-        super::note(context, &format!("`{name}` runs already"));
+        let frozen = node::find(&context.root, &context.lab, name)?.frozen;
+        let text = match frozen {
+            true => format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}"),
+            false => format!("`{name}` runs already"),
+        };
+        super::note(context, &text);
         return Ok(());
     };
     match plan::data_dir(&state.plan.init) {
@@ -106,6 +111,9 @@ fn bring_up(
     plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
+    if let Err(error) = faults::renew(&context.root, &context.lab, name) {
+        super::warn(context, &format!("`{name}` starts without the delays it had: {error:#}"));
+    }
     drop(lock);
     let reach = Reach::Running;
     let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, patience, &mut progress)?;
@@ -170,7 +178,7 @@ pub fn attend(
     }
     let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
     if attention.remove {
-        halt::remove(&node)?;
+        halt::remove(&context.root, &node)?;
         note_of_data(context, state);
     } else {
         halt::take_down(&node)?;

@@ -37,6 +37,9 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
+    if halt::thaw(&context.root, &node)? {
+        super::note(context, &format!("`{name}` was frozen, and is thawed to stop"));
+    }
     let patience = patience(args, &node);
     if halt::end(&node, shutdown(args.mode), patience)? {
         let text = format!(
@@ -72,7 +75,10 @@ const START: Duration = Duration::from_secs(300);
 /// Postgres alone restarts: pid 1, namespaces and address stay.
 fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
-    let Some(pidfd) = &node.pidfd else { return start::start(context, name, START) };
+    if node.pidfd.is_none() {
+        return start::start(context, name, START);
+    }
+    let pidfd = node.awake()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
         stop(context, args, name)?;
         return start::start(context, name, START);

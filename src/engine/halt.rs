@@ -56,14 +56,23 @@ pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
     bail!("node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel", node.name)
 }
 
+/// Lets a frozen node go on, so that it can end; true if it was frozen.
+pub fn thaw(root: &Root, node: &Node) -> Result<bool> {
+    if node.frozen {
+        node.cgroup(root)?.thaw()?;
+    }
+    Ok(node.frozen)
+}
+
 /// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
 pub fn take_down(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
     all_undone(super::undo(&node.state.plan, Reach::Running, begun), "stop")
 }
 
-/// Removes a node that does not run: every host step backwards, then its directory.
-pub fn remove(node: &Node) -> Result<()> {
+/// Removes a node that does not run: its faults, every host step backwards, then its directory.
+pub fn remove(root: &Root, node: &Node) -> Result<()> {
+    super::faults::forget(root, &node.lab, &node.name)?;
     let begun = node.dir.progress()?.get()?;
     all_undone(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
     node.dir.remove()
@@ -71,6 +80,7 @@ pub fn remove(node: &Node) -> Result<()> {
 
 /// Removes what there is of a node of which nothing is remembered.
 pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
+    super::faults::forget(root, lab, node)?;
     let steps = plan::remains(root, lab, node);
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
     all_undone(steps.iter().rev().filter_map(undo).collect(), "remove")?;

@@ -96,6 +96,8 @@ pub struct ObjectNames {
     /// The nf_tables table of the lab, and that of the node's published ports.
     pub nat_table: String,
     pub publish_table: String,
+    /// The nf_tables table, of family `bridge`, of the faults between the lab's nodes.
+    pub fault_table: String,
     /// Path of the cgroup below the cgroup mount, as one relative path.
     pub cgroup: PathBuf,
     /// The label that interfaces carry, so that a node's objects can be told from anybody else's.
@@ -119,6 +121,7 @@ impl ObjectNames {
             netns: format!("pgbox{scope}.{lab}.{node}"),
             nat_table: format!("pgbox{scope}.{lab}"),
             publish_table: format!("pgbox{scope}.{lab}.{node}"),
+            fault_table: format!("pgbox{scope}.{lab}"),
             cgroup: format!("pgbox{scope}/{lab}/{node}").into(),
             bridge_alias: format!("pgbox{scope} {lab}"),
             veth_alias: format!("pgbox{scope} {lab}/{node}"),

@@ -69,6 +69,36 @@ pub fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| format!("`{text}` is not a time; write for example 30s or 5min"))
 }
 
+/// Parts in a million from `10%`, `0.5%`; a bare number is meant in percent, too.
+pub fn percent(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is not a share; write a number above 0 and up to 100, for example 10%");
+    let number: f64 = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| wrong())?;
+    let parts = (number * 10_000.0).round();
+    if (1.0..=1_000_000.0).contains(&parts) { Ok(parts as u32) } else { Err(wrong()) }
+}
+
+/// Bits a second from `1mbit`, `500kbit`, `1.5gbit`, as tc(8) writes them: the units are powers of 1000.
+pub fn bits(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("`{text}` is not a rate; write a number with bit, kbit, mbit or gbit, for example 1mbit");
+    let lower = text.to_ascii_lowercase();
+    let number = lower.strip_suffix("bit").ok_or_else(wrong)?;
+    let scales = [('k', 1e3), ('m', 1e6), ('g', 1e9)];
+    let scaled = scales.iter().find_map(|(unit, scale)| Some((number.strip_suffix(*unit)?, *scale)));
+    let (number, scale) = scaled.unwrap_or((number, 1.0));
+    let bits = number.parse::<f64>().map_err(|_| wrong())? * scale;
+    // Below a byte a second nothing at all would pass.
+    if (8.0..=1e12).contains(&bits) { Ok(bits as u64) } else { Err(wrong()) }
+}
+
+/// Bits a second as [`bits`] reads them, exactly.
+pub fn human_bits(bits: u64) -> String {
+    let units = [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1000, "kbit")];
+    let (scale, unit) =
+        units.into_iter().find(|(scale, _)| bits.is_multiple_of(*scale)).unwrap_or((1, "bit"));
+    format!("{}{unit}", bits / scale)
+}
+
 /// Bytes as people read them: `512M`, `1.5G`.
 pub fn human_bytes(bytes: u64) -> String {
     let units = ["B", "K", "M", "G", "T", "P"];
@@ -97,6 +127,22 @@ mod tests {
         }
         for bad in ["", "m", "1x", "-1", "0", "1e99", "nan", "1.2.3g"] {
             assert!(bytes(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+    }
+
+    #[test]
+    fn shares_and_rates() {
+        assert_eq!((percent("10%"), percent("0.5"), percent("100%")), (Ok(100_000), Ok(5000), Ok(1_000_000)));
+        for bad in ["0%", "101%", "", "%", "x%", "-1%", "nan%", "0.00001%"] {
+            assert!(percent(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+        let rates = [("1mbit", 1_000_000), ("1.5Gbit", 1_500_000_000), ("500kbit", 500_000), ("64bit", 64)];
+        for (text, want) in rates {
+            assert_eq!(bits(text), Ok(want), "{text}");
+            assert_eq!(bits(&human_bits(want)), Ok(want), "{text}");
+        }
+        for bad in ["1m", "mbit", "0bit", "1mbps", "-1kbit", "", "1e30gbit"] {
+            assert!(bits(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
         }
     }
 

@@ -125,6 +125,33 @@ fn sent(rc: libc::c_long, signal: nix::sys::signal::Signal) -> Result<bool> {
     }
 }
 
+/// The process of these `candidates` that has the pid `inside` in the pid namespace of `init`, a child of which it is:
+/// its pid here, and a pidfd.
+pub fn open_inside(candidates: &[Pid], init: Pid, inside: i32) -> Result<Option<(Pid, OwnedFd)>> {
+    for &pid in candidates {
+        let Some(number) = rustix::process::Pid::from_raw(pid.as_raw()) else { continue };
+        let pidfd = match rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => continue,
+            Err(errno) => return Err(errno).with_context(|| format!("pidfd_open {pid}")),
+        };
+        let Ok(status) = super::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+        // Numbers may repeat: the descriptor was opened before the file was read, and must be alive after it.
+        if is_child_inside(&status, init, inside) && !has_ended(pidfd.as_fd(), Duration::ZERO)? {
+            return Ok(Some((pid, pidfd)));
+        }
+    }
+    Ok(None)
+}
+
+/// proc_pid_status(5): `NSpid` has one number for each pid namespace, the innermost last.
+fn is_child_inside(status: &str, init: Pid, inside: i32) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let parent = field("PPid:").and_then(|text| text.trim().parse().ok());
+    let innermost = field("NSpid:").and_then(|text| text.split_whitespace().last()?.parse().ok());
+    parent == Some(init.as_raw()) && innermost == Some(inside)
+}
+
 /// Waits for a child and gives its exit code as a shell would: 128 + the signal that ended it.
 pub fn exit_code_of(child: Pid) -> Result<i32> {
     loop {
@@ -174,6 +201,15 @@ mod tests {
         let other = ProcessId { start_time: me.start_time + 1, ..me };
         assert!(!is_alive(other));
         assert!(!is_alive(ProcessId { pid: i32::MAX, start_time: 1 }));
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_number_inside() {
+        let status = "Name:\tpostgres\nPid:\t900\nPPid:\t800\nNSpid:\t900\t7\n";
+        assert!(is_child_inside(status, Pid::from_raw(800), 7));
+        assert!(!is_child_inside(status, Pid::from_raw(800), 900));
+        assert!(!is_child_inside(status, Pid::from_raw(1), 7));
+        assert!(!is_child_inside("", Pid::from_raw(800), 7));
     }
 
     #[test]

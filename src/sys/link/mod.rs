@@ -9,6 +9,7 @@
 //! Each public function opens its socket in the namespace of the calling thread (except [`configure`])
 //! and has closed it when it returns.
 
+pub mod delay;
 mod read;
 mod socket;
 

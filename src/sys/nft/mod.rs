@@ -6,6 +6,7 @@
 //! connection, so connections that exist go on after a table is gone; and an `accept` in one table does not
 //! overrule a `drop` in another (see [`forward_policy_drop`]).
 
+pub mod bridge;
 mod rule;
 mod wire;
 
@@ -352,7 +353,7 @@ fn userdata(comment: &str, content: &[u8; 16]) -> Result<Vec<u8>> {
     if !comment.is_empty() {
         let length =
             u8::try_from(comment.len() + 1).context("the comment of an nf_tables table is too long")?;
-        bytes.extend([NFTNL_UDATA_TABLE_COMMENT, length]);
+        bytes.extend([NFTNL_UDATA_COMMENT, length]);
         bytes.extend(comment.as_bytes());
         bytes.push(0);
     }
@@ -361,8 +362,16 @@ fn userdata(comment: &str, content: &[u8; 16]) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+fn comment_userdata(comment: &str) -> Result<Vec<u8>> {
+    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables object is too long")?;
+    let mut bytes = vec![NFTNL_UDATA_COMMENT, length];
+    bytes.extend(comment.as_bytes());
+    bytes.push(0);
+    Ok(bytes)
+}
+
 fn comment_of(userdata: &[u8]) -> Option<String> {
-    let value = entry_of(userdata, NFTNL_UDATA_TABLE_COMMENT)?;
+    let value = entry_of(userdata, NFTNL_UDATA_COMMENT)?;
     Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
 }
 
@@ -395,6 +404,8 @@ const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_USERDATA: u16 = 6;
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -406,10 +417,12 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
 
-/// libnftnl/udata.h.
-const NFTNL_UDATA_TABLE_COMMENT: u8 = 0;
+/// libnftnl/udata.h: of tables and of rules.
+const NFTNL_UDATA_COMMENT: u8 = 0;
 
 /// Our own entry, see [`NatTable::content`]; nft(8) passes over types that it does not know.
 const UDATA_CONTENT: u8 = 200;
