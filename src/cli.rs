@@ -1,11 +1,14 @@
-//! The command line, and the only file that knows clap. Help, completions and the reference page all come
+//! The command line: with its submodules the only place that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
+
+mod drive;
 
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
+pub use self::drive::{Drive, DriveReport, DriveStart, Verify};
 use crate::spec::{Name, Publish, Restart, Volume, name, quantity};
 
 #[derive(Debug, Parser)]
@@ -60,6 +63,11 @@ pub enum Command {
     /// Images: build, import, list, look into
     #[command(subcommand)]
     Image(Image),
+    /// Writers that remember what was acknowledged: start, stop, report
+    #[command(subcommand)]
+    Drive(Drive),
+    /// Compare what was acknowledged with what is there; exit code 1 on loss
+    Verify(Verify),
     /// Print a completion script for a shell
     Completions { shell: clap_complete::Shell },
 }

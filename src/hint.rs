@@ -28,8 +28,10 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 13] =
-    ["run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit"];
+const NAMED: [&str; 15] = [
+    "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart", "rm", "image", "wait", "limit",
+    "drive", "verify",
+];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the
 /// defaults: copied as they are they would otherwise mean another node.

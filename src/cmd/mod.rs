@@ -1,6 +1,7 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+mod drive;
 mod exec;
 mod image;
 mod inspect;
@@ -16,6 +17,7 @@ mod stats;
 mod stop;
 mod talk;
 mod uri;
+mod verify;
 mod wait;
 
 use anyhow::Result;
@@ -56,6 +58,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Limit(args) => limit::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Image(command) => image::run(&context, command),
+        Command::Drive(command) => drive::run(&context, &command),
+        Command::Verify(args) => verify::run(&context, &args),
         Command::Completions { shell } => {
             crate::cli::completions(shell);
             Ok(0)

@@ -2,6 +2,7 @@
 //! found here, and everything a reading command shows is read from the kernel here, never from a stored
 //! status.
 
+pub mod cluster;
 pub mod image;
 pub mod node;
 

@@ -17,6 +17,7 @@ pub mod quote;
 pub mod report;
 pub mod scripts;
 pub mod settings;
+pub mod timeline;
 pub mod tune;
 pub mod uri;
 pub mod version;

@@ -1,0 +1,6 @@
+//! Labs from end to end: several real servers, faults, and what they leave of the data. As in `tests/node`, each test
+//! has a network, mounts and a root directory of its own.
+
+mod drive;
+#[path = "../node/harness.rs"]
+mod harness;
