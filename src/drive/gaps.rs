@@ -71,7 +71,7 @@ fn next_ack<R: Read>(
     fates: &mut Fates,
     last_word: &mut u64,
 ) -> io::Result<Option<u64>> {
-    while let Some(record) = ledger.next()? {
+    while let Some(record) = ledger.read()? {
         fates.note(record);
         *last_word = record.time.max(*last_word);
         if record.kind == Kind::Acked {

@@ -114,7 +114,7 @@ impl<R: Read> Records<R> {
     ///
     /// # Errors
     /// As read(2), and `InvalidData` for bytes that no writer has written: to skip them could hide a loss.
-    pub fn next(&mut self) -> io::Result<Option<Record>> {
+    pub fn read(&mut self) -> io::Result<Option<Record>> {
         while self.filled < SIZE {
             match self.source.read(&mut self.bytes[self.filled..]) {
                 Ok(0) => return Ok(None),
@@ -165,16 +165,16 @@ mod tests {
         let mut file = OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(&record.encode()[..11]).unwrap();
         let mut records = Records::open(&path).unwrap();
-        assert_eq!(records.next().unwrap(), Some(record));
-        assert_eq!((records.next().unwrap(), records.next().unwrap()), (None, None));
+        assert_eq!(records.read().unwrap(), Some(record));
+        assert_eq!((records.read().unwrap(), records.read().unwrap()), (None, None));
         file.write_all(&record.encode()[11..]).unwrap();
-        assert_eq!((records.next().unwrap(), records.next().unwrap()), (Some(record), None));
+        assert_eq!((records.read().unwrap(), records.read().unwrap()), (Some(record), None));
     }
 
     #[test]
     fn zeros_end_a_ledger_and_anything_else_is_damage() {
-        assert_eq!(Records::new(&[0; 48][..]).next().unwrap(), None);
-        let error = Records::new(&[0xff; 16][..]).next().unwrap_err();
+        assert_eq!(Records::new(&[0; 48][..]).read().unwrap(), None);
+        let error = Records::new(&[0xff; 16][..]).read().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
     }
 }

@@ -195,6 +195,7 @@ fn begin(wish: &Wish) -> Result<Begun> {
     let mut session = Session::new()?;
     session.connect(&wish.place.login()?, wish.patience, || false)?;
     let mut ask = |query: &str| session.ask(query, wish.patience).with_context(|| format!("table {TABLE}"));
+    enough_room(wish, &ask("SHOW max_connections")?.unwrap_or_default())?;
     if wish.fresh {
         // In this order: rows that nobody remembers are harmless, remembered rows that are gone are a loss.
         run::forget(root, lab)?;
@@ -216,6 +217,16 @@ fn begin(wish: &Wish) -> Result<Begun> {
         Ok(state)
     })?;
     Ok(Begun { run, ledgers })
+}
+
+/// Writers are superusers: they would take the sessions, too, that the server keeps for one who comes to help.
+fn enough_room(wish: &Wish, max_connections: &str) -> Result<()> {
+    const OTHERS: u32 = 10;
+    let most: u32 = max_connections.parse().context("max_connections")?;
+    if wish.writers.saturating_add(OTHERS) > most {
+        bail!("{} writers leave too little of the server's {most} sessions (max_connections)", wish.writers);
+    }
+    Ok(())
 }
 
 fn record(wish: &Wish, first_writer: i32) -> Result<RunState> {

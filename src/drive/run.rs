@@ -127,7 +127,7 @@ impl Story {
     /// Reads what was added since then; the course stays.
     pub fn read_on(&mut self) -> io::Result<()> {
         for (ledger, fates) in self.ledgers.iter_mut().zip(&mut self.fates) {
-            while let Some(record) = ledger.next()? {
+            while let Some(record) = ledger.read()? {
                 fates.note(record);
             }
         }

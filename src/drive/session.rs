@@ -115,12 +115,15 @@ impl Session {
     /// Waits; notices when the server ends the session meanwhile.
     pub fn rest(&mut self, time: Duration) {
         let alive = self.runtime.block_on(async {
-            let nap = async { Ok(sleep(time).await) };
+            let nap = async {
+                sleep(time).await;
+                Ok(())
+            };
             match &mut self.open {
                 Some(open) => {
                     with(&mut open.connection, &mut open.warned, nap).await.is_some_and(|r| r.is_ok())
                 }
-                None => nap.await.is_ok_and(|()| true),
+                None => nap.await.is_ok(),
             }
         });
         if !alive {

@@ -199,6 +199,32 @@ fn a_read_only_server_is_left_and_found_again() {
     assert_eq!(fields, [0, 2, 0, 0], "{verdict}");
 }
 
+/// Without a standby such a commit waits for ever. When its wait is cancelled it is committed, here and nowhere else,
+/// and the server says so in a warning only.
+#[test]
+fn a_commit_that_no_standby_has_is_not_acknowledged() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["drive", "start", "--writers", "2", "--patience", "1min"]);
+    more(&host, 20);
+    host.sql("n", &[], "ALTER SYSTEM SET synchronous_standby_names = 'nobody'");
+    host.sql("n", &[], "SELECT pg_reload_conf()");
+    let waiting = "FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'pgbox-drive'";
+    until("both wait", 10, || host.sql("n", &[], &format!("SELECT count(*) {waiting}")) == "2");
+    let before = number(&report(&host), "acknowledged");
+    // A cancelled wait costs the session, and the next one waits as well.
+    host.sql("n", &[], &format!("SELECT pg_cancel_backend(pid) {waiting}"));
+    until("both are unknown", 10, || number(&report(&host), "unknown") == 2);
+    assert_eq!(number(&report(&host), "acknowledged"), before);
+    host.sql("n", &[], "ALTER SYSTEM RESET synchronous_standby_names");
+    host.sql("n", &[], "SELECT pg_reload_conf()");
+    more(&host, 20);
+    host.pgbox(&["drive", "stop"]);
+    let verdict = host.json(&["verify", "--json"]);
+    let fields = ["missing", "unknown", "present_unacknowledged"].map(|field| number(&verdict, field));
+    assert_eq!(fields, [0, 2, 2], "{verdict}");
+}
+
 /// A server that is stopped by a signal goes on acknowledging at the level of TCP.
 #[test]
 fn a_server_that_hangs_is_given_up() {
@@ -239,7 +265,10 @@ impl Servers {
     }
 
     fn signal(&self, signal: Signal) {
-        self.0.iter().for_each(|pid| drop(kill(*pid, signal)));
+        for pid in &self.0 {
+            // A backend may have ended meanwhile.
+            let _ = kill(*pid, signal);
+        }
     }
 }
 
@@ -265,6 +294,8 @@ fn a_fixed_address_is_written_to_whoever_answers() {
     host.pgbox(&["drive", "start", "--fresh", "--address", &format!("{address}:5432"), "--for", "200ms"]);
     until("it ends", 5, || report(&host)["state"] == "stopped");
     host.pgbox(&["verify", "--node", "n"]);
+    let error = host.fails(1, &["drive", "start", "--node", "n", "--writers", "95"]);
+    assert!(error.contains("95 writers leave too little of the server's 100 sessions"), "{error}");
     // Nobody there: the error comes at once, and nothing is left.
     let error = host.fails(1, &["drive", "start", "--address", &format!("{address}:1")]);
     assert!(error.contains("the driver can't begin") && error.contains("refused"), "{error}");

@@ -2,5 +2,6 @@
 //! has a network, mounts and a root directory of its own.
 
 mod drive;
+#[allow(dead_code, reason = "it is that of all tests of nodes")]
 #[path = "../node/harness.rs"]
 mod harness;
