@@ -2,6 +2,7 @@
 //! and print. Results go to standard output, talk to standard error.
 
 mod crash;
+mod drive;
 mod exec;
 mod freeze;
 mod image;
@@ -20,6 +21,7 @@ mod stats;
 mod stop;
 mod talk;
 mod uri;
+mod verify;
 mod volume;
 mod wait;
 
@@ -67,6 +69,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Rm(args) => rm::run(&context, &args),
         Command::Image(command) => image::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
+        Command::Drive(command) => drive::run(&context, &command),
+        Command::Verify(args) => verify::run(&context, &args),
         Command::Completions { shell } => {
             crate::cli::completions(shell);
             Ok(0)

@@ -19,6 +19,7 @@ pub mod report;
 pub mod scripts;
 pub mod settings;
 pub mod standby;
+pub mod timeline;
 pub mod tune;
 pub mod uri;
 pub mod version;
