@@ -4,6 +4,7 @@
 mod crash;
 mod drive;
 mod exec;
+mod failover;
 mod freeze;
 mod image;
 mod inspect;
@@ -13,12 +14,14 @@ mod net;
 mod password;
 mod ps;
 mod psql;
+mod rejoin;
 mod replica;
 mod rm;
 mod run;
 mod start;
 mod stats;
 mod stop;
+mod switchover;
 mod talk;
 mod uri;
 mod verify;
@@ -50,6 +53,11 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Replica(args) => replica::run(&context, &args),
+        Command::Promote(args) => failover::promote(&context, &args),
+        Command::Failover(args) => failover::failover(&context, &args),
+        Command::Switchover(args) => switchover::run(&context, &args),
+        Command::Rejoin(args) => rejoin::rejoin(&context, &args),
+        Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Exec(args) => exec::run(&context, args),

@@ -9,7 +9,12 @@ pub mod follower;
 pub mod halt;
 pub mod interrupt;
 pub mod launch;
+pub mod loss;
+pub mod orders;
 pub mod ready;
+pub mod slots;
+pub mod sync;
+pub mod takeover;
 
 use std::fmt;
 

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod image;
 pub mod node;
 pub mod volume;
+pub mod wal;
 
 use std::{
     collections::BTreeSet,

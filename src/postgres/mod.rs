@@ -23,3 +23,4 @@ pub mod timeline;
 pub mod tune;
 pub mod uri;
 pub mod version;
+pub mod wal;

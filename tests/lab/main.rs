@@ -6,5 +6,6 @@
 mod harness;
 
 mod drive;
+mod failover;
 mod faults;
 mod replica;
