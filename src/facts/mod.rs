@@ -5,6 +5,7 @@
 pub mod cluster;
 pub mod image;
 pub mod node;
+pub mod wal;
 
 use std::{
     collections::BTreeSet,

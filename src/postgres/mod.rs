@@ -7,10 +7,12 @@
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
 pub mod contract;
+pub mod control;
 pub mod hba;
 pub mod initdb;
 pub mod launch;
 pub mod lsn;
+pub mod native;
 pub mod password;
 pub mod postmaster;
 pub mod quote;
@@ -21,3 +23,4 @@ pub mod standby;
 pub mod tune;
 pub mod uri;
 pub mod version;
+pub mod wal;
