@@ -66,6 +66,11 @@ impl Server {
     }
 
     pub fn start(&mut self) {
+        self.start_with(&[]);
+    }
+
+    /// Starts it and waits for it, with these settings besides.
+    pub fn start_with(&mut self, settings: &[&str]) {
         let mut command = tool("postgres");
         command.arg("-D").arg(self.data()).arg("-k").arg(self.dir.path());
         for setting in [
@@ -76,7 +81,10 @@ impl Server {
             "wal_compression=on",
             "max_wal_size=64MB",
             "checkpoint_timeout=1h",
-        ] {
+        ]
+        .iter()
+        .chain(settings)
+        {
             command.args(["-c", setting]);
         }
         let log = fs::File::create(self.dir.path().join("log")).unwrap();
