@@ -8,9 +8,9 @@ use anyhow::{Context, Result, ensure};
 
 use super::{lsn::Lsn, native::Fields};
 
-/// The versions of the format that are known: of PostgreSQL 13 to 17, and of 18. Both have every field that is
+/// The versions of the format that are known: of PostgreSQL 13 to 16, of 17, of 18. All have every field that is
 /// read here at the same place; 18 has one more before the checksum.
-const CHECKSUM_AT: [(u32, usize); 2] = [(1300, 288), (1800, 292)];
+const CHECKSUM_AT: [(u32, usize); 3] = [(1300, 288), (1700, 288), (1800, 292)];
 
 /// What the server was doing when it last wrote the file (DBState).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ pub enum ClusterState {
 pub struct Control {
     /// The same for a primary and everything that was copied from it.
     pub system: u64,
-    /// Format of the file: 1300, 1800.
+    /// Format of the file: 1300, 1700, 1800.
     pub version: u32,
     pub state: ClusterState,
     /// Seconds since 1970 at the last change of the file.
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_both_formats_and_nothing_else() {
+    fn reads_the_known_formats_and_nothing_else() {
         for (version, end) in CHECKSUM_AT {
             let file = file(version, end);
             let control = Control::parse(&file).unwrap();
