@@ -7,11 +7,13 @@
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
 pub mod contract;
+pub mod control;
 pub mod datadir;
 pub mod hba;
 pub mod initdb;
 pub mod launch;
 pub mod lsn;
+pub mod native;
 pub mod password;
 pub mod postmaster;
 pub mod quote;
