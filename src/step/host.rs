@@ -148,10 +148,11 @@ impl HostStep {
                     Some(*gateway),
                 )
             }
-            Self::CreateNat { table, comment, .. } => match nft::add(&self.nat_table()) {
-                // An earlier node of the lab has made it.
-                Err(e) if work::is_ours(table, comment, &e)? => Ok(()),
-                other => other,
+            Self::CreateNat { table, comment, .. } => match work::has_own_table(table, comment)? {
+                // An earlier node of the lab has made it. Looking first is worth it: a batch, also one that the
+                // kernel refuses, waits some 10 ms for the readers of its rules.
+                true => Ok(()),
+                false => nft::add(&self.nat_table()),
             },
             Self::PublishPorts { .. } => nft::add(&self.nat_table()),
             Self::AddHostName { file, address, name } => work::edit_hosts(file, name, Some(*address)),

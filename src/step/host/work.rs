@@ -9,7 +9,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 
 use super::BUNDLE_DIRS;
 use crate::sys::{self, cgroup, link, netns, nft, sysctl};
@@ -48,10 +47,13 @@ pub fn enable_forwarding(bridge: &str) -> Result<()> {
 
 /// The bridge goes with its last node.
 pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_netns: &str) -> Result<()> {
-    let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
-    match !ours || is_in_use(own_netns)? {
-        true => Ok(()),
-        false => link::delete(name).map(drop),
+    // In this order: while the kernel takes the node's own namespace apart, whoever asks for a link waits for it.
+    if is_in_use(own_netns)? {
+        return Ok(());
+    }
+    match link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac)) {
+        true => link::delete(name).map(drop),
+        false => Ok(()),
     }
 }
 
@@ -79,11 +81,10 @@ pub fn delete_own_table(table: &str, comment: &str) -> Result<()> {
     }
 }
 
-/// Whether adding a table failed because we have it already.
-pub fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
-    let exists = error.downcast_ref() == Some(&Errno::EEXIST);
+/// Whether there is a table of that name with our mark.
+pub fn has_own_table(table: &str, comment: &str) -> Result<bool> {
     let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
-    Ok(exists && nft::list()?.into_iter().any(same))
+    Ok(nft::list()?.into_iter().any(same))
 }
 
 /// Replaces or removes the line of `name`, keeping the file's inode.
