@@ -1,10 +1,14 @@
 //! The command line, and the only file that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
 
+mod watch;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
+
+pub use watch::{Goal, Lag, Set, Slots, Status, Wait};
 
 use crate::spec::{Name, Publish, Restart, Volume, name, quantity};
 
@@ -47,8 +51,16 @@ pub enum Command {
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
     Stats(Listing),
-    /// Wait until a node is ready or has stopped
+    /// Show the lab: who follows whom, how far each one is, and what waits
+    Status(Status),
+    /// Show how far standbys are behind
+    Lag(Lag),
+    /// Show replication slots and what they keep, or drop one
+    Slots(Slots),
+    /// Wait until a node is ready, streams, has caught up, has a role, or has stopped
     Wait(Wait),
+    /// Change settings of servers; restarts what must be restarted, in the right order
+    Set(Set),
     /// Stop nodes: a fast shutdown, data and address are kept
     Stop(Stop),
     /// Start stopped nodes: same address, same data
@@ -283,23 +295,6 @@ pub struct Uri {
 }
 
 #[derive(Debug, Args)]
-pub struct Wait {
-    pub node: Name,
-    #[arg(long = "for", value_name = "STATE", default_value = "ready")]
-    pub goal: Goal,
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
-    pub timeout: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Goal {
-    /// Its Postgres answers a query
-    Ready,
-    /// It has ended
-    Stopped,
-}
-
-#[derive(Debug, Args)]
 pub struct Stop {
     #[arg(required = true)]
     pub nodes: Vec<Name>,
@@ -435,7 +430,7 @@ impl Cli {
 
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
-    Cli::parse()
+    Cli::parse_from(watch::lab_is_meant(std::env::args_os()))
 }
 
 /// Writes the completion script of a shell to standard output.

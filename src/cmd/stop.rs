@@ -66,7 +66,7 @@ pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
 const START: Duration = Duration::from_secs(300);
 
 /// Postgres alone restarts: pid 1, namespaces and address stay.
-fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
     let Some(pidfd) = &node.pidfd else { return start::start(context, name, START) };
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {

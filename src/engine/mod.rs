@@ -5,10 +5,12 @@
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
 pub mod follower;
+pub mod goal;
 pub mod halt;
 pub mod interrupt;
 pub mod launch;
 pub mod ready;
+pub mod settings;
 
 use std::fmt;
 

@@ -103,7 +103,8 @@ struct Seen {
 /// Looks at a whole lab.
 pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     let clusters = cluster::all(root, lab)?;
-    let known: Vec<Name> = clusters.iter().flat_map(|c| c.nodes.iter().map(|node| node.name.clone())).collect();
+    let known: Vec<Name> =
+        clusters.iter().flat_map(|c| c.nodes.iter().map(|node| node.name.clone())).collect();
     let others = node::all(root, lab)?.into_iter().filter(|node| !known.contains(&node.name)).collect();
     // All of them at once: several that say nothing must not add up.
     let mut groups: Vec<Vec<Node>> = clusters.into_iter().map(|Cluster { nodes }| nodes).collect();
@@ -137,9 +138,9 @@ fn during_work() -> &'static str {
 
 /// Asks a node's server how it is.
 pub fn ask(node: &Node) -> Result<Answer> {
-    let text = node.login()?.ask(PATIENCE, |client| {
-        client.query_one(status::QUESTION, &[]).map(|row| row.get::<_, String>(0))
-    })?;
+    let text = node
+        .login()?
+        .ask(PATIENCE, |client| client.query_one(status::QUESTION, &[]).map(|row| row.get::<_, String>(0)))?;
     status::parse(&text)
 }
 
@@ -182,7 +183,9 @@ fn picture(nodes: &[Seen]) -> Picture {
 fn below(nodes: &[Seen], head: &Seen, above: &Seen, depth: usize, members: &mut Vec<Member>) {
     let name = &above.node.name;
     // An old primary stands below the new one, which may be below it in no other way.
-    for one in nodes.iter().filter(|one| one.above().as_ref() == Some(name) && one.node.name != head.node.name) {
+    for one in
+        nodes.iter().filter(|one| one.above().as_ref() == Some(name) && one.node.name != head.node.name)
+    {
         members.push(member(one, Some(above), Some(head), depth));
         below(nodes, head, one, depth + 1, members);
     }
@@ -286,7 +289,8 @@ fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
     if sync.waiting_commits > 0 {
         warnings.push(waiting(sync));
     }
-    for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost()) {
+    for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost())
+    {
         let owner = members.iter().find(|m| standby::slot_name(m.node.as_str()) == slot.slot_name);
         warnings.push(match owner {
             Some(member) => format!(

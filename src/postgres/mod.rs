@@ -11,6 +11,7 @@ pub mod hba;
 pub mod initdb;
 pub mod launch;
 pub mod lsn;
+pub mod parameter;
 pub mod password;
 pub mod postmaster;
 pub mod quote;

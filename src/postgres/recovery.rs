@@ -22,7 +22,8 @@ pub fn begins_at(file: &str, size: u64) -> Option<Lsn> {
 
 /// Where the recovery that a log tells of last has begun, unless it is over.
 pub fn began_at(log: &str) -> Option<Lsn> {
-    let line = log.lines().rev().find(|line| line.contains("redo starts at ") || line.contains("redo done at "))?;
+    let line =
+        log.lines().rev().find(|line| line.contains("redo starts at ") || line.contains("redo done at "))?;
     line.split_once("redo starts at ")?.1.trim().parse().ok()
 }
 

@@ -26,7 +26,17 @@ impl Strokes {
 /// The whole lab.
 pub fn render(lab: &Lab, strokes: Strokes) -> String {
     let header = [
-        "NODE", "STATE", "TIMELINE", "SENT", "WRITE", "FLUSH", "REPLAY", "LAG", "SYNC", "SLOT KEEPS", "MEMORY",
+        "NODE",
+        "STATE",
+        "TIMELINE",
+        "SENT",
+        "WRITE",
+        "FLUSH",
+        "REPLAY",
+        "LAG",
+        "SYNC",
+        "SLOT KEEPS",
+        "MEMORY",
         "OOM KILLS",
     ];
     let groups = lab.clusters.iter().map(|cluster| &cluster.nodes).chain([&lab.others]);
@@ -138,7 +148,8 @@ pub const LAG: [&str; 7] = ["NODE", "STATE", "WRITE", "FLUSH", "REPLAY", "BYTES"
 
 /// A line for each standby: how far it is, and how far behind.
 pub fn lag_rows(lab: &Lab) -> Vec<Vec<String>> {
-    let standbys = lab.clusters.iter().flat_map(|cluster| &cluster.nodes).filter(|member| member.role == "standby");
+    let standbys =
+        lab.clusters.iter().flat_map(|cluster| &cluster.nodes).filter(|member| member.role == "standby");
     let cells = |member: &Member| {
         vec![
             member.node.to_string(),
@@ -188,7 +199,8 @@ mod tests {
 
     #[test]
     fn lines_lead_from_each_server_to_those_that_follow_it() {
-        let nodes = [("p", 0), ("a", 1), ("a1", 2), ("a2", 2), ("b", 1), ("b1", 2)].map(|(n, d)| member(n, d));
+        let nodes =
+            [("p", 0), ("a", 1), ("a1", 2), ("a2", 2), ("b", 1), ("b1", 2)].map(|(n, d)| member(n, d));
         let want = ["p", "|-> a", "|   |-> a1", "|   `-> a2", "`-> b", "    `-> b1"];
         assert_eq!(tree(&nodes, Strokes::Ascii), want);
         assert_eq!(tree(&nodes, Strokes::Unicode)[3], "│   └─▶ a2");
