@@ -1,6 +1,7 @@
 //! The command line, and the only file that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
 
+mod fault;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -8,9 +9,13 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
+pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use watch::{Goal, Lag, Set, Slots, Status, Wait};
 
-use crate::spec::{Name, Publish, Restart, Volume, name, quantity};
+use crate::spec::{
+    Name, Publish, Restart, Volume, name,
+    quantity::{self, Bound},
+};
 
 #[derive(Debug, Parser)]
 #[command(
@@ -69,18 +74,33 @@ pub enum Command {
     Restart(Stop),
     /// Change the limits of a node
     Limit(Limit),
+    /// Kill the postmaster of a node, or the whole node
+    Crash(Crash),
+    /// Stop all processes of nodes where they are
+    Freeze(Freeze),
+    /// Let frozen nodes go on
+    Thaw(Freeze),
+    /// Faults in the network between nodes: cut, loss, rate, delay
+    #[command(subcommand)]
+    Net(Net),
     /// Remove nodes; volumes are kept without -v
     Rm(Rm),
     /// Images: build, import, list, look into
     #[command(subcommand)]
     Image(Image),
+    /// Volumes: list them, also those of no node, and remove them
+    #[command(subcommand)]
+    Volume(Volumes),
     /// Print a completion script for a shell
-    Completions { shell: clap_complete::Shell },
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
 }
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm t postgres:15 -- postgres --version"
+    after_help = "Examples:\n  pgbox run primary -p 127.0.0.1:5433:5432 --memory 512m --cpus 1\n  pgbox run --rm -it t postgres:15 -- bash"
 )]
 pub struct Run {
     /// Name of the node, and its host name
@@ -97,8 +117,8 @@ pub struct Run {
     /// Mount a named volume or a directory of the host
     #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
     pub volumes: Vec<Volume>,
-    /// Publish a port of the node on this host
-    #[arg(short, long, value_name = "[IP:]HOST:PORT")]
+    /// Publish a port of the node on this host, on all addresses unless IP is given; PORT alone under its own number
+    #[arg(short, long, value_name = "[[IP:]HOST:]PORT")]
     pub publish: Vec<Publish>,
     /// Set a configuration parameter of the server
     #[arg(short = 'c', long = "config", value_name = "NAME=VALUE")]
@@ -123,6 +143,15 @@ pub struct Run {
     /// Stay in the foreground, show the log, and stop the node on Ctrl-C
     #[arg(long)]
     pub foreground: bool,
+    /// Return as soon as the node is up: so does a server anyway; a command's output then goes to the log
+    #[arg(short, long, conflicts_with = "foreground")]
+    pub detach: bool,
+    /// Give the command a terminal
+    #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
+    pub tty: bool,
+    /// Accepted for the habit: a command always has our standard input, unless it is detached
+    #[arg(short, long, conflicts_with_all = ["foreground", "detach"])]
+    pub interactive: bool,
     /// Remove the node when it ends
     #[arg(long)]
     pub rm: bool,
@@ -191,23 +220,24 @@ pub enum Tune {
 
 #[derive(Debug, Args, Clone)]
 pub struct Limits {
-    /// Memory, for example 512m; more is refused or killed
-    #[arg(short, long, value_name = "SIZE", value_parser = quantity::bytes)]
-    pub memory: Option<u64>,
+    /// Memory, for example 512m, or max for no limit; more is refused or killed
+    #[arg(short, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
+    pub memory: Option<Bound>,
     /// Swap on top of memory; none unless given
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
     pub swap: Option<u64>,
-    /// CPUs, for example 0.5
-    #[arg(long, value_name = "N", value_parser = quantity::milli_cpus)]
-    pub cpus: Option<u64>,
-    /// Processes and threads
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    pub pids: Option<u64>,
+    /// CPUs, for example 0.5, or max
+    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::milli_cpus))]
+    pub cpus: Option<Bound>,
+    /// Processes and threads, or max
+    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::count))]
+    pub pids: Option<Bound>,
 }
 
 #[derive(Debug, Args)]
 pub struct Listing {
     /// These nodes; all of the lab if none is named
+    #[arg(value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Print JSON
     #[arg(long)]
@@ -229,7 +259,8 @@ pub struct Ps {
 
 #[derive(Debug, Args)]
 pub struct Nodes {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Print JSON
     #[arg(long)]
@@ -238,6 +269,7 @@ pub struct Nodes {
 
 #[derive(Debug, Args)]
 pub struct Logs {
+    /// Name of the node
     pub node: Name,
     /// Go on as the log grows, until the node ends
     #[arg(short, long)]
@@ -265,7 +297,9 @@ pub struct Exec {
     /// Working directory in the node
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<PathBuf>,
+    /// Name of the node
     pub node: Name,
+    /// The command and its arguments
     #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
 }
@@ -273,6 +307,7 @@ pub struct Exec {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  pgbox psql primary\n  pgbox psql primary -c 'SELECT version()'")]
 pub struct Psql {
+    /// Name of the node
     pub node: Name,
     /// Arguments for psql
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
@@ -282,6 +317,7 @@ pub struct Psql {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  psql \"$(pgbox uri primary)\"")]
 pub struct Uri {
+    /// Name of the node
     pub node: Name,
     /// Put the password itself into the string, not the name of the file that has it
     #[arg(long)]
@@ -296,11 +332,12 @@ pub struct Uri {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
-    /// Seconds until an immediate shutdown follows
-    #[arg(short, long = "time", value_name = "SECONDS")]
-    pub timeout: Option<u64>,
+    /// Time, in seconds or as 5s or 2min, until an immediate shutdown follows
+    #[arg(short, long = "time", value_name = "TIME", value_parser = quantity::duration)]
+    pub timeout: Option<Duration>,
     /// Shutdown mode of Postgres
     #[arg(long, default_value = "fast")]
     pub mode: Mode,
@@ -318,8 +355,12 @@ pub enum Mode {
 
 #[derive(Debug, Args)]
 pub struct Start {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
+    /// Stay in the foreground, show the log, and stop the node on Ctrl-C
+    #[arg(long)]
+    pub foreground: bool,
     /// How long to wait for the first answer
     #[arg(long, value_name = "TIME", default_value = "5min", value_parser = quantity::duration)]
     pub timeout: Duration,
@@ -327,6 +368,7 @@ pub struct Start {
 
 #[derive(Debug, Args)]
 pub struct Limit {
+    /// Name of the node
     pub node: Name,
     #[command(flatten)]
     pub limits: Limits,
@@ -334,7 +376,8 @@ pub struct Limit {
 
 #[derive(Debug, Args)]
 pub struct Rm {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Also remove the volumes that pgbox made for them, with all data
     #[arg(short, long)]
@@ -348,11 +391,40 @@ pub struct Rm {
 }
 
 #[derive(Debug, Subcommand)]
+pub enum Volumes {
+    /// List volumes with their size, the version of their data, and the nodes that have them
+    Ls(VolumeLs),
+    /// Remove volumes that no node has, with all data
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<Name>,
+        /// Only print what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeLs {
+    /// Volumes of all labs
+    #[arg(short, long)]
+    pub all_labs: bool,
+    /// Only names
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
 pub enum Image {
     /// Build an image from Debian packages
     Build(Build),
     /// Import an OCI layout directory, an OCI archive or a `docker save` archive
     Import {
+        /// The directory, or the archive; FILE:NAME for one image of several
         source: PathBuf,
         /// Name it, as in postgres:15
         #[arg(long, value_name = "REF")]
@@ -366,6 +438,7 @@ pub enum Image {
     },
     /// Show an image's configuration and layers
     Inspect {
+        /// Name or digest of the image
         image: String,
         /// Print JSON
         #[arg(long)]
@@ -373,13 +446,22 @@ pub enum Image {
     },
     /// Remove images
     Rm {
-        #[arg(required = true)]
+        /// Names or digests of the images
+        #[arg(required = true, value_name = "IMAGE")]
         images: Vec<String>,
     },
     /// Mount an image's file system read-only, to look around in it
-    Mount { image: String, dir: PathBuf },
+    Mount {
+        /// Name or digest of the image
+        image: String,
+        /// The directory to mount it at
+        dir: PathBuf,
+    },
     /// Unmount it again
-    Umount { dir: PathBuf },
+    Umount {
+        /// The directory that it is mounted at
+        dir: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -396,6 +478,7 @@ pub struct Build {
     /// Write an OCI layout here instead of importing the image
     #[arg(short, long, value_name = "DIR")]
     pub output: Option<PathBuf>,
+    /// How layers are packed
     #[arg(long, value_name = "HOW", default_value = "gzip")]
     pub compression: Compression,
 }

@@ -14,10 +14,11 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
-use std::io::{IsTerminal, Read, Write, stdin, stdout};
+use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{env, fmt};
 
 use anyhow::{Context, Result, ensure};
@@ -26,29 +27,27 @@ use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
-use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, execve, fchown, pipe2, setsid};
+use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
-use rustix::process::{
-    DumpableBehavior, Pid, PidfdFlags, Signal, pidfd_open, set_dumpable_behavior,
-    set_parent_process_death_signal,
-};
+use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
 use crate::sys::cgroup;
+use crate::sys::child;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
+use crate::sys::execute::{self, DEFAULT_PATH, c_string};
+use crate::sys::process::{ProcessId, has_ended};
 use crate::sys::seccomp;
 use crate::sys::tty::{self, Pty, Winsize};
 
 mod relay;
 
-const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-
 /// What a running container is to `exec`.
 #[derive(Debug)]
 pub struct Target {
-    init: Pid,
+    init: ProcessId,
     pidfd: OwnedFd,
     cgroup: Option<OwnedFd>,
     tasks: Vec<File>,
@@ -92,22 +91,20 @@ impl fmt::Display for NotStarted {
 impl std::error::Error for NotStarted {}
 
 impl Target {
-    /// Takes hold of the container whose init is `pid`. The command is born in the cgroup-v2 directory `cgroup`, and
-    /// moves into the v1 cgroups whose `tasks` files are given.
-    pub fn open(pid: i32, cgroup: Option<&Path>, tasks: Vec<File>) -> Result<Target> {
-        let init = Pid::from_raw(pid).with_context(|| format!("{pid} is not a process id"))?;
-        let pidfd = pidfd_open(init, PidfdFlags::empty()).with_context(|| format!("pidfd_open({pid})"))?;
+    /// Takes hold of the container whose init is this very process, never of one that has its number now. The command is
+    /// born in the cgroup-v2 directory `cgroup`, and moves into the v1 cgroups whose `tasks` files are given.
+    pub fn open(init: ProcessId, cgroup: Option<&Path>, tasks: Vec<File>) -> Result<Target> {
+        let pidfd = init.open()?.with_context(|| format!("process {} has ended", init.pid))?;
         let cgroup = cgroup.map(open_path).transpose()?;
         Ok(Target { init, pidfd, cgroup, tasks })
     }
 
     /// Looks up a user in the container's own `/etc/passwd` and `/etc/group`: `postgres`, `999`, `0:0`, ...
     pub fn user(&self, spec: &str) -> Result<Ids> {
-        let root = open_path(Path::new(&format!("/proc/{}/root", self.init.as_raw_nonzero())))?;
+        let pid = self.init.pid;
+        let root = open_path(Path::new(&format!("/proc/{pid}/root")))?;
         // If it is alive now, the number was still its own when the path above was resolved.
-        let mut alive = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
-        let ended = poll(&mut alive, PollTimeout::ZERO).context("poll")? > 0;
-        ensure!(!ended, "process {} has ended", self.init.as_raw_nonzero());
+        ensure!(!has_ended(self.pidfd.as_fd(), Duration::ZERO)?, "process {pid} has ended");
         user::lookup(&root, spec)
     }
 }
@@ -131,9 +128,8 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
         (!request.stdin && !request.tty).then(|| File::open("/dev/null")).transpose().context("/dev/null")?;
     let command = Command::prepare(request)?;
 
-    let pid = target.init.as_raw_nonzero();
     setns(&target.pidfd, NAMESPACES)
-        .with_context(|| format!("join the namespaces of process {pid}: setns"))?;
+        .with_context(|| format!("join the namespaces of process {}: setns", target.init.pid))?;
     let pty = request.tty.then(|| open_terminal(request.user.uid)).transpose()?;
     let (report, failure) = pipe2(OFlag::O_CLOEXEC).context("pipe2")?;
     let stdio = Stdio { silence: silence.as_ref(), terminal: pty.as_ref().map(|pty| &pty.terminal) };
@@ -149,15 +145,25 @@ pub fn enter(target: &Target, request: &EnterRequest) -> Result<i32> {
     }
 }
 
+/// Only here, by the child: where namespaces are boundaries of delegation (the mount option `nsdelegate`, which systemd
+/// sets), a process in this namespace could have no child in a cgroup unless it were below its root itself.
+fn join_cgroup_namespace(target: &Target) -> Result<()> {
+    setns(&target.pidfd, CloneFlags::CLONE_NEWCGROUP).context("join the cgroup namespace: setns")
+}
+
 const NAMESPACES: CloneFlags = CloneFlags::CLONE_NEWNS
     .union(CloneFlags::CLONE_NEWPID)
     .union(CloneFlags::CLONE_NEWUTS)
     .union(CloneFlags::CLONE_NEWIPC)
-    .union(CloneFlags::CLONE_NEWNET)
-    .union(CloneFlags::CLONE_NEWCGROUP);
+    .union(CloneFlags::CLONE_NEWNET);
+
+/// Carries bytes between our terminal and that of a node's pid 1, until it ends; gives its exit code.
+pub fn attend(controller: OwnedFd, pid1: &Child, interactive: bool) -> Result<i32> {
+    relay::with_terminal(controller, pid1, &relay::Signals::block()?, interactive)
+}
 
 /// A terminal of the container's own devpts, as large as ours. It belongs to the user, who may open it by name.
-fn open_terminal(uid: u32) -> Result<Pty> {
+pub fn open_terminal(uid: u32) -> Result<Pty> {
     let pty = tty::open_pty(Path::new("/dev/pts/ptmx")).context("a terminal in the container")?;
     fchown(&pty.terminal, Some(Uid::from_raw(uid)), None).context("chown the terminal")?;
     tty::set_window_size(&pty.controller, own_size())?;
@@ -204,7 +210,10 @@ impl Command {
             env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
         let user = &request.user;
         Ok(Command {
-            paths: candidates(program, path)?,
+            paths: execute::candidates(program, path)
+                .iter()
+                .map(|file| c_string(file.as_os_str().as_bytes()))
+                .collect::<Result<_>>()?,
             argv: request.argv.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_>>()?,
             env: env
                 .iter()
@@ -223,13 +232,15 @@ impl Command {
 
     /// The child's whole life. Returns an exit code only if it failed, having said why.
     fn run(&self, target: &Target, stdio: &Stdio<'_>, failure: OwnedFd) -> i32 {
-        let (error, failure) = match cgroup::enter(&target.tasks).and_then(|()| stdio.install()) {
-            Err(error) => (ours(error), failure),
-            Ok(()) => match clone::close_all_but(failure) {
-                Ok(failure) => (self.start(&failure), failure),
-                Err(_) => return 125,
-            },
+        let alone = || {
+            join_cgroup_namespace(target)?;
+            cgroup::enter(&target.tasks)?;
+            stdio.install()?;
+            // Before the first path is resolved, not at the execve: /proc/self/fd/7 may be a directory of the host.
+            let (input, output, errors) = (stdin(), stdout(), stderr());
+            child::close_all_but(&[input.as_fd(), output.as_fd(), errors.as_fd(), failure.as_fd()])
         };
+        let error = alone().map_or_else(ours, |()| self.start(&failure));
         let report = [&[error.code as u8], error.message.as_bytes()].concat();
         // If the parent is gone, so is everybody who could be told.
         let _ = File::from(failure).write_all(&report);
@@ -238,7 +249,7 @@ impl Command {
 
     fn start(&self, failure: &OwnedFd) -> NotStarted {
         match self.change_directory().and_then(|()| self.drop_privileges(failure).map_err(ours)) {
-            Ok(()) => self.execute(),
+            Ok(()) => not_executed(&self.argv[0], execute::execute(&self.paths, &self.argv, &self.env)),
             Err(error) => error,
         }
     }
@@ -262,7 +273,8 @@ impl Command {
         // Once it has no more power than the container's root, that root could otherwise read our memory and the host's
         // environment in it, until the execve.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
-        clone::reset_signals()?;
+        child::block_signals()?;
+        child::unblock_signals()?;
         umask(Mode::from_bits_truncate(0o022));
         self.credentials.assume()?;
         // After the change of user, which clears it.
@@ -273,20 +285,6 @@ impl Command {
         ensure!(poll(&mut pipe, PollTimeout::ZERO).context("poll")? == 0, "the parent has ended");
         // Last: every call above would have to be in the profile.
         self.filter.as_deref().map_or(Ok(()), seccomp::load)
-    }
-
-    /// execve of the first candidate there is, by the rules of execvp(3).
-    fn execute(&self) -> NotStarted {
-        let mut worst = Errno::ENOENT;
-        for path in &self.paths {
-            let Err(errno) = execve(path, &self.argv, &self.env);
-            match errno {
-                Errno::ENOENT | Errno::ENOTDIR => {}
-                Errno::EACCES => worst = errno,
-                other => return not_executed(&self.argv[0], other),
-            }
-        }
-        not_executed(&self.argv[0], worst)
     }
 }
 
@@ -330,16 +328,4 @@ fn environment(request: &EnterRequest) -> Vec<(OsString, OsString)> {
         default("TERM", OsStr::new("xterm"));
     }
     env
-}
-
-/// Where a program may be: itself if it has a slash, else in each directory of PATH; an empty one is the current directory.
-fn candidates(program: &OsStr, path: &OsStr) -> Result<Vec<CString>> {
-    if program.as_bytes().contains(&b'/') || program.is_empty() {
-        return Ok(vec![c_string(program.as_bytes())?]);
-    }
-    env::split_paths(path).map(|directory| c_string(directory.join(program).as_os_str().as_bytes())).collect()
-}
-
-fn c_string(bytes: &[u8]) -> Result<CString> {
-    CString::new(bytes).with_context(|| format!("a NUL byte in {:?}", OsString::from_vec(bytes.to_vec())))
 }

@@ -28,9 +28,36 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 16] = [
-    "promote", "rejoin", "replica", "run", "ps", "logs", "exec", "psql", "uri", "stop", "start", "restart",
-    "rm", "image", "wait", "limit",
+const NAMED: [&str; 29] = [
+    "crash",
+    "drive",
+    "exec",
+    "failover",
+    "freeze",
+    "image",
+    "limit",
+    "logs",
+    "net",
+    "promote",
+    "ps",
+    "psql",
+    "reinit",
+    "rejoin",
+    "replica",
+    "restart",
+    "rm",
+    "run",
+    "start",
+    "status",
+    "stop",
+    "switchover",
+    "sync",
+    "thaw",
+    "up",
+    "uri",
+    "verify",
+    "volume",
+    "wait",
 ];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the
@@ -90,6 +117,9 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
         (HostStep::CreateNetns { .. } | HostStep::CreateVeth { .. }, Errno::EEXIST) => {
             "something of that name was not made by this node; rename or remove it, or choose another node name"
         }
+        (HostStep::CreateNat { .. } | HostStep::PublishPorts { .. }, Errno::EEXIST) => {
+            "a table of that name is somebody else's: its comment is another one; see `nft list tables`, and delete or rename it"
+        }
         (HostStep::CreateBridge { .. } | HostStep::CreateVeth { .. }, Errno::EOPNOTSUPP) => {
             "this kernel has no bridge or veth device; load them: modprobe bridge veth"
         }
@@ -122,6 +152,7 @@ pub fn for_log_line(line: &str) -> Option<String> {
         ("No space left on device", DISK_FULL),
         ("Cannot fork", PIDS),
         ("could not fork", PIDS),
+        ("popen failure", PIDS),
     ];
     table.iter().find(|(mark, _)| line.contains(mark)).map(|(_, hint)| (*hint).to_owned())
 }
@@ -134,6 +165,7 @@ pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
         ("could not resize shared memory segment", SHM_FULL),
         ("No space left", DISK_FULL),
+        ("fork: EAGAIN", PIDS),
         (
             "overlay",
             "the root directory must be on a file system that can hold an overlay's upper (ext4, xfs, btrfs, tmpfs); choose another with --root",

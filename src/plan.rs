@@ -3,6 +3,8 @@
 //!
 //! This is the only place that knows the order of things. Every order below has a reason, given beside it.
 
+mod limits;
+
 use std::{
     net::SocketAddrV4,
     path::{Path, PathBuf},
@@ -17,17 +19,18 @@ mod remains;
 pub use remains::remains;
 
 use crate::{
-    hint::advise,
     postgres::{
         contract::{self, Contract},
         launch::{self, InitConfig, Orders, Payload, PostgresPayload, Source, User},
         settings, tune,
     },
-    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, quantity::human_bytes},
+    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
-    sys::cgroup,
+    sys::{cgroup, execute::DEFAULT_PATH},
 };
+
+pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
 pub const POSTGRES_PORT: u16 = 5432;
@@ -95,6 +98,19 @@ pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
         after: after_steps(spec, facts, &init),
         init,
     })
+}
+
+/// What a node sees as /etc/resolv.conf, among the files of its bundle.
+const RESOLV_CONF: &str = "resolv.conf";
+
+/// Gives the plan of a node that starts again the name servers that the host has now.
+pub fn set_resolv_conf(plan: &mut Plan, text: &str) {
+    for step in &mut plan.host {
+        let HostStep::CreateBundle { files, .. } = step else { continue };
+        for (_, content) in files.iter_mut().filter(|(name, _)| name == RESOLV_CONF) {
+            text.clone_into(content);
+        }
+    }
 }
 
 /// The host's path of the data directory of a plan, if its node is a Postgres.
@@ -170,7 +186,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
         dir: node.path().to_owned(),
         files: vec![
             ("hostname".to_owned(), format!("{}\n", spec.node)),
-            ("resolv.conf".to_owned(), facts.resolv_conf.clone()),
+            (RESOLV_CONF.to_owned(), facts.resolv_conf.clone()),
         ],
     }];
     let volumes = mounts.iter().filter(|m| m.create);
@@ -190,16 +206,6 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     steps
 }
 
-/// The step that sets these limits.
-pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
-    let group = cgroup::Cgroup::new(hierarchy, path);
-    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
-        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
-        Some((dir.join(write.file), write.value.to_string()))
-    });
-    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
-}
-
 /// The network is done before the process exists: the namespace is pinned by its name.
 fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
     let mut steps = vec![
@@ -216,7 +222,7 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
-            mac: names.mac,
+            mac: name::mac_of(facts.address.addr()),
             serves: spec.command().is_none(),
         },
         HostStep::AssignAddress {
@@ -252,21 +258,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         name: spec.node.to_string(),
     });
     steps
-}
-
-/// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
-/// slower than one that is told it has less memory.
-pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
-    let asked = &spec.limits;
-    cgroup::Limits {
-        memory_max: asked.memory,
-        memory_high: None,
-        swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
-        cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
-        pids_max: asked.pids,
-        // A killed backend must not take the whole node along: Postgres recovers from losing one.
-        oom_group: asked.memory.map(|_| false),
-    }
 }
 
 /// Hidden and protected as the OCI runtimes do by default.
@@ -318,7 +309,7 @@ fn inner_steps(
     steps.extend(mounts.iter().map(|m| bind(m.source.clone(), &m.target, m.read_only, m.place)));
     steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
-    steps.push(bind(node.path().join("resolv.conf"), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
     steps.extend([
         InnerStep::PivotRoot { root: merged.clone() },
         InnerStep::MountProc,
@@ -368,14 +359,15 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     let env = merged_env(&facts.image.env, &spec.env);
     let contract = Contract::parse(&env)?;
     let (payload, user) = match spec.command() {
-        Some(argv) => (Payload::Command { argv: argv.to_vec() }, command_user(facts)),
+        Some(argv) => command_payload(argv, facts),
         None => postgres_payload(spec, facts, &contract)?,
     };
     let is_command = matches!(payload, Payload::Command { .. });
     Ok(InitConfig {
         payload,
         user,
-        env: contract.rest,
+        // The contract is the server's: a command that talks to one may need a password.
+        env: if is_command { env } else { contract.rest },
         cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
         restart: match spec.restart {
             Restart::No => launch::Restart::No,
@@ -386,9 +378,15 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
     })
 }
 
-fn command_user(facts: &Facts) -> User {
+fn command_payload(mut argv: Vec<String>, facts: &Facts) -> (Payload, User) {
     let root = User { uid: 0, gid: 0, groups: vec![], name: "root".into(), home: "/root".into() };
-    facts.image.user.clone().unwrap_or(root)
+    let mut user = facts.image.user.clone().unwrap_or(root);
+    // `postgres` need not be in the image's PATH, and most of what it does it refuses to do as root.
+    if let Some(postgres) = facts.image.postgres.as_ref().filter(|_| argv[0] == "postgres") {
+        argv[0] = postgres.bindir.join("postgres").display().to_string();
+        user = postgres.user.clone();
+    }
+    (Payload::Command { argv }, user)
 }
 
 fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {
@@ -398,11 +396,11 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    check_memory(spec)?;
+    check_limits(spec)?;
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
-        major: Some(postgres.major),
+        major: postgres.major,
         superuser: contract.superuser.clone(),
         database: contract.database.clone(),
         initdb_args: contract.initdb_args.clone(),
@@ -418,17 +416,6 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };
     Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
-}
-
-/// Refuses a memory limit under which a server could not start.
-pub fn check_memory(spec: &NodeSpec) -> Result<()> {
-    match spec.limits.memory.filter(|m| *m < tune::LEAST_MEMORY && spec.command().is_none()) {
-        Some(memory) => Err(advise(
-            format!("a memory limit of {} is too small for Postgres to start", human_bytes(memory)),
-            format!("give at least --memory {}", human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase()),
-        )),
-        None => Ok(()),
-    }
 }
 
 /// The generated settings: what every node starts with, then what follows from its limits, then what the
@@ -447,7 +434,7 @@ fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(Stri
 
 /// What `--tune auto` derives from the node's limits, or from the whole machine.
 pub fn tuned(spec: &NodeSpec, facts: &Facts) -> Vec<settings::Setting> {
-    let memory = spec.limits.memory.or(Some(facts.whole_memory));
+    let memory = spec.limits.memory.map_or(tune::Memory::Machine(facts.whole_memory), tune::Memory::Limit);
     tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0))
 }
 
@@ -457,8 +444,7 @@ pub fn merged_env(image: &[(String, String)], user: &[(String, String)]) -> Vec<
         image.iter().filter(|(key, _)| !user.iter().any(|(k, _)| k == key)).cloned().collect();
     env.extend(user.iter().cloned());
     if !env.iter().any(|(key, _)| key == "PATH") {
-        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-        env.push(("PATH".to_owned(), path.to_owned()));
+        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
     }
     env
 }

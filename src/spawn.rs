@@ -27,6 +27,7 @@ use nix::{
 };
 
 use crate::{
+    enter,
     init::{self, InitFds, LogFds},
     postgres::{launch::User, report::Report},
     state::{NodeDir, Plan},
@@ -37,6 +38,7 @@ use crate::{
         child,
         clone::{self, Child},
         credentials::Credentials,
+        pass,
         process::{self, ProcessId},
         seccomp,
     },
@@ -49,6 +51,8 @@ pub enum Stdio {
     Log,
     /// The caller's own.
     Inherit,
+    /// A terminal of the node's own, whose other end the caller gets.
+    Terminal,
 }
 
 /// A node's pid 1, just born.
@@ -56,6 +60,8 @@ pub struct Spawned {
     pub init: ProcessId,
     pub child: Child,
     pub reports: Reports,
+    /// The caller's end of the payload's terminal, with [`Stdio::Terminal`].
+    pub terminal: Option<OwnedFd>,
     release: OwnedFd,
 }
 
@@ -65,6 +71,12 @@ impl Spawned {
     pub fn release(&self) {
         // Nobody there means that it has failed already; its report tells why.
         let _ = send(self.release.as_raw_fd(), b"g", MsgFlags::MSG_NOSIGNAL);
+    }
+
+    /// Waits for the terminal that pid 1 makes in the node. A pid 1 that fails before that reports why.
+    pub fn receive_terminal(&mut self) -> Result<()> {
+        self.terminal = pass::receive(&self.release).context("the terminal of pid 1")?;
+        Ok(())
     }
 }
 
@@ -100,7 +112,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
             return Err(first_report(reports).unwrap_or(error));
         }
     };
-    Ok(Spawned { init, child, reports: Reports::new(reports), release })
+    Ok(Spawned { init, child, reports: Reports::new(reports), terminal: None, release })
 }
 
 /// Waits until the child has gone into its v1 cgroups, and checks that it is in all of them. It mounts on meanwhile,
@@ -112,7 +124,7 @@ fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<Pro
     ProcessId::of(child.pid)
 }
 
-/// A child that fails at once is gone before it can be moved: its own report is the reason.
+/// A child that fails at once is gone before it says where it is: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100)) {
         Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
@@ -169,7 +181,7 @@ impl Files {
         let (orders, replicator) = (read(node.orders_file())?, read(node.replicator_file())?);
         let log = match stdio {
             Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
-            Stdio::Inherit => None,
+            Stdio::Inherit | Stdio::Terminal => None,
         };
         Ok(Self { log, status, secret, orders, replicator })
     }
@@ -205,7 +217,7 @@ impl Birth<'_> {
     fn apply(&self, step: &InnerStep) -> Result<()> {
         match step {
             InnerStep::EnterNamespaces { .. } => self.enter(),
-            InnerStep::StartInit { .. } => self.wait_for_go(),
+            InnerStep::StartInit { .. } => self.make_terminal().and_then(|()| self.wait_for_go()),
             other => other.apply(),
         }
     }
@@ -229,9 +241,19 @@ impl Birth<'_> {
             nix::unistd::setsid().context("setsid")?;
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-            clone::replace_stdio(null.as_fd())?;
+            child::replace_stdio(null.as_fd())?;
         }
         Ok(())
+    }
+
+    /// From the node's own devpts, or its programs would not find their terminal by name. It becomes the standard streams.
+    fn make_terminal(&self) -> Result<()> {
+        if self.stdio != Stdio::Terminal {
+            return Ok(());
+        }
+        let pty = enter::open_terminal(self.plan.init.user.uid)?;
+        pass::send(&self.go, &pty.controller)?;
+        child::replace_stdio(pty.terminal.as_fd())
     }
 
     fn wait_for_go(&self) -> Result<()> {
@@ -254,10 +276,11 @@ impl Birth<'_> {
         };
         // init closes what it is not given; these would then be closed twice.
         drop((self.netns, self.go, self.tasks));
+        let terminal = self.stdio == Stdio::Terminal;
         let Files { log, status, secret, orders, replicator } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
-            mirror: None,
+            terminal,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),
             orders: Some(orders.into()),

@@ -58,6 +58,18 @@ impl Login {
         limit: Duration,
         question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<T> {
+        self.try_ask(limit, question)?.map_err(|error| anyhow::Error::msg(reason(&error)))
+    }
+
+    /// The same for who wants to know what kind of error the server has.
+    ///
+    /// # Errors
+    /// When there was no answer in time; inside, what `question` returns.
+    pub fn try_ask<T: Send + 'static>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+    ) -> Result<Result<T, postgres::Error>> {
         let config = self.config(limit);
         let (sender, receiver) = mpsc::channel();
         let begun = Instant::now();
@@ -66,10 +78,9 @@ impl Login {
             // Nobody listens any more: too late.
             let _ = sender.send(answer);
         });
-        let answer = receiver.recv_timeout(limit).ok().with_context(|| {
+        receiver.recv_timeout(limit).ok().with_context(|| {
             format!("{} gave no answer for {:.1} s", self.address, begun.elapsed().as_secs_f64())
-        })?;
-        answer.map_err(|error| anyhow::Error::msg(reason(&error)))
+        })
     }
 }
 

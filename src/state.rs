@@ -1,5 +1,6 @@
 //! What pgbox remembers, on disk: small JSON files below the root, written whole and renamed into place, so
-//! that a reader sees the old one or the new one. Changes happen under the lab's lock (flock(2)).
+//! that a reader sees the old one or the new one. Changes happen under the lab's lock, and under that of the root
+//! where they take something that all labs share (flock(2)).
 //!
 //! The rule that surprises people: a lock file must never be unlinked. Two processes could then hold "the"
 //! lock on two different inodes of one name.
@@ -191,6 +192,16 @@ impl Root {
         names_in(&self.lab_dir(lab).join("nodes"))
     }
 
+    /// The named volumes of a lab, also of one that has no nodes any more.
+    pub fn volumes(&self, lab: &Name) -> Result<Vec<Name>> {
+        names_in(&self.0.join("volumes").join(lab))
+    }
+
+    /// The labs that have volumes.
+    pub fn volume_labs(&self) -> Result<Vec<Name>> {
+        names_in(&self.0.join("volumes"))
+    }
+
     pub fn load_lab(&self, lab: &Name) -> Result<Option<LabState>> {
         load(&self.lab_dir(lab).join("lab.json"))
     }
@@ -208,14 +219,25 @@ impl Root {
     }
 
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
-    pub fn lock(&self, lab: &Name) -> Result<LabLock> {
+    pub fn lock(&self, lab: &Name) -> Result<Lock> {
+        self.lock_file(&format!("lab-{lab}"))
+    }
+
+    /// Takes the lock on what all labs share: ports, address ranges, images. Held from the question whether
+    /// something is free until it is written down whose it is. Whoever needs a lab's lock as well takes that one
+    /// first.
+    pub fn lock_shared(&self) -> Result<Lock> {
+        self.lock_file("shared")
+    }
+
+    fn lock_file(&self, name: &str) -> Result<Lock> {
         self.keep_private()?;
-        let path = self.0.join("locks").join(format!("lab-{lab}"));
+        let path = self.0.join("locks").join(name);
         let file =
             with_parent(&path, || OpenOptions::new().create(true).truncate(false).write(true).open(&path));
         let file = file.with_context(|| format!("open {}", path.display()))?;
         file.lock().with_context(|| format!("lock {}", path.display()))?;
-        Ok(LabLock { _file: file })
+        Ok(Lock { _file: file })
     }
 }
 
@@ -228,8 +250,8 @@ fn private_directory(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Proof that this process may change a lab.
-pub struct LabLock {
+/// Proof that this process may change a lab, or what all labs share.
+pub struct Lock {
     _file: File,
 }
 

@@ -264,7 +264,7 @@ fn a_name_moves_to_the_newer_image() {
     let nameless = store.resolve(&old.manifest.to_string()).unwrap();
     assert!(nameless.names.is_empty(), "containers may still run on it");
     assert_eq!(store.list().unwrap().len(), 2);
-    assert_eq!(store.remove(&old.manifest.to_string(), &[]).unwrap().layers, 0);
+    assert_eq!(store.remove(&old.manifest.to_string(), || Ok(vec![])).unwrap().layers, 0);
     assert_eq!(store.list().unwrap().len(), 1);
 }
 
@@ -279,14 +279,14 @@ fn removing_takes_what_no_other_image_has() {
     let one = store.import(&scratch.path("one"), Some("one"), &Silent).unwrap();
     let two = store.import(&scratch.path("two"), Some("two"), &Silent).unwrap();
     store.import(&scratch.path("two"), Some("also"), &Silent).unwrap();
-    let error = store.remove(&two.manifest.to_string(), &[two.manifest]).unwrap_err().to_string();
+    let error = store.remove(&two.manifest.to_string(), || Ok(vec![two.manifest])).unwrap_err().to_string();
     assert!(error.contains("in use"), "{error}");
-    let removed = store.remove("also", &[two.manifest]).unwrap();
+    let removed = store.remove("also", || Ok(vec![two.manifest])).unwrap();
     assert!(!removed.image && removed.names == ["also:latest"]);
-    let removed = store.remove("two", &[one.manifest]).unwrap();
+    let removed = store.remove("two", || Ok(vec![one.manifest])).unwrap();
     assert!(removed.image && removed.layers == 1 && removed.bytes > 0, "{removed:?}");
     assert!(one.layers[0].dir.is_dir() && store.resolve("one").is_ok() && store.resolve("two").is_err());
-    store.remove("one", &[]).unwrap();
+    store.remove("one", || Ok(vec![])).unwrap();
     assert_eq!(names(&scratch.path("root/layers")), [""; 0]);
     assert_eq!(names(&scratch.path("root/images/blobs/sha256")), [""; 0]);
 }
@@ -301,7 +301,7 @@ fn a_damaged_image_is_named_and_can_be_removed_or_imported_again() {
     assert!(error.contains("db:latest") && error.contains("import the image again"), "{error}");
     assert_eq!(import(&scratch, &scratch.path("db")).lowers(), image.lowers());
     std::fs::remove_dir_all(&image.layers[1].dir).unwrap();
-    assert!(scratch.store().remove("db", &[]).unwrap().image);
+    assert!(scratch.store().remove("db", || Ok(vec![])).unwrap().image);
 }
 
 // Importing again, together, and after a crash.

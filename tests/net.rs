@@ -71,6 +71,13 @@ fn isolated_with_nat(test: impl FnOnce() + Send) {
     });
 }
 
+/// The names of the bridge's ports.
+fn ports() -> Vec<String> {
+    let links = link::list().unwrap();
+    let bridge = links.iter().find(|link| link.name == BRIDGE).unwrap().index;
+    links.into_iter().filter(|link| link.controller == Some(bridge)).map(|link| link.name).collect()
+}
+
 /// Runs a command in the caller's namespaces; its output, and a panic when it fails.
 fn run(command: &str) -> String {
     let output = Command::new("sh").args(["-c", command]).output().unwrap();
@@ -278,7 +285,7 @@ fn a_restart_waits_for_the_dying_veth() {
             netns::delete("n1").unwrap();
         }
         drop(node("n1", NODE));
-        assert_eq!(link::ports(BRIDGE).unwrap(), ["n1"]);
+        assert_eq!(ports(), ["n1"]);
     });
 }
 
@@ -344,7 +351,7 @@ fn lists_agree_with_ip() {
             let controller = links.iter().find(|l| Some(l.index) == ours.controller).map(|l| l.name.as_str());
             assert_eq!(controller, theirs["master"].as_str());
         }
-        assert_eq!(link::ports(BRIDGE).unwrap(), ["n1"]);
+        assert_eq!(ports(), ["n1"]);
 
         let addresses: Vec<_> = link::addresses().unwrap();
         let shown: Vec<_> =
@@ -520,6 +527,34 @@ fn tables_are_added_once_listed_and_deleted() {
         nft::delete("test-node").unwrap();
         nft::delete("test-node").unwrap();
         assert_eq!(run("nft list tables"), "table ip theirs\ntable ip6 six\n");
+    });
+}
+
+#[test]
+fn a_table_of_ours_is_kept_if_it_says_the_same_and_replaced_if_not() {
+    isolated_with_nat(|| {
+        let old = table(vec![everywhere(5432, SocketAddrV4::new(NODE, 5432))]);
+        nft::ensure(&old).unwrap();
+        let before = run("nft -a list ruleset");
+        nft::ensure(&old).unwrap();
+        assert_eq!(run("nft -a list ruleset"), before, "a table that is right was made again");
+
+        let new = table(vec![everywhere(5433, SocketAddrV4::new(NODE, 5433))]);
+        nft::ensure(&new).unwrap();
+        let now = run("nft list ruleset");
+        assert!(now.contains("5433") && !now.contains("5432"), "{now}");
+        // One that bears no mark of its content, as an earlier version made it.
+        run(&format!(
+            "nft delete table ip {0}; nft add table ip {0} '{{ comment \"{1}\" ; }}'",
+            new.name, new.comment
+        ));
+        nft::ensure(&new).unwrap();
+        assert_eq!(run("nft list ruleset"), now);
+
+        run(&format!("nft delete table ip {0}; nft add table ip {0} '{{ comment \"theirs\" ; }}'", new.name));
+        let theirs = run("nft -a list ruleset");
+        assert_eq!(errno(&nft::ensure(&new).unwrap_err()), Some(Errno::EEXIST));
+        assert_eq!(run("nft -a list ruleset"), theirs);
     });
 }
 

@@ -12,6 +12,7 @@ use crate::spec::{Name, quantity};
 )]
 pub struct Status {
     /// These nodes; all of the lab if none is named
+    #[arg(value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// Print JSON
     #[arg(long)]
@@ -37,9 +38,12 @@ pub struct Lag {
     after_help = "Examples:\n  pgbox wait primary\n  pgbox wait r1 --for caught-up --timeout 10s\n  pgbox wait r1 --for role=primary"
 )]
 pub struct Wait {
+    /// Name of the node
     pub node: Name,
+    /// What to wait for
     #[arg(long = "for", value_name = "STATE", default_value = "ready")]
     pub goal: Goal,
+    /// How long to wait
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
     pub timeout: Duration,
 }

@@ -2,19 +2,30 @@
 
 use std::{ffi::OsString, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Context, need_root};
 use crate::{
     cli,
-    enter::{self, EnterRequest, Target},
+    enter::{self, EnterRequest, NotStarted, Target},
     facts::node::{self, Node},
-    plan,
+    plan, show,
     spec::Name,
     sys::capability,
 };
 
 pub fn run(context: &Context, args: cli::Exec) -> Result<i32> {
+    match exec(context, args) {
+        // That pgbox failed, and not the command.
+        Err(error) if !error.is::<NotStarted>() => {
+            show::error::print(&error, &context.options);
+            Ok(125)
+        }
+        other => other,
+    }
+}
+
+fn exec(context: &Context, args: cli::Exec) -> Result<i32> {
     need_root("pgbox exec")?;
     let wanted = Wanted {
         command: args.command,
@@ -48,7 +59,7 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
     for setting in &wanted.env {
         // As with `run`: a bare name takes its value from the caller, and is left out if it has none.
         let (key, value) = match setting.split_once('=') {
-            Some((key, value)) => (key, Some(value.into())),
+            Some((key, value)) => (super::run::variable(key)?, Some(value.into())),
             None => (setting.as_str(), std::env::var_os(setting)),
         };
         if let Some(value) = value {
@@ -70,7 +81,8 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
 }
 
 fn target(context: &Context, node: &Node) -> Result<Target> {
-    let pid = node.running().map(|_| node.state.init.map_or(0, |init| init.pid))?;
+    node.awake()?;
+    let init = node.state.init.context("a running node has a pid 1")?;
     let group = node.cgroup(&context.root)?;
-    Target::open(pid, group.unified_dir().as_deref(), group.tasks()?)
+    Target::open(init, group.unified_dir().as_deref(), group.tasks()?)
 }

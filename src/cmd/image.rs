@@ -2,19 +2,21 @@
 
 use std::{io::IsTerminal, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
+use nix::errno::Errno;
 use serde_json::json;
 
 use super::{Context, need_root};
 use crate::{
     cli::{self, Compression},
-    facts::node,
+    facts,
+    hint::{self, advise},
     image::{
-        self, Digest, Image, Store,
+        self, Digest, Image, InUse, Store,
         build::{self, BuildOptions},
     },
     show::table,
-    spec::quantity::human_bytes,
+    spec::{Name, quantity::human_bytes},
 };
 
 pub fn run(context: &Context, command: cli::Image) -> Result<i32> {
@@ -37,7 +39,7 @@ pub fn run(context: &Context, command: cli::Image) -> Result<i32> {
         }
         cli::Image::Umount { dir } => {
             need_root("pgbox image umount")?;
-            image::umount(&dir)?;
+            image::umount(&dir).map_err(|error| not_unmounted(&dir, error))?;
         }
     }
     Ok(0)
@@ -137,22 +139,58 @@ fn inspect(image: &Image, as_json: bool) -> Result<()> {
     Ok(())
 }
 
+/// What to do about a mount that stays.
+fn not_unmounted(dir: &Path, error: Error) -> Error {
+    let dir = dir.display();
+    match hint::errno_of(&error) {
+        Some(Errno::EINVAL) => advise(
+            format!("nothing is mounted at {dir}"),
+            "`findmnt -t overlay` shows where images are mounted; a symbolic link is not followed",
+        ),
+        Some(Errno::EBUSY) => {
+            advise(format!("{dir} is in use"), format!("somebody works in it: `fuser -vm {dir}` shows who"))
+        }
+        Some(Errno::ENOENT) => {
+            advise(format!("there is no {dir}"), "`findmnt -t overlay` shows where images are mounted")
+        }
+        _ => error,
+    }
+}
+
 fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
-    let in_use = in_use(context)?;
     for image in images {
-        store.remove(image, &in_use)?;
+        // Held until the layers are gone.
+        let mut shared = None;
+        let removed = store.remove(image, || {
+            shared = Some(context.root.lock_shared()?);
+            Ok(used(context)?.into_iter().map(|(digest, _)| digest).collect())
+        });
+        if let Err(error) = removed {
+            return Err(named(error, &used(context)?));
+        }
         println!("{image}");
     }
     Ok(())
 }
 
+/// Says which nodes an image is in use by.
+fn named(error: Error, used: &[(Digest, Name)]) -> Error {
+    let Some(InUse { reference, manifest }) = error.downcast_ref() else { return error };
+    let nodes = used.iter().filter(|(digest, _)| digest == manifest).map(|(_, name)| name.as_str());
+    let nodes: Vec<&str> = nodes.collect();
+    advise(
+        format!("image {reference} is in use by {}", nodes.join(", ")),
+        format!("remove what was made from it first: pgbox rm {}", nodes.join(" ")),
+    )
+}
+
 /// Images that a node was made from, in any lab: it needs them to start again.
-fn in_use(context: &Context) -> Result<Vec<Digest>> {
-    let mut digests = Vec::new();
+fn used(context: &Context) -> Result<Vec<(Digest, Name)>> {
+    let mut used = Vec::new();
     for lab in context.root.labs()? {
-        for node in node::all(&context.root, &lab)? {
-            digests.push(node.state.image.parse()?);
+        for (name, state) in facts::nodes(&context.root, &lab)? {
+            used.push((state.image.parse()?, name));
         }
     }
-    Ok(digests)
+    Ok(used)
 }

@@ -1,5 +1,7 @@
 //! `pgbox inspect`: everything that is known about nodes, as remembered and as the kernel sees it.
 
+use std::time::{Duration, UNIX_EPOCH};
+
 use anyhow::Result;
 use serde_json::{Value, json};
 
@@ -50,8 +52,16 @@ fn describe(context: &Context, node: &Node) -> Result<Value> {
         "directory": node.dir.path(),
         "spec": node.state.spec,
         "created": node.state.created,
+        "created_at": moment(node.state.created),
         "started": node.state.started,
+        "started_at": moment(node.state.started),
     }))
+}
+
+/// Seconds since 1970 as people read them; none for what has not happened.
+fn moment(seconds: u64) -> Option<String> {
+    let time = UNIX_EPOCH + Duration::from_secs(seconds);
+    (seconds > 0).then(|| humantime::format_rfc3339_seconds(time).to_string())
 }
 
 pub fn print_tree(value: &Value, depth: usize) {

@@ -5,12 +5,12 @@ use anyhow::Result;
 use super::{Context, need_root};
 use crate::{
     cli,
-    facts::node,
+    facts::{self, node},
     hint::advise,
     plan,
-    spec::quantity::human_bytes,
+    spec::quantity::{Bound, human_bytes},
     step::HostStep,
-    sys::cgroup::{self, Cgroup, Limits, Unmet},
+    sys::cgroup::{self, Cgroup, CpuQuota, Limits, UNLIMITED, Unmet},
 };
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
@@ -26,11 +26,18 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     }
     let before = plan::limits(&node.state.spec);
     let limits = &mut node.state.spec.limits;
-    limits.memory = asked.memory.or(limits.memory);
-    limits.swap = asked.swap.or(limits.swap);
-    limits.milli_cpus = asked.cpus.or(limits.milli_cpus);
-    limits.pids = asked.pids.or(limits.pids);
-    plan::check_memory(&node.state.spec)?;
+    if let Some(memory) = asked.memory {
+        // Swap is limited together with memory.
+        let kept = limits.swap.filter(|_| memory != Bound::Max);
+        (limits.memory, limits.swap) = (memory.limit(), asked.swap.or(kept));
+    }
+    limits.milli_cpus = asked.cpus.map_or(limits.milli_cpus, Bound::limit);
+    limits.pids = asked.pids.map_or(limits.pids, Bound::limit);
+    facts::check_cpus(limits)?;
+    if let Some(text) = node.state.spec.contradiction() {
+        return Err(advise(text, "leave --swap out"));
+    }
+    plan::check_limits(&node.state.spec)?;
     let wanted = plan::limits(&node.state.spec);
     if node.pidfd.is_some() {
         let group = node.cgroup(&context.root)?;
@@ -50,13 +57,26 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
 /// Sets all of the limits, or none.
 fn change(group: &Cgroup, before: &Limits, wanted: &Limits) -> Result<Vec<Unmet>> {
     check_use(group, wanted)?;
-    group.apply(&group.changes(wanted)?).map_err(|error| {
-        let back = group.changes(before).and_then(|writes| group.apply(&writes));
+    group.apply(&group.changes(&replacing(before, wanted))?).map_err(|error| {
+        let back = group.changes(&replacing(wanted, before)).and_then(|writes| group.apply(&writes));
         match back {
             Ok(_) => error.context("the limits are as they were"),
             Err(back) => error.context(format!("some limits may have changed ({back:#})")),
         }
     })
+}
+
+/// The new limits, in which nothing is left alone that the old ones set: what has a limit no more is set to none.
+fn replacing(old: &Limits, new: &Limits) -> Limits {
+    let number = |old: Option<u64>, new: Option<u64>| new.or(old.map(|_| UNLIMITED));
+    let no_quota = |quota: CpuQuota| CpuQuota { quota_us: UNLIMITED, ..quota };
+    Limits {
+        memory_max: number(old.memory_max, new.memory_max),
+        swap_max: number(old.swap_max, new.swap_max),
+        cpu: new.cpu.or(old.cpu.map(no_quota)),
+        pids_max: number(old.pids_max, new.pids_max),
+        ..new.clone()
+    }
 }
 
 /// Under a limit below what it uses, the kernel would kill a process of the node.

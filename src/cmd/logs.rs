@@ -17,13 +17,16 @@ pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
     let is_command = plan::data_dir(&node.state.plan.init).is_none();
     if is_command && fs::metadata(node.dir.log()).map_or(0, |meta| meta.size()) == 0 {
-        let text = format!("what `{}` writes in the foreground is only shown there", node.name);
+        let text = format!(
+            "what `{}` writes in the foreground is only shown there; with `run -d` it goes to the log",
+            node.name
+        );
         super::note(context, &text);
         if !node.dir.log().exists() {
             return Ok(0);
         }
     }
-    let mut log = Follower::open(&node.dir.log())?;
+    let mut log = Follower::open(&node.dir.log(), 0)?;
     match args.tail {
         Some(lines) => {
             let latest = launch::tail(&node.dir.log(), lines);
@@ -55,9 +58,10 @@ pub struct Follower {
 }
 
 impl Follower {
-    pub fn open(path: &Path) -> Result<Self> {
+    /// `shown`: so many bytes are not copied.
+    pub fn open(path: &Path, shown: u64) -> Result<Self> {
         let file = File::open(path).with_context(|| format!("open {}", path.display()))?;
-        Ok(Self { file, at: 0 })
+        Ok(Self { file, at: shown })
     }
 
     pub fn skip_to_end(&mut self) -> Result<()> {

@@ -1,12 +1,15 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+mod crash;
 mod exec;
+mod freeze;
 mod image;
 mod inspect;
 mod lag;
 mod limit;
 mod logs;
+mod net;
 mod password;
 mod ps;
 mod psql;
@@ -21,6 +24,7 @@ mod status;
 mod stop;
 mod talk;
 mod uri;
+mod volume;
 mod wait;
 
 use anyhow::Result;
@@ -64,8 +68,13 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Start(args) => start::run(&context, &args),
         Command::Restart(args) => stop::restart(&context, &args),
         Command::Limit(args) => limit::run(&context, &args),
+        Command::Crash(args) => crash::run(&context, &args),
+        Command::Freeze(args) => freeze::freeze(&context, &args),
+        Command::Thaw(args) => freeze::thaw(&context, &args),
+        Command::Net(args) => net::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
         Command::Image(command) => image::run(&context, command),
+        Command::Volume(command) => volume::run(&context, command),
         Command::Completions { shell } => {
             crate::cli::completions(shell);
             Ok(0)

@@ -4,11 +4,12 @@
 
 use std::{
     fs,
-    io::Read,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context as _, Result};
+use rustix::fs::OFlags;
 
 use crate::{
     engine::ready::{self, Answer},
@@ -20,6 +21,7 @@ use crate::{
     },
     state::{self, NodeDir, NodeState, Root},
     step::AfterStep,
+    sys,
 };
 
 /// Where the password in a node's files comes from.
@@ -89,12 +91,25 @@ fn postgres(state: &NodeState) -> Option<&PostgresPayload> {
 
 /// The content of `POSTGRES_PASSWORD_FILE`, if that is in a volume; in the image nobody should have one.
 fn from_file(state: &NodeState, inside: &Path) -> Result<Option<String>> {
-    let Some(path) = plan::on_host(&state.plan, inside) else { return Ok(None) };
-    match fs::read(&path) {
+    let Some((source, target, _)) = plan::mount_of(&state.plan, inside) else { return Ok(None) };
+    let below = inside.strip_prefix(target).unwrap_or(inside);
+    match read_below(source, below) {
         Ok(content) => contract::file_value(&content, "POSTGRES_PASSWORD_FILE").map(Some),
         // pid 1 says what is wrong with it, if it needs it.
         Err(_) => Ok(None),
     }
+}
+
+/// Reads a file of a volume, or one that is mounted itself. A node may have made what is in a volume: a symlink to a
+/// file of the host, or a fifo without an end.
+fn read_below(source: &Path, below: &Path) -> io::Result<Vec<u8>> {
+    let (dir, name) = match (below.as_os_str().is_empty(), source.parent(), source.file_name()) {
+        (true, Some(dir), Some(name)) => (dir, Path::new(name)),
+        _ => (source, below),
+    };
+    let dir = sys::fs::open_dir(dir)?;
+    let file = sys::fs::open_in_root(&dir, name, OFlags::RDONLY | OFlags::NONBLOCK)?;
+    sys::fs::read_plain(file.into(), contract::LARGEST_FILE)
 }
 
 fn write(node: &NodeDir, postgres: &PostgresPayload, secret: &str) -> Result<()> {

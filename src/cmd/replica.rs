@@ -8,7 +8,7 @@ use crate::{
     facts::node,
     hint::advise,
     postgres::{settings, standby},
-    spec::{Follow, NodeSpec, Volume, VolumeSource},
+    spec::{Follow, NodeSpec, Volume, VolumeSource, quantity::Bound},
 };
 
 pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
@@ -20,6 +20,9 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         timeout: args.timeout,
         foreground: false,
         remove: false,
+        detach: true,
+        tty: false,
+        interactive: false,
     };
     run::create(context, spec(context, args)?, None, &how)
 }
@@ -28,7 +31,7 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
 fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     let of = node::find(&context.root, &context.lab, &args.of)?;
     of.login()?;
-    let major = of.state.postgres().map_or(0, |postgres| postgres.major.unwrap_or(0));
+    let major = of.state.postgres().map_or(0, |postgres| postgres.major);
     if major < standby::LEAST_MAJOR {
         return Err(advise(
             format!("`{}` runs PostgreSQL {major}; standbys need {} or later", args.of, standby::LEAST_MAJOR),
@@ -45,10 +48,10 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
         spec.settings.push(settings::parse(setting)?);
     }
     let limits = &mut spec.limits;
-    limits.memory = args.limits.memory.or(limits.memory);
+    limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
     limits.swap = args.limits.swap.or(limits.swap);
-    limits.milli_cpus = args.limits.cpus.or(limits.milli_cpus);
-    limits.pids = args.limits.pids.or(limits.pids);
+    limits.milli_cpus = args.limits.cpus.map_or(limits.milli_cpus, Bound::limit);
+    limits.pids = args.limits.pids.map_or(limits.pids, Bound::limit);
     limits.shm_size = args.shm_size.unwrap_or(limits.shm_size);
     spec.restart = args.restart.unwrap_or(spec.restart);
     spec.subnet = None;

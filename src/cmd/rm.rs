@@ -1,11 +1,6 @@
 //! `pgbox rm`: the host steps backwards, and the node's directory.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Error, Result};
 
@@ -16,10 +11,11 @@ use crate::{
     facts::{
         self,
         node::{self, Node},
+        volume,
     },
     hint::advise,
     spec::Name,
-    step::{HostStep, InnerStep},
+    step::HostStep,
 };
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
@@ -44,12 +40,15 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
                 format!("stop it first, or use: pgbox rm --force {name}"),
             ));
         }
+        if halt::thaw(&context.root, &node)? {
+            super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
+        }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
-    halt::remove(&node)?;
+    halt::remove(&context.root, &node)?;
     for volume in volumes {
-        match user(context, &volume)? {
+        match volume::users(&context.root, &volume)?.first() {
             Some(other) => {
                 let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
                 super::note(context, &text);
@@ -73,10 +72,8 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         return Ok(());
     }
     halt::remove_remains(&context.root, &context.lab, name)?;
-    let volumes = context.root.path().join("volumes").join(&context.lab);
     let text = format!(
-        "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see {}",
-        volumes.display()
+        "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"
     );
     super::note(context, &text);
     Ok(())
@@ -90,23 +87,6 @@ fn foretell(context: &Context, args: &cli::Rm, node: &Node) {
         let what = if args.volumes { "remove with all data, unless another node uses it" } else { "keep" };
         println!("{what}: volume {}", volume.display());
     }
-}
-
-/// A node, of any lab, that has the volume or a part of it mounted. It need not run: it could not start again
-/// without its data.
-fn user(context: &Context, volume: &Path) -> Result<Option<Name>> {
-    for lab in context.root.labs()? {
-        for (name, state) in facts::nodes(&context.root, &lab)? {
-            let uses = |step: &InnerStep| match step {
-                InnerStep::Bind { source, .. } => source.starts_with(volume) || volume.starts_with(source),
-                _ => false,
-            };
-            if state.plan.inner.iter().any(uses) {
-                return Ok(Some(name));
-            }
-        }
-    }
-    Ok(None)
 }
 
 /// The named volumes of a node; what it has of the host's own directories is never touched.

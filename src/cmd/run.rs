@@ -27,7 +27,7 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource},
+    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
     state::{self, NodeState, Plan},
     step::InnerStep,
 };
@@ -54,6 +54,9 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         timeout: args.timeout,
         foreground: args.foreground,
         remove: args.rm,
+        detach: args.detach,
+        tty: args.tty,
+        interactive: args.interactive,
     };
     create(context, spec, secret, &how)
 }
@@ -68,6 +71,11 @@ pub struct How {
     pub foreground: bool,
     /// To be removed when it ends.
     pub remove: bool,
+    /// A command, too, is left to itself.
+    pub detach: bool,
+    /// A command gets a terminal, or at least the caller's standard input.
+    pub tty: bool,
+    pub interactive: bool,
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
@@ -77,6 +85,9 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
     let lock = context.root.lock(&spec.lab)?;
+    let shared = context.root.lock_shared()?;
+    // From here on `image rm` waits, and then finds the node that needs the image.
+    store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
     if how.dry_run || how.explain {
@@ -86,6 +97,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     }
     let data = plan::data_on_host(&plan);
     check_data(&facts, &plan, data.as_deref())?;
+    check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
@@ -102,8 +114,13 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     };
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
+    drop(shared);
     let command = state.spec.command().is_some();
-    let stdio = if command { Stdio::Inherit } else { Stdio::Log };
+    let stdio = match (command && !how.detach, how.tty) {
+        (false, _) => Stdio::Log,
+        (true, false) => Stdio::Inherit,
+        (true, true) => Stdio::Terminal,
+    };
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
     drop(lock);
@@ -116,8 +133,9 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         super::note(context, &text);
     }
     remember_volume(&state, &facts, &answer)?;
-    if command || how.foreground {
-        return start::attend(context, &state, spawned, &interrupts, how.remove);
+    if how.foreground || stdio != Stdio::Log {
+        let attention = start::Attention { remove: how.remove, shown: 0 };
+        return start::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);
     Ok(0)
@@ -128,7 +146,19 @@ fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
         return Err(advise(text, "leave one of them out"));
     }
-    if how.remove && !how.foreground && spec.command().is_none() {
+    let command = spec.command().is_some();
+    if (how.tty || how.interactive) && !command {
+        let node = &spec.node;
+        return Err(advise(
+            "-it is for a command, and this is a server",
+            format!(
+                "leave it out, and then: `pgbox psql {node}`, or `pgbox exec -it {node} -- bash`; a shell instead of \
+                 the server: pgbox run --rm -it {node} {} -- bash",
+                spec.image
+            ),
+        ));
+    }
+    if how.remove && (how.detach || !command) && !how.foreground {
         return Err(advise(
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
@@ -148,19 +178,22 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         }
         Ok(volume)
     });
+    // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
+    let is_server = contract::server_args(&args.args).is_some();
+    let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
     let spec = NodeSpec {
         lab: context.lab.clone(),
         node: args.node.clone(),
         image: args.image.clone(),
-        env: env.into_iter().filter(|(key, _)| key != "POSTGRES_PASSWORD" && key != "PGPASSWORD").collect(),
+        env: env.collect(),
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
         settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,
         limits: NodeLimits {
-            memory: args.limits.memory,
+            memory: args.limits.memory.and_then(Bound::limit),
             swap: args.limits.swap,
-            milli_cpus: args.limits.cpus,
-            pids: args.limits.pids,
+            milli_cpus: args.limits.cpus.and_then(Bound::limit),
+            pids: args.limits.pids.and_then(Bound::limit),
             shm_size: args.shm_size,
         },
         restart: args.restart,
@@ -189,12 +222,26 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
     let mut env = Vec::new();
     for line in lines {
         match line.split_once('=') {
-            Some(("", _)) => return Err(advise(format!("`{line}` sets no variable"), "write -e NAME=VALUE")),
-            Some((key, value)) => env.push((key.to_owned(), value.to_owned())),
+            Some((key, value)) => env.push((variable(key)?.to_owned(), value.to_owned())),
             None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
         }
     }
+    if args.tty && !env.iter().any(|(key, _)| key == "TERM") {
+        env.push(("TERM".to_owned(), "xterm".to_owned()));
+    }
     Ok(env)
+}
+
+/// Refuses what no program could ask for by name, and is a slip: `-e 'A B=x'`, `-e =x`.
+pub fn variable(name: &str) -> Result<&str> {
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if begins && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+        return Ok(name);
+    }
+    Err(advise(
+        format!("`{name}` can't be the name of an environment variable"),
+        "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
+    ))
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
@@ -229,6 +276,24 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
         ));
     }
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+/// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
+fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> Result<()> {
+    if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
+        return Ok(());
+    }
+    let held = plan.inner.iter().find_map(|step| match step {
+        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
+        _ => None,
+    });
+    match held {
+        Some((data, node)) => Err(advise(
+            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
+            format!("stop it first: pgbox stop {node}"),
+        )),
+        None => Ok(()),
+    }
 }
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
@@ -274,8 +339,8 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
 
 /// An index on text follows the collations of the C library; under another one it may miss rows.
 fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    let Some(volume) = data.and_then(Path::parent) else { return };
-    let known = state::load_volume(volume).ok().flatten().and_then(|v| v.libc);
+    let Some(volume) = data.and_then(|data| facts.root.volume_home(&spec.lab, data)) else { return };
+    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
     let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
     if let (Some(known), Some(now)) = (known, now)
         && known != now
@@ -327,6 +392,10 @@ fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> R
 
 fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
+    if state.spec.command().is_some() {
+        println!("{node} is started");
+        return;
+    }
     let address = state.address.addr();
     match &state.spec.follow {
         Some(follow) => {
@@ -335,7 +404,8 @@ fn announce(context: &Context, state: &NodeState) {
         None => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
     }
     for port in &state.spec.publish {
-        println!("  published  {}:{}", port.reachable_at(), port.host_port);
+        let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };
+        println!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
     }
     let dir = context.root.node(&state.spec.lab, node);
     if dir.secret_file().exists() {

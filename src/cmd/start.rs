@@ -1,22 +1,29 @@
 //! `pgbox start`, and what `run` and `start` share: staying with a node in the foreground.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use nix::{
     errno::Errno,
     poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::signal::Signal,
 };
 
 use super::{Context, each, logs::Follower, need_root, talk};
 use crate::{
     cli,
     engine::{
-        Reach, halt,
+        Reach, faults, halt,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
     },
+    enter,
     facts::{self, node},
     hint::advise,
     plan,
@@ -30,40 +37,91 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     need_root("pgbox start")?;
     crate::sys::exe::reexec_read_only()?;
-    each(context, &args.nodes, |name| start(context, name, args.timeout))
+    if !args.foreground {
+        return each(context, &args.nodes, |name| start(context, name, args.timeout));
+    }
+    match &args.nodes[..] {
+        [name] => start_in_foreground(context, name, args.timeout),
+        _ => {
+            Err(advise("only one node can be in the foreground", "name one node, or leave --foreground out"))
+        }
+    }
 }
 
 /// How long a standby that answers may take until it streams. It is of use before that, and goes on by itself.
 const STREAM: Duration = Duration::from_secs(10);
 
-/// Undoes what an earlier life may have left, and applies the stored plan again: the same after a stop, a
-/// crash and a reboot.
+/// Starts a node; the same after a stop, a crash and a reboot.
 pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
-    let lock = context.root.lock(&context.lab)?;
-    let node = node::find(&context.root, &context.lab, name)?;
-    if node.pidfd.is_some() {
-        super::note(context, &format!("`{name}` runs already"));
-        return Ok(());
-    }
     let interrupts = Interrupts::block()?;
-    check_data(context, &node.state)?;
-    halt::take_down(&node)?;
-    let mut state = node.state;
-    let mut progress = talk::Progress::new(context);
-    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, Stdio::Log, &mut progress)?;
-    drop(lock);
     let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
-    let reach = Reach::Running;
-    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, &patience, &mut progress)?;
-    drop(progress);
-    if let Some(text) = turned_away(&state, &answer) {
+    let Some((state, _)) = bring_up(context, name, Stdio::Log, &patience)? else {
+        let frozen = node::find(&context.root, &context.lab, name)?.frozen;
+        let text = match frozen {
+            true => format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}"),
+            false => format!("`{name}` runs already"),
+        };
         super::note(context, &text);
-    }
+        return Ok(());
+    };
     match plan::data_dir(&state.plan.init) {
         Some(_) => println!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT),
         None => println!("{name} is started"),
     }
     Ok(())
+}
+
+fn start_in_foreground(context: &Context, name: &Name, timeout: Duration) -> Result<i32> {
+    let interrupts = Interrupts::block()?;
+    let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
+    let node = node::find(&context.root, &context.lab, name)?;
+    let stdio = match plan::data_dir(&node.state.plan.init) {
+        Some(_) => Stdio::Log,
+        None => Stdio::Inherit,
+    };
+    // What it wrote in earlier lives was shown then.
+    let shown = fs::metadata(node.dir.log()).map_or(0, |meta| meta.len());
+    match bring_up(context, name, stdio, &patience)? {
+        Some((state, spawned)) => {
+            attend(context, &state, spawned, &interrupts, &Attention { remove: false, shown })
+        }
+        None => Err(advise(
+            format!("`{name}` runs already"),
+            format!("`pgbox logs -f {name}` shows its log; or stop it first: pgbox stop {name}"),
+        )),
+    }
+}
+
+/// Undoes what an earlier life may have left, applies the stored plan again, and waits until the node is up.
+/// `None`: it runs already.
+fn bring_up(
+    context: &Context,
+    name: &Name,
+    stdio: Stdio,
+    patience: &Patience<'_>,
+) -> Result<Option<(NodeState, Spawned)>> {
+    let lock = context.root.lock(&context.lab)?;
+    let node = node::find(&context.root, &context.lab, name)?;
+    if node.pidfd.is_some() {
+        return Ok(None);
+    }
+    check_data(context, &node.state)?;
+    halt::take_down(&node)?;
+    let mut state = node.state;
+    plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
+    let mut progress = talk::Progress::new(context);
+    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
+    if let Err(error) = faults::renew(&context.root, &context.lab, name) {
+        super::warn(context, &format!("`{name}` starts without the delays it had: {error:#}"));
+    }
+    drop(lock);
+    let reach = Reach::Running;
+    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, patience, &mut progress)?;
+    drop(progress);
+    if let Some(text) = turned_away(&state, &answer) {
+        super::note(context, &text);
+    }
+    Ok(Some((state, spawned)))
 }
 
 /// What to say of a server that is up but does not let pgbox in.
@@ -82,27 +140,77 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
     let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else {
         return Ok(());
     };
-    let (Some(data), Some(major)) = (&state.data, postgres.major) else { return Ok(()) };
+    let Some(data) = &state.data else { return Ok(()) };
     if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
         return Err(advise(
             format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
             format!("stop it first: pgbox stop {other}"),
         ));
     }
-    version::check(major, facts::data_version(data)?, &data.display().to_string())
+    version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+/// How somebody stays with a node.
+pub struct Attention {
+    /// Remove the node when it has ended.
+    pub remove: bool,
+    /// So many bytes of its log are not shown.
+    pub shown: u64,
 }
 
 /// Stays with a node until it ends, passing signals on; gives its exit code.
 pub fn attend(
     context: &Context,
     state: &NodeState,
-    spawned: Spawned,
+    mut spawned: Spawned,
     interrupts: &Interrupts,
-    remove: bool,
+    attention: &Attention,
+) -> Result<i32> {
+    let code = match spawned.terminal.take() {
+        Some(terminal) => at_its_terminal(terminal, &spawned)?,
+        None => beside_it(context, state, &spawned, interrupts, attention.shown)?,
+    };
+    let dir = context.root.node(&state.spec.lab, &state.spec.node);
+    let _lock = context.root.lock(&state.spec.lab)?;
+    // Another command may have removed it, or started it again.
+    if dir.load()?.is_none_or(|now| now.init != Some(spawned.init)) {
+        return Ok(code);
+    }
+    let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
+    if attention.remove {
+        halt::remove(&context.root, &node)?;
+        note_of_data(context, state);
+    } else {
+        halt::take_down(&node)?;
+    }
+    Ok(code)
+}
+
+fn at_its_terminal(terminal: OwnedFd, spawned: &Spawned) -> Result<i32> {
+    let code = enter::attend(terminal, &spawned.child, true)?;
+    let pidfd = spawned.child.pidfd.as_fd();
+    // Our own terminal is gone, and with it that of the command, which may not care.
+    if !process::has_ended(pidfd, HANGING_UP)? {
+        process::signal(pidfd, Signal::SIGKILL)?;
+        process::has_ended(pidfd, HANGING_UP)?;
+    }
+    Ok(code)
+}
+
+/// How long a command may go on after its terminal has hung up.
+const HANGING_UP: Duration = Duration::from_secs(10);
+
+/// Waits for the end, and shows the log of a server; a command has our own standard streams.
+fn beside_it(
+    context: &Context,
+    state: &NodeState,
+    spawned: &Spawned,
+    interrupts: &Interrupts,
+    shown: u64,
 ) -> Result<i32> {
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
     let mut log = match plan::data_dir(&state.plan.init) {
-        Some(_) => Some(Follower::open(&dir.log())?),
+        Some(_) => Some(Follower::open(&dir.log(), shown)?),
         None => None,
     };
     let pidfd = spawned.child.pidfd.as_fd();
@@ -121,17 +229,18 @@ pub fn attend(
             process::signal(pidfd, signal)?;
         }
     }
-    let code = process::exit_code_of(spawned.child.pid)?;
-    let _lock = context.root.lock(&state.spec.lab)?;
-    // Another command may have removed it, or started it again.
-    if dir.load()?.is_none_or(|now| now.init != Some(spawned.init)) {
-        return Ok(code);
+    process::exit_code_of(spawned.child.pid)
+}
+
+/// With `--rm`, docker removes the volume that it made; here it has the node's name, and data only goes when asked to.
+fn note_of_data(context: &Context, state: &NodeState) {
+    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let volume = home.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
+    if let Some(volume) = volume {
+        let text = format!(
+            "the data of `{}` is kept in the volume `{volume}`; to remove it: pgbox volume rm {volume}",
+            state.spec.node
+        );
+        super::note(context, &text);
     }
-    let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
-    if remove {
-        halt::remove(&node)?;
-    } else {
-        halt::take_down(&node)?;
-    }
-    Ok(code)
 }

@@ -37,15 +37,22 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
-    let patience = Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout));
+    if halt::thaw(&context.root, &node)? {
+        super::note(context, &format!("`{name}` was frozen, and is thawed to stop"));
+    }
+    let patience = patience(args, &node);
     if halt::end(&node, shutdown(args.mode), patience)? {
         let text = format!(
-            "`{name}` did not stop in {} s and was stopped at once; the next start recovers",
-            patience.as_secs()
+            "`{name}` did not stop in {} and was stopped at once; the next start recovers",
+            humantime::format_duration(patience)
         );
         super::warn(context, &text);
     }
     halt::take_down(&node)
+}
+
+fn patience(args: &cli::Stop, node: &Node) -> Duration {
+    args.timeout.unwrap_or(Duration::from_secs(node.state.spec.stop_timeout))
 }
 
 fn shutdown(mode: cli::Mode) -> Shutdown {
@@ -68,15 +75,18 @@ const START: Duration = Duration::from_secs(300);
 /// Postgres alone restarts: pid 1, namespaces and address stay.
 pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
-    let Some(pidfd) = &node.pidfd else { return start::start(context, name, START) };
+    if node.pidfd.is_none() {
+        return start::start(context, name, START);
+    }
+    let pidfd = node.awake()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
         stop(context, args, name)?;
         return start::start(context, name, START);
     };
     let before = node.status.pid;
-    process::signal(pidfd.as_fd(), Signal::SIGUSR1)?;
-    let patience =
-        Duration::from_secs(args.timeout.unwrap_or(node.state.spec.stop_timeout)) + Duration::from_secs(60);
+    let patience = patience(args, &node);
+    process::signal_with(pidfd.as_fd(), Signal::SIGUSR1, halt::seconds(patience))?;
+    let patience = patience.saturating_add(Duration::from_secs(60));
     let deadline = Instant::now() + patience;
     while Instant::now() < deadline {
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {

@@ -27,7 +27,10 @@ pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
                 word(args.goal),
                 humantime::format_duration(args.timeout)
             ),
-            format!("see `pgbox logs {}`", args.node),
+            match why {
+                FROZEN => format!("to let it go on: pgbox thaw {}", args.node),
+                _ => format!("see `pgbox logs {}`", args.node),
+            },
         ))
     };
     if !matches!(args.goal, Goal::Ready | Goal::Stopped) {
@@ -44,9 +47,16 @@ pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
     }
     let pidfd = node.running()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else { return Ok(0) };
+    let group = node.cgroup(&context.root)?;
     let deadline = Instant::now() + args.timeout;
     loop {
-        let answer = ready::probe(&node.dir, *address)?;
+        let answer = match group.frozen()? {
+            true => ready::Answer::NotYet(FROZEN.to_owned()),
+            false => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                ready::probe_within(&node.dir, *address, left.max(LEAST))?
+            }
+        };
         match answer {
             ready::Answer::NotYet(why) if Instant::now() >= deadline => return too_late(&why),
             ready::Answer::NotYet(_) => {}
@@ -57,6 +67,11 @@ pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
         }
     }
 }
+
+const FROZEN: &str = "it is frozen";
+
+/// What a server that is well needs for its answer, however short the time is.
+const LEAST: Duration = Duration::from_millis(100);
 
 fn word(goal: Goal) -> &'static str {
     match goal {

@@ -29,7 +29,18 @@ impl Shutdown {
 /// How long an immediate shutdown may take: it writes nothing.
 const IMMEDIATE: Duration = Duration::from_secs(10);
 
+/// How much later than this command pid 1 loses patience.
+const MARGIN: Duration = Duration::from_secs(2);
+
+/// As pid 1 reads it beside a signal.
+pub fn seconds(patience: Duration) -> i32 {
+    i32::try_from(patience.as_secs()).unwrap_or(i32::MAX)
+}
+
 /// Ends pid 1 and with it the node; returns true if more than a polite request was needed.
+///
+/// pid 1 has a deadline of its own, for a host that goes down without this command. It is told another one that lies
+/// behind ours, so that `patience` counts whether it is longer or shorter than what the node was made with.
 ///
 /// # Errors
 /// When even SIGKILL does not end it, as with a process that waits for a dead disk.
@@ -37,7 +48,7 @@ pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
     let Some(pidfd) = &node.pidfd else { return Ok(false) };
     let stages = [(how.signal(), patience), (Signal::SIGQUIT, IMMEDIATE), (Signal::SIGKILL, IMMEDIATE)];
     for (i, (signal, patience)) in stages.into_iter().enumerate() {
-        process::signal(pidfd.as_fd(), signal)?;
+        process::signal_with(pidfd.as_fd(), signal, seconds(patience.saturating_add(MARGIN)))?;
         if process::has_ended(pidfd.as_fd(), patience)? {
             return Ok(i > 0);
         }
@@ -45,28 +56,38 @@ pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
     bail!("node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel", node.name)
 }
 
+/// Lets a frozen node go on, so that it can end; true if it was frozen.
+pub fn thaw(root: &Root, node: &Node) -> Result<bool> {
+    if node.frozen {
+        node.cgroup(root)?.thaw()?;
+    }
+    Ok(node.frozen)
+}
+
 /// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
 pub fn take_down(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
-    all_or(super::undo(&node.state.plan, Reach::Running, begun), "stop")
+    all_undone(super::undo(&node.state.plan, Reach::Running, begun), "stop")
 }
 
-/// Removes a node that does not run: every host step backwards, then its directory.
-pub fn remove(node: &Node) -> Result<()> {
+/// Removes a node that does not run: its faults, every host step backwards, then its directory.
+pub fn remove(root: &Root, node: &Node) -> Result<()> {
+    super::faults::forget(root, &node.lab, &node.name)?;
     let begun = node.dir.progress()?.get()?;
-    all_or(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
+    all_undone(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
     node.dir.remove()
 }
 
 /// Removes what there is of a node of which nothing is remembered.
 pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
+    super::faults::forget(root, lab, node)?;
     let steps = plan::remains(root, lab, node);
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
-    all_or(steps.iter().rev().filter_map(undo).collect(), "remove")?;
+    all_undone(steps.iter().rev().filter_map(undo).collect(), "remove")?;
     root.node(lab, node).remove()
 }
 
-fn all_or(errors: Vec<Error>, what: &str) -> Result<()> {
+fn all_undone(errors: Vec<Error>, what: &str) -> Result<()> {
     match errors.len() {
         0 => Ok(()),
         count => {

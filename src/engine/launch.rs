@@ -57,7 +57,7 @@ pub fn bring_up(
         node.give_orders(&postgres.orders)?;
     }
     let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
-    match born.and_then(|spawned| remember(&node, state, spawned)) {
+    match born.and_then(|spawned| remember(&node, state, spawned, stdio)) {
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
@@ -66,11 +66,14 @@ pub fn bring_up(
     }
 }
 
-fn remember(node: &NodeDir, state: &mut NodeState, spawned: Spawned) -> Result<Spawned> {
+fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
     state.init = Some(spawned.init);
     state.boot_id = process::boot_id()?.to_owned();
     state.started = now();
     node.save(state)?;
+    if stdio == Stdio::Terminal {
+        spawned.receive_terminal()?;
+    }
     spawned.release();
     Ok(spawned)
 }
@@ -160,13 +163,12 @@ fn listen(
     let mut phase = Phase::Preparing;
     let mut follower = Follower::new(state);
     loop {
-        // While the server starts, look every millisecond: a bare start takes 40 ms.
-        let pause =
-            if matches!(phase, Phase::Preparing | Phase::BaseBackup | Phase::Rewind) { 100 } else { 1 };
+        // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
+        let pause = if phase == Phase::Running { 1 } else { 20 };
         match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
-            spawn::Heard::End => still_alive(state, &node, spawned)?,
+            spawn::Heard::End => check_alive(state, &node, spawned)?,
             spawn::Heard::Nothing => {}
         }
         if let Some(signal) = patience.interrupts.next().map_err(broken)? {
@@ -217,7 +219,7 @@ fn hear(
     Ok(None)
 }
 
-fn still_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
+fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(), Failure> {
     let broken = |error| Failure::of_init(state, error, 1);
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());

@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use postgres::error::SqlState;
 
-use crate::state::NodeDir;
+use crate::{sql::PATIENCE, state::NodeDir};
 
 /// What a server said to a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,14 +34,21 @@ impl Answer {
 
 /// Asks the server of a node once.
 pub fn probe(node: &NodeDir, address: SocketAddrV4) -> Result<Answer> {
+    probe_within(node, address, PATIENCE)
+}
+
+/// The same, for at most this long: a server that is stopped accepts, and says nothing.
+pub fn probe_within(node: &NodeDir, address: SocketAddrV4, limit: Duration) -> Result<Answer> {
+    // The least that the kernel takes for a time.
+    let limit = limit.clamp(Duration::from_millis(1), PATIENCE);
     // A refused connection is told apart in microseconds, without a runtime and a handshake.
-    if let Err(e) = TcpStream::connect_timeout(&address.into(), Duration::from_secs(1)) {
+    if let Err(e) = TcpStream::connect_timeout(&address.into(), limit.min(Duration::from_secs(1))) {
         return Ok(Answer::NotYet(e.to_string()));
     }
-    let answer = node.login(address)?.connect().and_then(|mut client| client.simple_query("SELECT 1"));
-    Ok(match answer {
-        Ok(_) => Answer::Ready,
-        Err(error) => explain(&error),
+    Ok(match node.login(address)?.try_ask(limit, |client| client.simple_query("SELECT 1")) {
+        Ok(Ok(_)) => Answer::Ready,
+        Ok(Err(error)) => explain(&error),
+        Err(silent) => Answer::NotYet(silent.to_string()),
     })
 }
 

@@ -7,11 +7,11 @@ pub mod image;
 pub mod node;
 pub mod recovery;
 pub mod replication;
+pub mod volume;
 
 use std::{
     collections::BTreeSet,
     fs,
-    io::Read,
     net::{Ipv4Addr, TcpListener},
     path::Path,
 };
@@ -22,9 +22,9 @@ use ipnet::Ipv4Net;
 use crate::{
     hint::advise,
     plan::{Facts, ImageFacts, follow::Upstream},
-    spec::{Follow, Name, NodeSpec, ObjectNames, Publish, VolumeSource},
+    spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{LabState, NodeState, Role, Root},
-    sys::{cgroup, link, memory, netns, nft},
+    sys::{self, cgroup, link, memory, netns, nft},
 };
 
 /// The nodes of a lab, as remembered.
@@ -51,7 +51,7 @@ pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
     })
 }
 
-/// Gathers what a plan for a new node needs. The caller holds the lab's lock.
+/// Gathers what a plan for a new node needs. The caller holds the lab's lock and the shared one.
 ///
 /// # Errors
 /// When something that the node needs is taken: its name, an address range, a port.
@@ -65,6 +65,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
             "mount cgroup2 at /sys/fs/cgroup, or boot with it",
         )
     })?;
+    check_cpus(&spec.limits)?;
     let nat = nat(root, spec);
     check_ports(root, spec, nat)?;
     let sources = || {
@@ -112,6 +113,18 @@ fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     Ok(Upstream { server, primary: primary.login()? })
 }
 
+/// Refuses more CPUs than there are, as docker does: the kernel would take any number.
+pub fn check_cpus(limits: &NodeLimits) -> Result<()> {
+    let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
+    match (limits.milli_cpus, online) {
+        (Some(asked), Some(online)) if asked > online as u64 * 1000 => Err(advise(
+            format!("{} CPUs can't be given: this machine has {online}", asked as f64 / 1000.0),
+            format!("give from 0.01 to {online}, or max"),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Whether the kernel can do NAT. Where the lab's table stands already, it can; asking costs 15 ms, because
 /// the kernel waits for all readers before it forgets the table that it was asked about.
 fn nat(root: &Root, spec: &NodeSpec) -> bool {
@@ -123,13 +136,20 @@ fn nat(root: &Root, spec: &NodeSpec) -> bool {
 fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
     let dir = root.node(&spec.lab, &spec.node);
     if dir.path().exists() && dir.load()?.is_some() {
-        return Err(advise(
-            format!("the name `{}` is taken in lab `{}`", spec.node, spec.lab),
-            format!(
-                "start it with `pgbox start {0}`, or remove it first: `pgbox rm {0}` keeps its data",
-                spec.node
-            ),
-        ));
+        let name = &spec.node;
+        let runs = node::find(root, &spec.lab, name)?.pidfd.is_some();
+        let way_out = match runs {
+            true => {
+                format!("choose another name, or remove it first: `pgbox rm --force {name}` keeps its data")
+            }
+            false => {
+                format!(
+                    "start it with `pgbox start {name}`, or remove it first: `pgbox rm {name}` keeps its data"
+                )
+            }
+        };
+        let runs = if runs { ", by a node that runs" } else { "" };
+        return Err(advise(format!("the name `{name}` is taken in lab `{}`{runs}", spec.lab), way_out));
     }
     match lasting_remains(root, &spec.lab, &spec.node)?.first() {
         Some(what) => Err(advise(
@@ -295,7 +315,7 @@ fn taken(port: &Publish, why: &str) -> anyhow::Error {
 }
 
 /// The host's name servers as a node can reach them: one on the host's loopback address is out of reach.
-fn resolv_conf() -> String {
+pub fn resolv_conf() -> String {
     let usable = |text: &str| {
         text.lines().any(|line| {
             line.strip_prefix("nameserver")
@@ -312,10 +332,8 @@ fn read_plain_file(path: &Path) -> std::io::Result<String> {
     use std::os::unix::fs::OpenOptionsExt;
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
     let file = fs::OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    if !file.metadata()?.is_file() {
-        return Err(std::io::Error::other("it is not a plain file"));
-    }
-    std::io::read_to_string(file.take(1 << 10))
+    let content = sys::fs::read_plain(file, 1 << 10)?;
+    Ok(String::from_utf8_lossy(&content).into_owned())
 }
 
 /// The version of the data directory at `path`, if one is there: the content of PG_VERSION.

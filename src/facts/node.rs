@@ -3,6 +3,7 @@
 use std::{net::SocketAddrV4, os::fd::OwnedFd};
 
 use anyhow::Result;
+use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::{
@@ -46,6 +47,8 @@ pub struct Node {
     pub status: Status,
     /// Of pid 1, while the node runs.
     pub pidfd: Option<OwnedFd>,
+    /// It runs, and all its processes are stopped by the cgroup freezer.
+    pub frozen: bool,
 }
 
 impl Node {
@@ -85,9 +88,30 @@ impl Node {
         })
     }
 
+    /// The same, of a node that does something.
+    ///
+    /// # Errors
+    /// Also when the node is frozen, with the command that thaws it.
+    pub fn awake(&self) -> Result<&OwnedFd> {
+        match self.frozen {
+            false => self.running(),
+            true => Err(advise(
+                format!("node `{}` is frozen", self.name),
+                format!("thaw it first: pgbox thaw {}", self.name),
+            )),
+        }
+    }
+
+    /// The postmaster: its pid on this host, and a pidfd. `None` when it does not run at this moment.
+    pub fn postmaster(&self, root: &Root) -> Result<Option<(Pid, OwnedFd)>> {
+        let (Some(init), true) = (self.state.init, self.status.pid > 0) else { return Ok(None) };
+        process::open_inside(&self.cgroup(root)?.processes()?, Pid::from_raw(init.pid), self.status.pid)
+    }
+
     /// One word for a table, more precise than the life: what pid 1 is doing, or how it ended.
     pub fn word(&self) -> &'static str {
         match (self.life, self.status.phase, &self.status.reason) {
+            (Life::Running, ..) if self.frozen => "frozen",
             (Life::Running, phase, _) => during(phase),
             (Life::Stopped, Phase::Ended, Some(reason)) => after(*reason),
             // Its pid 1 is gone and wrote no last word: SIGKILL, the OOM killer, or a power cut.
@@ -138,16 +162,16 @@ pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
         };
         return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));
     };
-    look(lab, name, dir, state)
+    look(root, lab, name, dir, state)
 }
 
 /// All nodes of a lab.
 pub fn all(root: &Root, lab: &Name) -> Result<Vec<Node>> {
     let known = super::nodes(root, lab)?.into_iter();
-    known.map(|(name, state)| look(lab, &name, root.node(lab, &name), state)).collect()
+    known.map(|(name, state)| look(root, lab, &name, root.node(lab, &name), state)).collect()
 }
 
-fn look(lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node> {
+fn look(root: &Root, lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node> {
     let same_boot = process::boot_id()? == state.boot_id;
     let pidfd = match state.init {
         Some(init) if same_boot => init.open()?,
@@ -159,5 +183,8 @@ fn look(lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node>
         (None, None) => Life::Creating,
     };
     let status = dir.status()?;
-    Ok(Node { lab: lab.clone(), name: name.clone(), dir, state, life, status, pidfd })
+    let mut node =
+        Node { lab: lab.clone(), name: name.clone(), dir, state, life, status, pidfd, frozen: false };
+    node.frozen = node.pidfd.is_some() && node.cgroup(root)?.frozen()?;
+    Ok(node)
 }

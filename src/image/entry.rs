@@ -152,11 +152,6 @@ impl<'l, T: Tape> Reader<'l, T> {
         self.entries
     }
 
-    /// Bytes of data that the current entry has in the archive.
-    pub fn stored_len(&self) -> u64 {
-        self.stored
-    }
-
     /// The source, for what follows the end-of-archive blocks.
     pub fn into_tape(self) -> T {
         self.tape

@@ -44,7 +44,7 @@ pub use digest::{ChainId, DiffId, Digest};
 pub use limits::Limits;
 pub use progress::{Progress, Silent};
 pub use reference::Reference;
-pub use store::{Removed, Store};
+pub use store::{InUse, Removed, Store};
 pub use view::{mount, umount};
 
 use std::path::PathBuf;

@@ -73,6 +73,22 @@ pub(super) fn key(diff: &DiffId, chain: &ChainId, stands_alone: bool) -> String 
     format!("{letter}{}", &digest.hex()[..24])
 }
 
+/// An image that is not removed.
+#[derive(Debug)]
+pub struct InUse {
+    /// As it was asked for.
+    pub reference: String,
+    pub manifest: Digest,
+}
+
+impl std::fmt::Display for InUse {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "image {} is in use by a container", self.reference)
+    }
+}
+
+impl std::error::Error for InUse {}
+
 impl Store {
     /// Opens the store under `root`, making its directories if need be.
     pub fn open(root: &Path) -> Result<Store> {
@@ -116,8 +132,9 @@ impl Store {
     }
 
     /// Takes a name away, and with its last name the image and the layers that no other image has. An image whose
-    /// manifest is in `in_use` is refused.
-    pub fn remove(&self, reference: &str, in_use: &[Digest]) -> Result<Removed> {
+    /// manifest is in `in_use` is refused; that is asked once no other import or removal is under way, which may take
+    /// long.
+    pub fn remove(&self, reference: &str, in_use: impl FnOnce() -> Result<Vec<Digest>>) -> Result<Removed> {
         let _lock = self.lock()?;
         let mut index = self.index()?;
         let found = self.matching(&index, reference)?.clone();
@@ -128,8 +145,8 @@ impl Store {
             index.manifests.iter().filter(|d| goes(d)).filter_map(|d| d.name().map(str::to_owned)).collect();
         index.manifests.retain(|d| !goes(d));
         let image = !index.manifests.iter().any(|d| d.digest == found.digest);
-        if image && in_use.contains(&manifest) {
-            bail!("image {reference} is in use by a container; remove that first (`pgbox ps` shows it)");
+        if image && in_use()?.contains(&manifest) {
+            return Err(InUse { reference: reference.to_owned(), manifest }.into());
         }
         self.write_index(&index)?;
         let (layers, bytes) = if image { self.drop_unused(&index)? } else { (0, 0) };

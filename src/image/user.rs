@@ -11,7 +11,7 @@ use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 
 use anyhow::{Context, Result, bail, ensure};
-use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 /// Most bytes that are read of a passwd or group file.
@@ -114,8 +114,7 @@ fn number(field: &[u8]) -> Option<u32> {
 fn read_within(root: &impl AsFd, path: &str) -> Result<Vec<u8>> {
     // NONBLOCK and NOCTTY: it may be a fifo or a terminal.
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK | OFlags::NOCTTY;
-    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-    let file = match openat2(root, path, flags, Mode::empty(), resolve) {
+    let file = match crate::sys::fs::open_in_root(root, path.as_ref(), flags) {
         Ok(fd) => File::from(fd),
         Err(Errno::NOENT) => return Ok(Vec::new()),
         Err(errno) => return Err(errno).with_context(|| format!("open /{path} within the root directory")),

@@ -14,26 +14,24 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use rustix::fs::{AtFlags, Mode, RenameFlags, fsync, mkdirat, renameat, renameat_with, syncfs, unlinkat};
-use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, mount_bind, unmount};
 
 use super::at;
 use super::datadir::DataDir;
+use crate::postgres::datadir::{DONE, MAKING, SAMPLE, failure_name, failure_number};
 use crate::postgres::launch::User;
 
-const MAKING: &str = ".pgbox-init";
-const DONE: &str = ".pgbox-done";
 /// A complete base backup that is to take the place of what is there.
 const NEW: &str = ".pgbox-new";
 /// What it takes the place of.
 const OLD: &str = ".pgbox-old";
-const FAILED: &str = ".pgbox-failed";
-const SAMPLE: &str = ".pgbox-sample";
+
+/// So many failed first starts are kept for inspection; each may be 40 MB.
+const KEPT: usize = 3;
 
 /// True for the names that this file uses.
 pub fn is_ours(name: &OsStr) -> bool {
-    let name = name.to_string_lossy();
-    [MAKING, DONE, NEW, OLD, SAMPLE].contains(&&*name) || name.starts_with(FAILED)
+    [MAKING, DONE, NEW, OLD, SAMPLE].contains(&&*name.to_string_lossy()) || failure_number(name).is_some()
 }
 
 /// What a start finds that an earlier one left behind.
@@ -106,7 +104,7 @@ impl DataDir {
     /// everything beside it is old.
     fn take_place(&self) -> Result<()> {
         match mkdirat(self.fd(), OLD, Mode::RWXU) {
-            Ok(()) | Err(Errno::EXIST) => {}
+            Ok(()) | Err(rustix::io::Errno::EXIST) => {}
             Err(errno) => return at(Err(errno), "mkdir .pgbox-old in", &self.path),
         }
         for name in self.entries()?.iter().filter(|name| !is_ours(name) && *name != "lost+found") {
@@ -134,15 +132,16 @@ impl DataDir {
     /// Keeps what was made so far for inspection; returns the name under which it is found.
     pub fn set_aside(&self, waldir: Option<&Path>) -> Result<String> {
         self.clear_waldir(waldir)?;
-        for number in 1.. {
-            let name = if number == 1 { FAILED.to_owned() } else { format!("{FAILED}-{number}") };
-            match renameat_with(self.fd(), MAKING, self.fd(), &name, RenameFlags::NOREPLACE) {
-                Ok(()) => return Ok(self.path.join(name).display().to_string()),
-                Err(Errno::EXIST) => {}
-                Err(errno) => return at(Err(errno), "rename .pgbox-init in", &self.path),
-            }
+        let mut numbers: Vec<u32> = self.entries()?.iter().filter_map(|name| failure_number(name)).collect();
+        numbers.sort_unstable();
+        for old in &numbers[..(numbers.len() + 1).saturating_sub(KEPT)] {
+            let path = self.path.join(failure_name(*old));
+            at(fs::remove_dir_all(&path), "remove", &path)?;
         }
-        unreachable!("the loop above has no end")
+        let name = failure_name(numbers.last().map_or(1, |last| last.saturating_add(1)));
+        let renamed = renameat_with(self.fd(), MAKING, self.fd(), &name, RenameFlags::NOREPLACE);
+        at(renamed, "rename .pgbox-init in", &self.path)?;
+        Ok(self.path.join(name).display().to_string())
     }
 
     /// Removes what was made so far: there is nothing in it but what initdb would make again.

@@ -10,14 +10,11 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
-use super::events::{Event, stops};
-use super::program::{Program, find_in_path, set_variable, variable};
+use super::events::Event;
+use super::program::{Program, set_variable, variable};
 use super::{Ended, Init};
 use crate::postgres::report::{Exit, Phase, Reason};
 use crate::sys::child::SpawnError;
-
-/// The PATH of an image that sets none, as in the runtime-spec's examples.
-pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// The command could not be executed.
 #[derive(Debug)]
@@ -43,12 +40,8 @@ impl Init<'_> {
             set_variable(&mut env, "HOME", self.config.user.home.display().to_string());
         }
         let word = argv.first().context("an empty command")?;
-        let path = variable(&env, "PATH").unwrap_or(DEFAULT_PATH);
-        let file = find_in_path(word, path).map_err(|errno| not_executed(errno as i32, word))?;
-        let mut argv = argv.to_vec();
-        argv[0] = file.display().to_string();
         let stdin = std::io::stdin();
-        let mut program = Program::new(argv, env);
+        let mut program = Program::new(argv.to_vec(), env);
         program.stdin = Some(std::os::fd::AsFd::as_fd(&stdin));
         let pid = self.spawn(&program).map_err(|error| match error.downcast_ref::<SpawnError>() {
             Some(spawn) if spawn.message.starts_with("execute ") => not_executed(spawn.errno, word).into(),
@@ -64,11 +57,11 @@ impl Init<'_> {
                     self.events.drain();
                     return Ok(Ended { exit, reason: reason(exit, asked) });
                 }
-                Event::Signal(Signal::SIGPIPE | Signal::SIGCHLD) => {}
-                Event::Signal(signal) => {
-                    asked |= stops(signal);
+                Event::Signal(told) if told.signal == Signal::SIGPIPE => {}
+                Event::Signal(told) => {
+                    asked |= told.stops();
                     // It may have ended in this moment; then the loop hears of that next.
-                    let _ = kill(pid, signal);
+                    let _ = kill(pid, told.signal);
                 }
                 Event::Ended(..) | Event::Timeout => {}
             }

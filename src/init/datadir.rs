@@ -24,6 +24,9 @@ use super::{aside, at};
 use crate::postgres::launch::User;
 use crate::postgres::version::parse_pg_version;
 
+/// No small file of a data directory is larger.
+const LARGEST: u64 = 1 << 10;
+
 /// The data directory is locked: another container, or another init, uses it.
 #[derive(Debug)]
 pub struct InUse(PathBuf);
@@ -127,14 +130,15 @@ impl DataDir {
         Ok(names)
     }
 
-    /// A small file in the directory, `None` where it does not exist.
+    /// A small file in the directory, `None` where it does not exist. Neither a symlink nor a fifo, which has no end.
     pub(super) fn read(&self, name: &str) -> Result<Option<String>> {
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let read = |file| {
+            let content = crate::sys::fs::read_plain(file, LARGEST)?;
+            Ok::<_, std::io::Error>(String::from_utf8_lossy(&content).into_owned())
+        };
+        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK;
         match openat(&self.fd, name, flags, Mode::empty()) {
-            Ok(fd) => {
-                let text = std::io::read_to_string(File::from(fd));
-                at(text, "read", &self.path.join(name)).map(Some)
-            }
+            Ok(fd) => at(read(fd.into()), "read", &self.path.join(name)).map(Some),
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => at(Err(errno), "open", &self.path.join(name)),
         }

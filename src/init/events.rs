@@ -15,7 +15,7 @@ use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rustix::fs::{OFlags, fcntl_setfl};
@@ -32,11 +32,34 @@ const QUIET_MILLIS: u16 = 1000;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A signal for us.
-    Signal(Signal),
+    Signal(Told),
     /// A child has ended, ours or an orphan.
     Ended(Pid, Exit),
     /// The time that was given is over.
     Timeout,
+}
+
+/// A signal, and what was sent along with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    pub signal: Signal,
+    /// How long a shutdown may take, where the sender says that (sigqueue(3), a number of seconds).
+    pub patience: Option<Duration>,
+}
+
+impl Told {
+    /// Real-time signals have no meaning here.
+    fn read(info: &siginfo) -> Option<Told> {
+        let signal = Signal::try_from(info.ssi_signo as i32).ok()?;
+        let seconds = (info.ssi_code == libc::SI_QUEUE).then(|| u64::try_from(info.ssi_int).ok()).flatten();
+        Some(Told { signal, patience: seconds.map(Duration::from_secs) })
+    }
+
+    /// True for a signal that asks pid 1 to end the container.
+    pub fn stops(self) -> bool {
+        use Signal::{SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
+        matches!(self.signal, SIGINT | SIGTERM | SIGQUIT | SIGUSR2)
+    }
 }
 
 /// A stop was asked for before the payload was up. Travels as an error: everything in between gives up.
@@ -63,7 +86,7 @@ pub struct Events {
     log: Log,
     ended: VecDeque<(Pid, Exit)>,
     watched: Option<(Pid, Option<Exit>)>,
-    put_back: Option<Signal>,
+    put_back: Option<Told>,
 }
 
 impl Events {
@@ -96,8 +119,8 @@ impl Events {
 
     /// Waits for the next event, at most until `deadline`.
     pub fn next(&mut self, deadline: Option<Instant>) -> Result<Event> {
-        if let Some(signal) = self.put_back.take() {
-            return Ok(Event::Signal(signal));
+        if let Some(told) = self.put_back.take() {
+            return Ok(Event::Signal(told));
         }
         loop {
             if let Some((pid, exit)) = self.ended.pop_front() {
@@ -111,10 +134,9 @@ impl Events {
             self.wait(deadline)?;
             match self.signals.read_signal().context("read signalfd")? {
                 Some(info) if info.ssi_signo == libc::SIGCHLD as u32 => self.reap()?,
-                // Real-time signals have no meaning here.
                 Some(info) => {
-                    if let Ok(signal) = Signal::try_from(info.ssi_signo as i32) {
-                        return Ok(Event::Signal(signal));
+                    if let Some(told) = Told::read(&info) {
+                        return Ok(Event::Signal(told));
                     }
                 }
                 None if deadline.is_some_and(|at| Instant::now() >= at) => return Ok(Event::Timeout),
@@ -182,8 +204,8 @@ impl Events {
     }
 
     /// Leaves a signal to the next who waits: for something that must come to its end first.
-    pub fn put_back(&mut self, signal: Signal) {
-        self.put_back = Some(signal);
+    pub fn put_back(&mut self, told: Told) {
+        self.put_back = Some(told);
     }
 
     /// Keeps the exit of this child, whoever waits for what when it ends.
@@ -215,8 +237,12 @@ impl Events {
                         exits[at] = Some(exit);
                     }
                 }
-                Event::Signal(signal) if stops(signal) => {
-                    stopped = Some(Stopped { signal: signal as i32 });
+                Event::Signal(told) if told.stops() => {
+                    stopped = Some(Stopped { signal: told.signal as i32 });
+                    let patience = match told.signal {
+                        Signal::SIGQUIT => Duration::ZERO,
+                        _ => told.patience.unwrap_or(patience),
+                    };
                     deadline = Some(Instant::now() + patience);
                     signal_groups(children, &exits, Signal::SIGTERM);
                 }
@@ -248,10 +274,4 @@ fn output_pipe() -> Result<(File, OwnedFd)> {
     // Only our end: children expect to write without EAGAIN.
     fcntl_setfl(&reader, OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;
     Ok((reader.into(), writer))
-}
-
-/// True for a signal that asks pid 1 to end the container.
-pub fn stops(signal: Signal) -> bool {
-    use Signal::{SIGINT, SIGQUIT, SIGTERM, SIGUSR2};
-    matches!(signal, SIGINT | SIGTERM | SIGQUIT | SIGUSR2)
 }

@@ -32,8 +32,6 @@ pub struct First<'a> {
     pub data: &'a DataDir,
     /// The contract's values.
     pub names: &'a Names,
-    /// Major version of the binaries.
-    pub major: u32,
     password: Option<String>,
 }
 
@@ -45,9 +43,8 @@ impl Init<'_> {
         postgres: &PostgresPayload,
         data: &DataDir,
         names: &Names,
-        major: u32,
     ) -> Result<()> {
-        let first = First { postgres, data, names, major, password: self.password(postgres)? };
+        let first = First { postgres, data, names, password: self.password(postgres)? };
         let waldir = postgres.initdb_waldir.as_deref();
         // Before the mount: its file is in the directory that is then covered.
         let sample = self.without_huge_pages(&first)?;
@@ -129,7 +126,7 @@ impl Init<'_> {
         let initdb = Initdb {
             bindir: &first.postgres.bindir,
             pgdata: &first.postgres.pgdata,
-            major: first.major,
+            major: first.postgres.major,
             superuser: &first.names.superuser,
             // Its number in the child: 0, 1, 2, the lock, this.
             pwfile: pwfile.as_ref().map(|_| "/proc/self/fd/4"),
@@ -162,10 +159,10 @@ impl Init<'_> {
 
     /// Hides the sample of postgresql.conf behind one with `huge_pages = off`, for an initdb before 16.
     fn without_huge_pages<'d>(&mut self, first: &First<'d>) -> Result<Option<Replaced<'d>>> {
-        if first.major >= 16 {
+        if first.postgres.major >= 16 {
             return Ok(None);
         }
-        for sample in sample_candidates(&first.postgres.bindir, first.major) {
+        for sample in sample_candidates(&first.postgres.bindir, first.postgres.major) {
             if let Ok(text) = fs::read_to_string(&sample) {
                 return first.data.replace_file(&sample, &format!("{text}\nhuge_pages = off\n")).map(Some);
             }

@@ -6,7 +6,6 @@
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::fd::OwnedFd;
 
 use super::LogFds;
 
@@ -16,7 +15,6 @@ const TAIL: usize = 4096;
 /// Where log lines go.
 pub struct Log {
     files: Option<(File, File)>,
-    mirror: Option<File>,
     size: u64,
     /// Size in bytes at which the log is moved aside.
     cap: u64,
@@ -27,14 +25,14 @@ pub struct Log {
 
 impl Log {
     /// Takes the files over. `cap` is set later, see [`Log::set_cap`].
-    pub fn new(files: Option<LogFds>, mirror: Option<OwnedFd>) -> io::Result<Log> {
+    pub fn new(files: Option<LogFds>) -> io::Result<Log> {
         let files = files.map(|fds| (File::from(fds.current), File::from(fds.previous)));
         let size = match &files {
             Some((current, _)) => current.metadata()?.len(),
             None => 0,
         };
         let tail = Vec::with_capacity(TAIL);
-        Ok(Log { files, mirror: mirror.map(File::from), size, cap: u64::MAX, lost: 0, tail })
+        Ok(Log { files, size, cap: u64::MAX, lost: 0, tail })
     }
 
     /// True if output goes through this process; else the payload has the caller's streams.
@@ -51,11 +49,6 @@ impl Log {
     /// is no reason to end the server.
     pub fn write(&mut self, bytes: &[u8]) {
         self.remember(bytes);
-        if let Some(mirror) = &mut self.mirror
-            && mirror.write_all(bytes).is_err()
-        {
-            self.mirror = None;
-        }
         if self.files.is_some() && self.append(bytes).is_err() {
             self.lost += bytes.len() as u64;
         }
@@ -140,7 +133,7 @@ mod tests {
             current: current.try_clone().unwrap().into(),
             previous: previous.try_clone().unwrap().into(),
         };
-        let mut log = Log::new(Some(fds), None).unwrap();
+        let mut log = Log::new(Some(fds)).unwrap();
         log.set_cap(cap);
         (log, current, previous)
     }
@@ -174,22 +167,6 @@ mod tests {
         }
         assert!(text(&mut previous).starts_with('6'), "{:.3}", text(&mut previous));
         assert!(text(&mut current).starts_with('8'));
-    }
-
-    #[test]
-    fn a_mirror_shows_the_same_and_its_reader_may_go() {
-        let (mut log, mut current, _) = log(1 << 20);
-        let (mut reader, writer) = std::io::pipe().unwrap();
-        log.mirror = Some(OwnedFd::from(writer).into());
-        log.write(b"one\n");
-        let mut buffer = [0; 16];
-        let len = reader.read(&mut buffer).unwrap();
-        assert_eq!(&buffer[..len], b"one\n");
-        drop(reader);
-        log.write(b"two\n");
-        log.write(b"three\n");
-        assert_eq!(text(&mut current), "one\ntwo\nthree\n");
-        assert!(log.mirror.is_none());
     }
 
     #[test]

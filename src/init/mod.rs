@@ -45,8 +45,8 @@ pub struct InitFds {
     /// The log files, always for a server (its last words are in every error); `None`: the payload has the
     /// standard streams of the caller.
     pub log: Option<LogFds>,
-    /// Where the log is written in addition: the terminal of a foreground server.
-    pub mirror: Option<OwnedFd>,
+    /// The standard streams are a terminal that is the payload's alone.
+    pub terminal: bool,
     /// The status file, read-write. One line of JSON, see [`Status`].
     pub status: Option<OwnedFd>,
     /// From here the superuser's password is read; then it is closed.
@@ -79,18 +79,23 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 /// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost.
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
+    let terminal = fds.terminal;
     let mut talk = match prepare(fds) {
         Ok(talk) => talk,
         // Nothing to report through yet: the exit code is the report.
         Err(_) => return 125,
     };
-    let result = Init::new(config, &mut talk, assume).and_then(|mut init| init.payload());
+    let result = Init::new(config, &mut talk, assume, terminal).and_then(|mut init| init.payload());
     match result {
         Ok(ended) => {
             talk.ended(ended.exit, ended.reason);
             ended.exit.code()
         }
-        Err(error) => give_up(&mut talk, &error),
+        Err(error) => {
+            // Of a command, 1 would be its own.
+            let code = if matches!(config.payload, Payload::Command { .. }) { 125 } else { 1 };
+            give_up(&mut talk, &error, code)
+        }
     }
 }
 
@@ -118,9 +123,7 @@ fn prepare(fds: InitFds) -> Result<Talk> {
 /// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.
 fn leave_terminal() -> Result<()> {
     let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-    nix::unistd::dup2_stdin(&null).context("dup2")?;
-    nix::unistd::dup2_stdout(&null).context("dup2")?;
-    nix::unistd::dup2_stderr(&null).context("dup2")
+    child::replace_stdio(null.as_fd())
 }
 
 fn close_foreign(fds: &InitFds) -> Result<()> {
@@ -129,19 +132,19 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.mirror, &fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     child::close_all_but(&kept)
 }
 
 /// Reports why the payload never came up, and gives the exit code for it.
-fn give_up(talk: &mut Talk, error: &anyhow::Error) -> i32 {
+fn give_up(talk: &mut Talk, error: &anyhow::Error, code: i32) -> i32 {
     if let Some(stopped) = error.downcast_ref::<Stopped>() {
         talk.ended(Exit::Signal(stopped.signal), Reason::Stopped);
         return 128 + stopped.signal;
     }
-    let code = error.downcast_ref::<command::NotExecuted>().map_or(1, |failure| failure.code);
+    let code = error.downcast_ref::<command::NotExecuted>().map_or(code, |failure| failure.code);
     let in_use = error.downcast_ref::<datadir::InUse>().is_some();
     talk.failed(&format!("{error:#}"), code, in_use);
     code
@@ -152,17 +155,23 @@ struct Init<'a> {
     config: &'a InitConfig,
     talk: &'a mut Talk,
     assume: Assume<'a>,
+    terminal: bool,
     events: Events,
 }
 
 impl<'a> Init<'a> {
-    fn new(config: &'a InitConfig, talk: &'a mut Talk, assume: Assume<'a>) -> Result<Init<'a>> {
+    fn new(
+        config: &'a InitConfig,
+        talk: &'a mut Talk,
+        assume: Assume<'a>,
+        terminal: bool,
+    ) -> Result<Init<'a>> {
         let mut log = talk.take_log()?;
         log.set_cap(config.log_cap);
         let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        Ok(Init { config, talk, assume, events })
+        Ok(Init { config, talk, assume, terminal, events })
     }
 
     fn payload(&mut self) -> Result<Ended> {

@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 
 use super::Init;
 use super::datadir::DataDir;
-use super::events::{Event, Stopped, stops};
+use super::events::{Event, Stopped};
 use super::program::{Program, variable};
 use crate::postgres::launch::PostgresPayload;
 use crate::postgres::postmaster::PostmasterPid;
@@ -43,10 +43,10 @@ impl Init<'_> {
             }
             match self.next_event(POLL)? {
                 Event::Ended(ended, exit) if ended == pid => return self.private_ended(exit),
-                Event::Signal(signal) if stops(signal) => {
+                Event::Signal(told) if told.stops() => {
                     // So early it may die of the signal itself: still it was we who ended it.
                     let _ = self.stop_private(pid);
-                    return Err(Stopped { signal: signal as i32 }.into());
+                    return Err(Stopped { signal: told.signal as i32 }.into());
                 }
                 _ => {}
             }
@@ -69,12 +69,12 @@ impl Init<'_> {
                     let _ = kill(pid, Signal::SIGQUIT);
                     deadline = None;
                 }
-                Event::Signal(signal) if stops(signal) => stop = Some(signal),
+                Event::Signal(told) if told.stops() => stop = Some(told),
                 Event::Signal(_) | Event::Ended(..) => {}
             }
         };
-        if let Some(signal) = stop {
-            self.events.put_back(signal);
+        if let Some(told) = stop {
+            self.events.put_back(told);
         }
         match exit {
             Exit::Code(0) => Ok(()),

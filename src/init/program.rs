@@ -4,22 +4,22 @@
 //! keeps it (and takes it from its backends by `PG_OOM_ADJUST_*`); every other program gets 0 back.
 
 use std::convert::Infallible;
-use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
 use super::Init;
 use crate::postgres::launch::User;
-use crate::sys::child;
+use crate::sys::execute::{self, DEFAULT_PATH, c_string};
+use crate::sys::{child, tty};
 
 /// A program to start.
 pub struct Program<'a> {
-    /// argv; the first word is the file that is executed.
+    /// argv; a first word without a slash is looked for in the PATH of `env`, as the payload's user.
     pub argv: Vec<String>,
     /// The whole environment.
     pub env: Vec<(String, String)>,
@@ -44,7 +44,7 @@ impl Init<'_> {
     /// Starts a program as leader of a session of its own. Returns when it runs; an error is a
     /// [`child::SpawnError`] if it failed between the fork and the execve.
     pub fn spawn(&mut self, program: &Program<'_>) -> Result<Pid> {
-        let (config, assume) = (self.config, self.assume);
+        let (config, assume, terminal) = (self.config, self.assume, self.terminal);
         let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
         let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
         let output = self.events.output();
@@ -55,7 +55,10 @@ impl Init<'_> {
         ];
         fds.extend(&program.extra);
         child::spawn(|| {
-            nix::unistd::setsid().context("setsid")?;
+            match terminal {
+                true => tty::begin_session(fds[0])?,
+                false => drop(nix::unistd::setsid().context("setsid")?),
+            }
             become_payload(&config.cwd, &config.user, assume, program.protected)?;
             child::place_fds(&fds)?;
             child::unblock_signals()?;
@@ -99,11 +102,14 @@ fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, protected:
 }
 
 fn execute(argv: &[String], env: &[(String, String)]) -> Result<Infallible> {
-    let text = |text: &str| CString::new(text).with_context(|| format!("{text:?} contains a NUL byte"));
-    let words = argv.iter().map(|word| text(word)).collect::<Result<Vec<_>>>()?;
-    let vars = env.iter().map(|(k, v)| text(&format!("{k}={v}"))).collect::<Result<Vec<_>>>()?;
-    let path = words.first().context("an empty command")?;
-    nix::unistd::execve(path, &words, &vars).with_context(|| format!("execute {}", argv[0]))
+    let word = argv.first().context("an empty command")?;
+    let path = variable(env, "PATH").unwrap_or(DEFAULT_PATH);
+    let files = execute::candidates(word.as_ref(), path.as_ref());
+    let files = files.iter().map(|file| c_string(file.as_os_str().as_bytes())).collect::<Result<Vec<_>>>()?;
+    let words = argv.iter().map(|word| c_string(word.as_bytes())).collect::<Result<Vec<_>>>()?;
+    let vars =
+        env.iter().map(|(k, v)| c_string(format!("{k}={v}").as_bytes())).collect::<Result<Vec<_>>>()?;
+    Err(execute::execute(&files, &words, &vars)).with_context(|| format!("execute {word}"))
 }
 
 /// The value of a variable; of several the last.
@@ -115,23 +121,4 @@ pub fn variable<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> 
 pub fn set_variable(env: &mut Vec<(String, String)>, name: &str, value: impl Into<String>) {
     env.retain(|(key, _)| key != name);
     env.push((name.to_owned(), value.into()));
-}
-
-/// The file that a word stands for: itself with a slash in it, else the first executable of that name in
-/// `path`. Errors are execve's: ENOENT, or EACCES where there is one that may not be executed.
-pub fn find_in_path(word: &str, path: &str) -> Result<PathBuf, nix::errno::Errno> {
-    use nix::errno::Errno;
-    if word.contains('/') {
-        return Ok(word.into());
-    }
-    let mut error = Errno::ENOENT;
-    for directory in path.split(':') {
-        let file = Path::new(if directory.is_empty() { "." } else { directory }).join(word);
-        match file.metadata() {
-            Ok(meta) if meta.is_file() && meta.permissions().mode() & 0o111 != 0 => return Ok(file),
-            Ok(_) => error = Errno::EACCES,
-            Err(_) => {}
-        }
-    }
-    Err(error)
 }

@@ -13,7 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::datadir::DataDir;
-use super::events::{Event, stops};
+use super::events::{Event, Told};
 use super::private::{POLL, accepts, server_argv};
 use super::program::Program;
 use super::{Ended, Init};
@@ -130,7 +130,7 @@ impl Init<'_> {
         loop {
             match self.events.next(Some(until))? {
                 Event::Timeout => return Ok(false),
-                Event::Signal(signal) if stops(signal) => return Ok(true),
+                Event::Signal(told) if told.stops() => return Ok(true),
                 Event::Signal(_) | Event::Ended(..) => {}
             }
         }
@@ -169,7 +169,7 @@ impl Init<'_> {
                     let (asked, came_up) = (server.asked, server.came_up);
                     return Ok(Run { exit, asked, came_up, lasted: started.elapsed() });
                 }
-                Event::Signal(signal) => self.tell(postgres, &mut server, signal),
+                Event::Signal(told) => self.tell(postgres, &mut server, told),
                 Event::Ended(..) | Event::Timeout => {}
             }
             if server.deadline.is_some_and(|at| Instant::now() >= at) {
@@ -181,8 +181,8 @@ impl Init<'_> {
     }
 
     /// Translates a signal from outside into the postmaster's own.
-    fn tell(&mut self, postgres: &PostgresPayload, server: &mut Server, signal: Signal) {
-        let (asked, told) = match signal {
+    fn tell(&mut self, postgres: &PostgresPayload, server: &mut Server, told: Told) {
+        let (asked, signal) = match told.signal {
             Signal::SIGINT | Signal::SIGTERM => (Asked::Stop, Signal::SIGINT),
             Signal::SIGQUIT => (Asked::Stop, Signal::SIGQUIT),
             Signal::SIGUSR2 => (Asked::Stop, Signal::SIGTERM),
@@ -194,18 +194,19 @@ impl Init<'_> {
         if server.asked != Asked::Stop {
             server.asked = asked;
         }
-        if told == Signal::SIGHUP
+        if signal == Signal::SIGHUP
             && let Err(error) = self.write_settings(postgres)
         {
             self.events.log_line(&format!("the settings stay as they are: {error:#}"));
         }
         // It may have ended in this moment; then the loop hears of that next.
-        let _ = kill(server.pid, told);
-        if told == Signal::SIGHUP {
+        let _ = kill(server.pid, signal);
+        if signal == Signal::SIGHUP {
             return;
         }
         // A smart shutdown waits for the clients, however long; an immediate one needs no help.
-        server.deadline = (told == Signal::SIGINT).then(|| Instant::now() + self.patience());
+        let patience = told.patience.unwrap_or(self.patience());
+        server.deadline = (signal == Signal::SIGINT).then(|| Instant::now() + patience);
         self.phase(Phase::Stopping);
     }
 
@@ -217,7 +218,7 @@ impl Init<'_> {
         loop {
             let left = leftovers(&postgres.bindir.join("postgres"));
             if left.is_empty() {
-                stop.into_iter().for_each(|signal| self.events.put_back(signal));
+                stop.into_iter().for_each(|told| self.events.put_back(told));
                 return Ok(());
             }
             // As the postmaster itself does: five seconds for SIGQUIT, then SIGKILL.
@@ -227,7 +228,7 @@ impl Init<'_> {
                 let _ = kill(pid, signal);
             }
             match self.next_event(Duration::from_millis(50))? {
-                Event::Signal(signal) if stops(signal) => stop = Some(signal),
+                Event::Signal(told) if told.stops() => stop = Some(told),
                 _ => {}
             }
         }

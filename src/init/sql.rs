@@ -15,11 +15,12 @@ use nix::unistd::Pid;
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::first::{First, create_database};
-use super::program::{Program, find_in_path, variable};
+use super::program::{Program, variable};
 use super::{Init, at};
 use crate::postgres::report::Exit;
 use crate::postgres::scripts::{Compression, Kind, classify, psql, source};
 use crate::sys::child::SpawnError;
+use crate::sys::execute;
 
 type Env = [(String, String)];
 
@@ -96,7 +97,7 @@ impl Init<'_> {
     /// The shell that sources scripts: bash, for which those of the official image are written, or sh.
     fn shell(&self, env: &Env) -> Result<String> {
         let path = variable(env, "PATH").unwrap_or_default();
-        let found = ["bash", "sh"].into_iter().find_map(|shell| find_in_path(shell, path).ok());
+        let found = ["bash", "sh"].into_iter().find_map(|shell| execute::find(shell, path));
         Ok(found.context("the image has no shell to source it with")?.display().to_string())
     }
 
@@ -148,7 +149,7 @@ impl Init<'_> {
             return self.fork_as_user(output, || unpack(path, compression));
         }
         let search = variable(env, "PATH").unwrap_or_default();
-        let xz = find_in_path("xz", search).ok().context("the image has no xz to unpack it with")?;
+        let xz = execute::find("xz", search).context("the image has no xz to unpack it with")?;
         let argv = vec![xz.display().to_string(), "-dc".to_owned(), path.display().to_string()];
         let mut program = Program::new(argv, env.to_vec());
         program.stdout = Some(output);

@@ -7,15 +7,15 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::aside::Leftover;
-use super::command::DEFAULT_PATH;
 use super::datadir::{Content, DataDir, make_owned_dir};
 use super::events::Event;
-use super::program::{Program, set_variable, variable};
+use super::program::{set_variable, variable};
 use super::{Ended, Init, at, ownership};
-use crate::postgres::contract::{file_value, is_secret};
+use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
 use crate::postgres::launch::{PostgresPayload, Source};
-use crate::postgres::report::{Exit, Phase};
+use crate::postgres::report::Phase;
 use crate::postgres::{settings, standby, version};
+use crate::sys::{self, execute::DEFAULT_PATH};
 
 /// Where most builds of Postgres have their socket; only made if missing.
 const SOCKET_DIR: &str = "/var/run/postgresql";
@@ -41,23 +41,22 @@ impl Init<'_> {
         self.talk.status.superuser = Some(names.superuser.clone());
         self.talk.status.database = Some(names.database.clone());
         let data = DataDir::lock(&postgres.pgdata, &self.config.user)?;
-        let major = self.major(postgres)?;
         make_owned_dir(Path::new(SOCKET_DIR), &self.config.user)?;
         self.say_leftover(data.recover(postgres.initdb_waldir.as_deref())?);
         self.write_passfile()?;
         let role = self.talk.orders(&postgres.orders).standby;
         match (data.content()?, &role) {
             (Content::Empty, role) => {
-                version::check(major, None, "")?;
+                version::check(postgres.major, None, "")?;
                 match role {
-                    None => self.first_start(postgres, &data, &names, major)?,
+                    None => self.first_start(postgres, &data, &names)?,
                     Some(standby) => self.base_backup(postgres, &data, standby)?,
                 }
                 // A new volume is root's; nothing to tell.
                 ownership::ensure(&postgres.pgdata, &self.config.user)?;
             }
             (Content::Cluster(cluster), role) => {
-                version::check(major, Some(cluster), &postgres.pgdata.display().to_string())?;
+                version::check(postgres.major, Some(cluster), &postgres.pgdata.display().to_string())?;
                 self.take_role(postgres, &data, role.as_ref())?;
             }
         }
@@ -82,26 +81,6 @@ impl Init<'_> {
                 "an earlier first start did not finish; what it made is kept in {path} (remove it when you \
                  have looked), and initialisation begins anew"
             )),
-        }
-    }
-
-    /// The major version of the binaries.
-    fn major(&mut self, postgres: &PostgresPayload) -> Result<u32> {
-        if let Some(major) = postgres.major {
-            return Ok(major);
-        }
-        let (reader, writer) = std::io::pipe().context("pipe")?;
-        let server = postgres.bindir.join("postgres").display().to_string();
-        let mut program = Program::new(vec![server, "--version".to_owned()], self.server_env(postgres));
-        program.stdout = Some(std::os::fd::AsFd::as_fd(&writer));
-        let pid = self.spawn(&program)?;
-        drop(program);
-        drop(writer);
-        let exit = self.events.wait_for(pid, self.patience())?;
-        let text = std::io::read_to_string(reader).context("read the output of postgres --version")?;
-        match exit {
-            Exit::Code(0) => version::parse_version_output(&text),
-            exit => bail!("postgres --version ended with {exit}: {}", self.events.log().last_words()),
         }
     }
 
@@ -156,7 +135,7 @@ impl Init<'_> {
         }
     }
 
-    /// Waits a while; true if nothing but orphans came.
+    /// The next event, or the timeout after a while.
     pub(super) fn next_event(&mut self, after: std::time::Duration) -> Result<Event> {
         self.events.next(Some(std::time::Instant::now() + after))
     }
@@ -181,10 +160,16 @@ pub fn read(source: &Source, name: &str) -> Result<String> {
     match source {
         Source::Value(value) => Ok(value.clone()),
         Source::File(path) => {
-            let content = fs::read(path).with_context(|| format!("read {name}_FILE {}", path.display()))?;
+            let content = read_file(path).with_context(|| format!("read {name}_FILE {}", path.display()))?;
             file_value(&content, name)
         }
     }
+}
+
+fn read_file(path: &Path) -> std::io::Result<Vec<u8>> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    sys::fs::read_plain(file, LARGEST_FILE)
 }
 
 /// Replaces a file's content at once, as the server's user's and readable for nobody else.

@@ -31,7 +31,7 @@ pub struct Talk {
 impl Talk {
     /// Takes the descriptors over.
     pub fn new(fds: InitFds) -> Result<Talk> {
-        let log = Log::new(fds.log, fds.mirror).context("fstat of the log")?;
+        let log = Log::new(fds.log).context("fstat of the log")?;
         if let Some(report) = &fds.report {
             // A caller that was stopped (Ctrl-Z) must not stop the container.
             fcntl_setfl(report.as_fd(), OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;

@@ -1,1 +1,3 @@
-//! lab
+//! What nodes are to each other in a lab. Pure.
+
+pub mod fault;

@@ -28,7 +28,7 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             alias: names.veth_alias.clone(),
             bridge: names.bridge.clone(),
             netns: names.netns.clone(),
-            mac: names.mac,
+            mac: [0; 6],
             serves: true,
         },
         HostStep::CreateNat {

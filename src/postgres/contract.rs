@@ -19,6 +19,9 @@ pub const DEFAULT_USER: &str = "postgres";
 /// The longest password in bytes: it goes to initdb through a pipe that nobody reads yet, and holds 64 KiB.
 const LONGEST_SECRET: usize = 8192;
 
+/// A longer file of a `*_FILE` variable can't be meant.
+pub const LARGEST_FILE: u64 = 64 << 10;
+
 /// A container's environment, read by the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Contract {
@@ -111,13 +114,35 @@ pub fn check_secret(secret: String) -> Result<String> {
 }
 
 /// The arguments after `--`, by the rule of the official image: a first word that starts with `-` means
-/// all are for the server, as does a first word `postgres` (which is dropped). `None`: another program.
+/// all are for the server, as does a first word `postgres` (which is dropped). `None`: another program, and
+/// that may be [`postgres` itself](runs_no_server).
 pub fn server_args(args: &[String]) -> Option<&[String]> {
-    match args.first().map(String::as_str) {
-        None => Some(args),
-        Some("postgres") => Some(&args[1..]),
-        Some(first) if first.starts_with('-') => Some(args),
-        Some(_) => None,
+    let options = match args.first().map(String::as_str) {
+        None => args,
+        Some("postgres") => &args[1..],
+        Some(first) if first.starts_with('-') => args,
+        Some(_) => return None,
+    };
+    (!runs_no_server(options)).then_some(options)
+}
+
+/// Options with which `postgres` says something and ends, or works alone (postgres(1)). A cluster made for them
+/// would be a surprise. Beyond the official image's list: `-C`, which only reads, and the single-user modes.
+fn runs_no_server(options: &[String]) -> bool {
+    let says = |word: &str| {
+        ["-?", "--help", "-V", "--version", "--describe-config"].contains(&word) || word.starts_with("-C")
+    };
+    // The server takes these as the first word only.
+    let alone = |word: &str| ["--single", "--boot", "--check"].contains(&word);
+    options.iter().any(|word| says(word)) || options.first().is_some_and(|word| alone(word))
+}
+
+/// The command that the arguments after `--` ask for, if that is not a server.
+pub fn command(args: &[String]) -> Option<Vec<String>> {
+    match args.first() {
+        _ if server_args(args).is_some() => None,
+        Some(first) if first.starts_with('-') => Some([&["postgres".to_owned()], args].concat()),
+        _ => Some(args.to_vec()),
     }
 }
 
@@ -189,5 +214,23 @@ mod tests {
         assert_eq!(server_args(&args(&["-c", "a=b"])), Some(&args(&["-c", "a=b"])[..]));
         assert_eq!(server_args(&args(&["postgres", "-c", "a=b"])), Some(&args(&["-c", "a=b"])[..]));
         assert_eq!(server_args(&args(&["bash", "-c", "true"])), None);
+        assert_eq!((command(&[]), command(&args(&["-c", "a=b"]))), (None, None));
+    }
+
+    #[test]
+    fn a_postgres_that_only_says_something_is_a_command() {
+        let args = |words: &[&str]| words.iter().map(|w| w.to_string()).collect::<Vec<_>>();
+        for words in [
+            &["postgres", "--version"][..],
+            &["postgres", "-c", "a=b", "-?"],
+            &["postgres", "-C", "shared_buffers"],
+            &["postgres", "--single", "-D", "/x"],
+            &["bash", "--help"],
+        ] {
+            assert_eq!(server_args(&args(words)), None, "{words:?}");
+            assert_eq!(command(&args(words)), Some(args(words)), "{words:?}");
+        }
+        assert_eq!(command(&args(&["-V"])), Some(args(&["postgres", "-V"])));
+        assert_eq!(command(&args(&["postgres", "-c", "a=--single"])), None);
     }
 }

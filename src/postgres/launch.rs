@@ -1,7 +1,7 @@
 //! What the container's pid 1 is told: one value, decided in `plan`, kept in the node's state file and read
 //! by `init` inside the container.
 //!
-//! The rule that surprises people: it never contains a password. A password reaches `init` through a file
+//! The rule that surprises people: it never contains a server's password. That reaches `init` through a file
 //! descriptor ([`Password::Descriptor`]) or as the path of a file inside the container.
 
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ pub struct InitConfig {
     pub payload: Payload,
     /// Who runs it, as resolved from the image's own `/etc/passwd`.
     pub user: User,
-    /// Its environment, without any password.
+    /// Its environment; a server's without any password.
     pub env: Vec<(String, String)>,
     /// Its working directory, inside the container.
     pub cwd: PathBuf,
@@ -77,8 +77,8 @@ pub struct PostgresPayload {
     pub bindir: PathBuf,
     /// The data directory inside the container.
     pub pgdata: PathBuf,
-    /// Major version of the binaries; `None`: `init` asks `postgres --version`.
-    pub major: Option<u32>,
+    /// Major version of the binaries.
+    pub major: u32,
     /// `POSTGRES_USER`: the superuser that initdb creates.
     pub superuser: Source,
     /// `POSTGRES_DB`; `None`: as the superuser is called.

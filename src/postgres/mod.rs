@@ -7,6 +7,7 @@
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
 pub mod contract;
+pub mod datadir;
 pub mod hba;
 pub mod initdb;
 pub mod launch;

@@ -13,28 +13,51 @@ const MB: u64 = 1 << 20;
 /// The least memory limit, in bytes, with which a server and its start have been seen to work.
 pub const LEAST_MEMORY: u64 = 64 * MB;
 
-/// Settings for a memory limit in bytes and a CPU limit in CPUs; without a limit there is nothing to derive.
-pub fn tune(memory_limit: Option<u64>, cpus: Option<f64>) -> Vec<Setting> {
-    let mut settings = Vec::new();
-    if let Some(limit) = memory_limit {
-        settings.extend(memory(limit));
-    }
+/// The least number of processes: pid 1, the postmaster, its five helpers, and as many clients and workers of theirs
+/// as one session may have. With fewer the server starts, forks in vain for ever, and never answers.
+pub const LEAST_PIDS: u64 = 10;
+
+/// What there is for a server, in bytes.
+#[derive(Debug, Clone, Copy)]
+pub enum Memory {
+    /// The node's limit.
+    Limit(u64),
+    /// All of the machine's: the node has no limit.
+    Machine(u64),
+}
+
+/// Settings for this memory, and a CPU limit in CPUs; without one there is nothing to derive from it.
+pub fn tune(available: Memory, cpus: Option<f64>) -> Vec<Setting> {
+    let mut settings = memory(available).to_vec();
     if let Some(cpus) = cpus {
         settings.extend(workers(cpus));
     }
     settings
 }
 
-fn memory(limit: u64) -> [Setting; 4] {
+fn memory(available: Memory) -> [Setting; 4] {
     const CONNECTIONS: u64 = 100;
+    let (Memory::Limit(limit) | Memory::Machine(limit)) = available;
     let buffers = (limit / 4).clamp(16 * MB, 16 << 30);
     // Half of what is left, for the sorts; the other half is for the backends themselves and the page cache.
     let work = (limit.saturating_sub(buffers) / 2 / CONNECTIONS).clamp(MB, 256 * MB);
     let set = |name, bytes, why| Setting { name, value: megabytes(bytes), why };
+    let (quarter, half, sixteenth) = match available {
+        Memory::Limit(_) => (
+            "a quarter of the memory limit",
+            "half of the limit is page cache, roughly",
+            "a sixteenth of the memory limit",
+        ),
+        Memory::Machine(_) => (
+            "a quarter of this machine's memory, as there is no limit",
+            "half of it is page cache, roughly",
+            "a sixteenth of this machine's memory",
+        ),
+    };
     [
-        set("shared_buffers", buffers, "a quarter of the memory limit"),
-        set("effective_cache_size", (limit / 2).max(32 * MB), "half of the limit is page cache, roughly"),
-        set("maintenance_work_mem", (limit / 16).clamp(8 * MB, 2 << 30), "a sixteenth of the memory limit"),
+        set("shared_buffers", buffers, quarter),
+        set("effective_cache_size", (limit / 2).max(32 * MB), half),
+        set("maintenance_work_mem", (limit / 16).clamp(8 * MB, 2 << 30), sixteenth),
         set("work_mem", work, "half of what shared_buffers leaves, over 100 connections"),
     ]
 }
@@ -91,7 +114,7 @@ mod tests {
     use super::*;
 
     fn value(limit: u64, name: &str) -> u64 {
-        let settings = tune(Some(limit), None);
+        let settings = tune(Memory::Limit(limit), None);
         parse_memory(&settings.iter().find(|s| s.name == name).unwrap().value, 1).unwrap()
     }
 
@@ -107,9 +130,10 @@ mod tests {
     }
 
     #[test]
-    fn without_limits_nothing_is_derived() {
-        assert_eq!(tune(None, None), []);
-        let half = tune(None, Some(0.5));
+    fn without_a_limit_it_is_derived_from_the_machine() {
+        let all = tune(Memory::Machine(1 << 30), None);
+        assert!(all.iter().all(|s| !s.why.contains("the memory limit")) && all.len() == 4, "{all:?}");
+        let half = tune(Memory::Machine(1 << 30), Some(0.5));
         assert!(half.iter().any(|s| s.name == "max_parallel_workers" && s.value == "1"));
         assert!(half.iter().any(|s| s.name == "max_parallel_workers_per_gather" && s.value == "0"));
     }

@@ -13,6 +13,8 @@ pub use name::{Name, ObjectNames};
 pub use publish::Publish;
 pub use volume::{Volume, VolumeSource};
 
+use crate::postgres::contract;
+
 /// Everything a user said about one node. Stored with the node, so that `start` and `explain` can go by
 /// it later. It never holds a password: those go to a 0600 file before the spec is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -61,27 +63,27 @@ impl NodeSpec {
         let place = volumes.map(|(a, b)| {
             format!("{} and {} can't both be mounted at {}", a.source, b.source, a.target.display())
         });
-        place.or_else(|| {
-            ports.map(|(a, b)| format!("{a} and {b} can't both be published: one port leads to one place"))
-        })
+        let port = || {
+            ports.map(|(a, b)| match a == b {
+                true => format!("{a} is published twice"),
+                false => format!("{a} and {b} can't both be published: one port leads to one place"),
+            })
+        };
+        let swap = || {
+            let alone = self.limits.swap.is_some() && self.limits.memory.is_none();
+            alone.then(|| "a limit on swap and no limit on memory exclude each other".to_owned())
+        };
+        place.or_else(port).or_else(swap)
     }
 
-    /// The command to run instead of a server, if the words after `--` are one. As with the official
-    /// image, words that start with `-` are options for `postgres`, and `postgres` itself is the server.
-    pub fn command(&self) -> Option<&[String]> {
-        match self.args.first() {
-            Some(first) if !first.starts_with('-') && first != "postgres" => Some(&self.args),
-            _ => None,
-        }
+    /// The command to run instead of a server, if the words after `--` are one.
+    pub fn command(&self) -> Option<Vec<String>> {
+        contract::command(&self.args)
     }
 
     /// Options for `postgres` from the words after `--`.
     pub fn server_args(&self) -> &[String] {
-        match self.args.first() {
-            Some(first) if first == "postgres" => &self.args[1..],
-            Some(first) if first.starts_with('-') => &self.args,
-            _ => &[],
-        }
+        contract::server_args(&self.args).unwrap_or_default()
     }
 }
 

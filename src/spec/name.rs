@@ -5,6 +5,7 @@
 
 use std::{
     fmt,
+    net::Ipv4Addr,
     path::{Path, PathBuf},
     str::FromStr,
 };
@@ -91,12 +92,12 @@ pub struct ObjectNames {
     pub bridge: String,
     pub bridge_mac: [u8; 6],
     pub veth: String,
-    /// The MAC address of the node's own end.
-    pub mac: [u8; 6],
     pub netns: String,
     /// The nf_tables table of the lab, and that of the node's published ports.
     pub nat_table: String,
     pub publish_table: String,
+    /// The nf_tables table, of family `bridge`, of the faults between the lab's nodes.
+    pub fault_table: String,
     /// Path of the cgroup below the cgroup mount, as one relative path.
     pub cgroup: PathBuf,
     /// The label that interfaces carry, so that a node's objects can be told from anybody else's.
@@ -114,12 +115,13 @@ impl ObjectNames {
         let in_default_lab = home && lab.as_str() == DEFAULT_LAB;
         Self {
             bridge: interface("pgb-", lab, home, &lab_id),
-            bridge_mac: mac(&lab_id),
+            // Unicast and locally administered (IEEE 802: bit 1 of the first byte set, bit 0 clear).
+            bridge_mac: [0x02, lab_id[8], lab_id[9], lab_id[10], lab_id[11], lab_id[12]],
             veth: interface("pgv-", node, in_default_lab, &node_id),
-            mac: mac(&node_id),
             netns: format!("pgbox{scope}.{lab}.{node}"),
             nat_table: format!("pgbox{scope}.{lab}"),
             publish_table: format!("pgbox{scope}.{lab}.{node}"),
+            fault_table: format!("pgbox{scope}.{lab}"),
             cgroup: format!("pgbox{scope}/{lab}/{node}").into(),
             bridge_alias: format!("pgbox{scope} {lab}"),
             veth_alias: format!("pgbox{scope} {lab}/{node}"),
@@ -132,9 +134,11 @@ fn interface(prefix: &str, name: &Name, unique: bool, id: &[u8; 32]) -> String {
     if unique && readable.len() <= IFNAME_MAX { readable } else { format!("{prefix}{}", hex(&id[..4])) }
 }
 
-/// A unicast, locally administered address (IEEE 802: bit 1 of the first byte set, bit 0 clear).
-fn mac(id: &[u8; 32]) -> [u8; 6] {
-    [0x02, id[8], id[9], id[10], id[11], id[12]]
+/// The MAC address of the node that has this IP address: locally administered, and the same for every node that ever
+/// has it. With another one, whoever remembers the last node there (arp(7)) talks to nobody for up to 25 s.
+pub fn mac_of(address: Ipv4Addr) -> [u8; 6] {
+    let [a, b, c, d] = address.octets();
+    [0x02, 0x42, a, b, c, d]
 }
 
 fn digest(parts: &[&str]) -> [u8; 32] {
@@ -185,7 +189,7 @@ mod tests {
             assert_ne!(a, b);
         }
         assert_ne!(here.cgroup, there.cgroup);
-        assert_ne!(here.mac, there.mac);
+        assert_ne!(here.bridge_mac, there.bridge_mac);
     }
 
     proptest! {
@@ -194,7 +198,7 @@ mod tests {
             for root in [DEFAULT_ROOT, &root] {
                 let n = ObjectNames::new(Path::new(root), &name(&lab), &name(&node));
                 prop_assert!(n.bridge.len() <= IFNAME_MAX && n.veth.len() <= IFNAME_MAX);
-                prop_assert_eq!(n.mac[0] & 3, 2);
+                prop_assert_eq!(n.bridge_mac[0] & 3, 2);
             }
         }
 

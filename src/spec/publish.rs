@@ -1,4 +1,5 @@
-//! `-p [IP:][HOST:]PORT`: a port of the node published on the host, as `docker run -p` writes it.
+//! `-p [[IP:]HOST:]PORT`: a port of the node published on the host, as `docker run -p` writes it. A PORT alone keeps its
+//! number, where docker takes any free one: who has to look it up afterwards could as well have named it.
 
 use std::{fmt, net::Ipv4Addr, str::FromStr};
 
@@ -20,9 +21,12 @@ impl FromStr for Publish {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || {
             format!(
-                "`{text}` is not a published port; write HOST:PORT or IP:HOST:PORT, for example 127.0.0.1:5433:5432"
+                "`{text}` is not a published port; write PORT, HOST:PORT or IP:HOST:PORT, for example 127.0.0.1:5433:5432"
             )
         };
+        if text.contains('[') {
+            return Err(format!("`{text}` has an IPv6 address; pgbox publishes on IPv4 addresses"));
+        }
         let port = |t: &str| t.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(wrong);
         let text_without_protocol = text.strip_suffix("/tcp").unwrap_or(text);
         let parts: Vec<&str> = text_without_protocol.split(':').collect();
@@ -34,6 +38,7 @@ impl FromStr for Publish {
         };
         let host_ip = match ip {
             None | Some("0.0.0.0") => None,
+            Some("localhost") => Some(Ipv4Addr::LOCALHOST),
             Some(ip) => Some(ip.parse().map_err(|_| wrong())?),
         };
         Ok(Self { host_ip, host_port: port(host)?, port: port(inner)? })
@@ -71,11 +76,23 @@ mod tests {
         assert_eq!(p("5432"), Publish { host_ip: None, host_port: 5432, port: 5432 });
         assert_eq!(p("127.0.0.1:1:2/tcp").host_ip, Some(Ipv4Addr::LOCALHOST));
         assert_eq!(p("0.0.0.0:1:2").host_ip, None);
+        assert_eq!(p("localhost:1:2"), p("127.0.0.1:1:2"));
     }
 
     #[test]
     fn bad_ports_name_themselves() {
-        for bad in ["", "0:5432", "a:b", "1:2:3", "70000:1", "1:2/udp", "1:2:3:4"] {
+        for bad in [
+            "",
+            "0:5432",
+            "a:b",
+            "1:2:3",
+            "[::1]:1:2",
+            "::1:1:2",
+            "host:1:2",
+            "70000:1",
+            "1:2/udp",
+            "1:2:3:4",
+        ] {
             assert!(bad.parse::<Publish>().unwrap_err().contains(&format!("`{bad}`")), "{bad}");
         }
     }

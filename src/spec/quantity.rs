@@ -34,6 +34,32 @@ pub fn milli_cpus(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A count of at least one.
+pub fn count(text: &str) -> Result<u64, String> {
+    text.parse().ok().filter(|n| *n > 0).ok_or_else(|| format!("`{text}` is not a number of at least 1"))
+}
+
+/// A limit, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Bound {
+    Max,
+    At(u64),
+}
+
+impl Bound {
+    /// `max`, as the kernel's own files have it, or what `quantity` reads.
+    pub fn parse(text: &str, quantity: fn(&str) -> Result<u64, String>) -> Result<Self, String> {
+        if text == "max" { Ok(Self::Max) } else { quantity(text).map(Self::At) }
+    }
+
+    pub fn limit(self) -> Option<u64> {
+        match self {
+            Self::Max => None,
+            Self::At(limit) => Some(limit),
+        }
+    }
+}
+
 /// A span of time from `30s`, `5min`, `100ms`, or a bare number of seconds.
 pub fn duration(text: &str) -> Result<Duration, String> {
     if let Ok(seconds) = text.parse() {
@@ -41,6 +67,36 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     }
     humantime::parse_duration(text)
         .map_err(|_| format!("`{text}` is not a time; write for example 30s or 5min"))
+}
+
+/// Parts in a million from `10%`, `0.5%`; a bare number is meant in percent, too.
+pub fn percent(text: &str) -> Result<u32, String> {
+    let wrong = || format!("`{text}` is not a share; write a number above 0 and up to 100, for example 10%");
+    let number: f64 = text.strip_suffix('%').unwrap_or(text).parse().map_err(|_| wrong())?;
+    let parts = (number * 10_000.0).round();
+    if (1.0..=1_000_000.0).contains(&parts) { Ok(parts as u32) } else { Err(wrong()) }
+}
+
+/// Bits a second from `1mbit`, `500kbit`, `1.5gbit`, as tc(8) writes them: the units are powers of 1000.
+pub fn bits(text: &str) -> Result<u64, String> {
+    let wrong =
+        || format!("`{text}` is not a rate; write a number with bit, kbit, mbit or gbit, for example 1mbit");
+    let lower = text.to_ascii_lowercase();
+    let number = lower.strip_suffix("bit").ok_or_else(wrong)?;
+    let scales = [('k', 1e3), ('m', 1e6), ('g', 1e9)];
+    let scaled = scales.iter().find_map(|(unit, scale)| Some((number.strip_suffix(*unit)?, *scale)));
+    let (number, scale) = scaled.unwrap_or((number, 1.0));
+    let bits = number.parse::<f64>().map_err(|_| wrong())? * scale;
+    // Below a byte a second nothing at all would pass.
+    if (8.0..=1e12).contains(&bits) { Ok(bits as u64) } else { Err(wrong()) }
+}
+
+/// Bits a second as [`bits`] reads them, exactly.
+pub fn human_bits(bits: u64) -> String {
+    let units = [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1000, "kbit")];
+    let (scale, unit) =
+        units.into_iter().find(|(scale, _)| bits.is_multiple_of(*scale)).unwrap_or((1, "bit"));
+    format!("{}{unit}", bits / scale)
 }
 
 /// Bytes as people read them: `512M`, `1.5G`.
@@ -75,12 +131,32 @@ mod tests {
     }
 
     #[test]
+    fn shares_and_rates() {
+        assert_eq!((percent("10%"), percent("0.5"), percent("100%")), (Ok(100_000), Ok(5000), Ok(1_000_000)));
+        for bad in ["0%", "101%", "", "%", "x%", "-1%", "nan%", "0.00001%"] {
+            assert!(percent(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+        let rates = [("1mbit", 1_000_000), ("1.5Gbit", 1_500_000_000), ("500kbit", 500_000), ("64bit", 64)];
+        for (text, want) in rates {
+            assert_eq!(bits(text), Ok(want), "{text}");
+            assert_eq!(bits(&human_bits(want)), Ok(want), "{text}");
+        }
+        for bad in ["1m", "mbit", "0bit", "1mbps", "-1kbit", "", "1e30gbit"] {
+            assert!(bits(bad).unwrap_err().contains(&format!("`{bad}`")), "{bad}");
+        }
+    }
+
+    #[test]
     fn cpus_and_times() {
         assert_eq!(milli_cpus("0.5"), Ok(500));
         assert!(milli_cpus("0").is_err() && milli_cpus("inf").is_err() && milli_cpus("x").is_err());
         assert_eq!(duration("90"), Ok(Duration::from_secs(90)));
         assert_eq!(duration("100ms"), Ok(Duration::from_millis(100)));
         assert!(duration("soon").is_err());
+        assert_eq!((count("3"), count("0").is_err(), count("-1").is_err()), (Ok(3), true, true));
+        assert_eq!(Bound::parse("max", bytes).unwrap().limit(), None);
+        assert_eq!(Bound::parse("1k", bytes), Ok(Bound::At(1024)));
+        assert!(Bound::parse("maximum", bytes).is_err());
     }
 
     #[test]

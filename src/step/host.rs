@@ -171,12 +171,8 @@ impl HostStep {
                     Some(*gateway),
                 )
             }
-            Self::CreateNat { table, comment, .. } => match nft::add(&self.nat_table()) {
-                // An earlier node of the lab has made it.
-                Err(e) if work::is_ours(table, comment, &e)? => Ok(()),
-                other => other,
-            },
-            Self::PublishPorts { .. } => nft::add(&self.nat_table()),
+            // An earlier node of the lab has made it, or this one in a life that ended by a power cut.
+            Self::CreateNat { .. } | Self::PublishPorts { .. } => nft::ensure(&self.nat_table()),
             Self::AddHostName { file, address, name } => work::edit_hosts(file, name, Some(*address)),
             Self::CreateRole { server, secret } => work::create_role(server, secret),
             Self::CreateSlot { server, slot } => work::create_slot(server, slot),
@@ -334,7 +330,7 @@ impl HostStep {
                 look: format!("nft list table ip {table}"),
             },
             Self::PublishPorts { table, publish, .. } => Lesson {
-                title: format!("publish {}", shown_netnss(publish)),
+                title: format!("publish {}", shown_ports(publish)),
                 why: "A packet to the published port gets the node's address as its destination before routing; for \
                       connections from this host itself the same happens on the way out. One table a node: it \
                       appears in one batch and goes with one message.",
@@ -419,7 +415,7 @@ fn colons(mac: &[u8; 6]) -> String {
     mac.map(|b| format!("{b:02x}")).join(":")
 }
 
-fn shown_netnss(publish: &[Publish]) -> String {
+fn shown_ports(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
 }
 

@@ -140,6 +140,15 @@ pub fn close_all_but(kept: &[BorrowedFd<'_>]) -> Result<()> {
     close_range(from, u32::MAX, 0)
 }
 
+/// Makes stdin, stdout and stderr copies of `file`.
+pub fn replace_stdio(file: BorrowedFd<'_>) -> Result<()> {
+    for number in 0..=2 {
+        // SAFETY: plain numbers; the standard streams hold no state that a new file would contradict.
+        Errno::result(unsafe { libc::dup2(file.as_raw_fd(), number) }).context("dup2")?;
+    }
+    Ok(())
+}
+
 fn close_range(first: u32, last: u32, flags: u32) -> Result<()> {
     // SAFETY: plain numbers; by contract of the callers nothing that owns one of them is used again.
     let rc = unsafe { libc::syscall(libc::SYS_close_range, first, last, flags) };

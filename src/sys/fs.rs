@@ -10,8 +10,9 @@
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 /// All of a file, without asking for its size first: the files of proc(5), sysfs(5) and cgroups(7) say that it is 0,
@@ -111,12 +112,12 @@ const STRICT: ResolveFlags =
 /// A directory below `dir`, as a handle for names only (O_PATH). No symbolic link is followed anywhere on the way:
 /// ELOOP if there is one. An empty path is `dir` itself.
 pub fn dir_handle(dir: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    openat2(dir, path, OFlags::PATH | OFlags::DIRECTORY, STRICT)
+    Ok(openat2(dir, path, OFlags::PATH | OFlags::DIRECTORY, STRICT)?)
 }
 
 /// A directory below `dir`, open for reading, fchown(2) and the like; symbolic links as in [`dir_handle`].
 pub fn dir_beneath(dir: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    openat2(dir, path, OFlags::RDONLY | OFlags::DIRECTORY, STRICT)
+    Ok(openat2(dir, path, OFlags::RDONLY | OFlags::DIRECTORY, STRICT)?)
 }
 
 /// A regular file below `dir` for reading, no symbolic link anywhere on the way. A FIFO doesn't block the caller:
@@ -130,25 +131,31 @@ pub fn file_beneath(dir: impl AsFd, path: &[u8]) -> io::Result<File> {
     }
 }
 
-/// Opens `path` as a process whose root is `root` would: absolute links start at `root`, `..` stops there.
-pub fn open_in_root(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    openat2(root, path, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY, IN_ROOT)
+/// The content of a plain file, which need not be one: opened with O_NONBLOCK, a fifo is an error and no wait. Of a
+/// longer one the first `most` bytes.
+pub fn read_plain(file: File, most: u64) -> io::Result<Vec<u8>> {
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a plain file"));
+    }
+    let mut content = Vec::new();
+    file.take(most).read_to_end(&mut content)?;
+    Ok(content)
 }
 
-/// A directory as a process whose root is `root` would find it; a handle for names only (O_PATH).
-pub fn dir_in_root(root: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
-    openat2(root, path, OFlags::PATH | OFlags::DIRECTORY, IN_ROOT)
+/// Opens `path` as a process whose root is `root` would: absolute links start at `root`, `..` stops there.
+pub fn open_in_root(root: impl AsFd, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
+    openat2(root, path.strip_prefix("/").unwrap_or(path).as_os_str().as_bytes(), flags, IN_ROOT)
 }
 
 const IN_ROOT: ResolveFlags = ResolveFlags::IN_ROOT.union(ResolveFlags::NO_MAGICLINKS);
 
-fn openat2(dir: impl AsFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> io::Result<OwnedFd> {
+fn openat2(dir: impl AsFd, path: &[u8], flags: OFlags, resolve: ResolveFlags) -> rustix::io::Result<OwnedFd> {
     let path: &[u8] = if path.is_empty() { b"." } else { path };
     loop {
         match fs::openat2(&dir, path, flags | OFlags::CLOEXEC, Mode::empty(), resolve) {
             // A rename or mount anywhere at the same moment, while `..` was followed: the kernel couldn't be sure.
             Err(rustix::io::Errno::AGAIN) => {}
-            other => return Ok(other?),
+            other => return other,
         }
     }
 }

@@ -17,7 +17,7 @@ use nix::{
     mount::{MntFlags, MsFlags, mount, umount2},
 };
 use rustix::{
-    fs::{AtFlags, Mode, OFlags, ResolveFlags},
+    fs::{AtFlags, Mode, OFlags},
     mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
 };
 
@@ -136,14 +136,6 @@ pub fn pivot_root(new_root: &Path) -> Result<()> {
     nix::unistd::chdir("/").context("chdir /")
 }
 
-/// Detaches whatever is mounted at `path`; Ok if nothing is.
-pub fn detach(path: &Path) -> Result<()> {
-    match umount2(path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-        Ok(()) | Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("umount {}", path.display())),
-    }
-}
-
 /// Binds `source` onto itself or another place of this namespace's own tree, optionally read-only.
 pub fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
     let tree = Detached::bind(source)?;
@@ -179,10 +171,7 @@ impl Jail {
 
     /// Opens `path` below the jail.
     pub fn open_at(&self, path: &Path, flags: OFlags) -> rustix::io::Result<OwnedFd> {
-        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let inside = path.strip_prefix("/").unwrap_or(path);
-        let inside = if inside.as_os_str().is_empty() { Path::new(".") } else { inside };
-        rustix::fs::openat2(self.0.as_fd(), inside, flags, Mode::empty(), how)
+        super::fs::open_in_root(&self.0, path, flags)
     }
 
     /// Opens `path` as a mount point, and makes it, with its parents, when it is absent.
@@ -212,7 +201,7 @@ fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<
     }
 }
 
-/// Whether `path` is a directory with nothing mounted between it and a lookup (`O_NOFOLLOW`).
+/// Whether there is a directory at `path`, and not a symlink to one.
 pub fn is_real_directory(path: &Path) -> bool {
     rustix::fs::statat(rustix::fs::CWD, path, AtFlags::SYMLINK_NOFOLLOW)
         .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir())

@@ -110,6 +110,16 @@ pub fn run_in<T>(ns: BorrowedFd, f: impl FnOnce() -> T) -> Result<T> {
     Ok(f())
 }
 
+/// Runs `f` in a new namespace that ends with it, empty except for a `lo` that is down.
+///
+/// # Errors
+/// When `unshare` fails; what `f` returns is passed through.
+pub fn run_in_new<T>(f: impl FnOnce() -> T) -> Result<T> {
+    let _home = Home::remember()?;
+    unshare(CloneFlags::CLONE_NEWNET).context("create network namespace: unshare")?;
+    Ok(f())
+}
+
 fn pin_new_namespace(path: &Path) -> Result<()> {
     let _home = Home::remember()?;
     unshare(CloneFlags::CLONE_NEWNET).context("create network namespace: unshare")?;

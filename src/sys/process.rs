@@ -44,10 +44,6 @@ impl ProcessId {
         let same = start_time(self.pid)? == Some(self.start_time);
         Ok((same && !has_ended(pidfd.as_fd(), Duration::ZERO)?).then_some(pidfd))
     }
-
-    pub fn is_alive(&self) -> bool {
-        matches!(self.open(), Ok(Some(_)))
-    }
 }
 
 fn start_time(pid: i32) -> Result<Option<u64>> {
@@ -85,11 +81,75 @@ pub fn signal(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal) -> Result
             0,
         )
     };
+    sent(rc, signal)
+}
+
+/// As [`signal`], with a number that the receiver finds in `ssi_int` of its signalfd(2), next to an `ssi_code` of
+/// `SI_QUEUE` (sigqueue(3)).
+pub fn signal_with(pidfd: BorrowedFd<'_>, signal: nix::sys::signal::Signal, number: i32) -> Result<bool> {
+    /// `siginfo_t` as it is for SI_QUEUE on 64-bit machines; libc has no names for the fields behind the first three.
+    #[repr(C)]
+    struct Queued {
+        signo: i32,
+        errno: i32,
+        code: i32,
+        gap: i32,
+        pid: i32,
+        uid: u32,
+        number: i32,
+        rest: [i32; 25],
+    }
+    const { assert!(size_of::<Queued>() == size_of::<libc::siginfo_t>()) };
+    let info = Queued {
+        signo: signal as i32,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        gap: 0,
+        pid: Pid::this().as_raw(),
+        uid: nix::unistd::getuid().as_raw(),
+        number,
+        rest: [0; 25],
+    };
+    // SAFETY: `info` is of the size that the kernel reads, wholly set, and outlives the call.
+    let rc = unsafe {
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd.as_raw_fd(), info.signo, &raw const info, 0)
+    };
+    sent(rc, signal)
+}
+
+fn sent(rc: libc::c_long, signal: nix::sys::signal::Signal) -> Result<bool> {
     match Errno::result(rc) {
         Ok(_) => Ok(true),
         Err(Errno::ESRCH) => Ok(false),
         Err(errno) => Err(errno).with_context(|| format!("pidfd_send_signal {signal}")),
     }
+}
+
+/// The process of these `candidates` that has the pid `inside` in the pid namespace of `init`, a child of which it is:
+/// its pid here, and a pidfd.
+pub fn open_inside(candidates: &[Pid], init: Pid, inside: i32) -> Result<Option<(Pid, OwnedFd)>> {
+    for &pid in candidates {
+        let Some(number) = rustix::process::Pid::from_raw(pid.as_raw()) else { continue };
+        let pidfd = match rustix::process::pidfd_open(number, rustix::process::PidfdFlags::empty()) {
+            Ok(fd) => fd,
+            Err(rustix::io::Errno::SRCH) => continue,
+            Err(errno) => return Err(errno).with_context(|| format!("pidfd_open {pid}")),
+        };
+        let Ok(status) = super::fs::read_to_string(format!("/proc/{pid}/status")) else { continue };
+        // Numbers may repeat: the descriptor was opened before the file was read, and must be alive after it.
+        if is_child_inside(&status, init, inside) && !has_ended(pidfd.as_fd(), Duration::ZERO)? {
+            return Ok(Some((pid, pidfd)));
+        }
+    }
+    Ok(None)
+}
+
+/// proc_pid_status(5): `NSpid` has one number for each pid namespace, the innermost last.
+fn is_child_inside(status: &str, init: Pid, inside: i32) -> bool {
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name));
+    let parent = field("PPid:").and_then(|text| text.trim().parse().ok());
+    let innermost = field("NSpid:").and_then(|text| text.split_whitespace().last()?.parse().ok());
+    parent == Some(init.as_raw()) && innermost == Some(inside)
 }
 
 /// Waits for a child and gives its exit code as a shell would: 128 + the signal that ended it.
@@ -130,13 +190,26 @@ pub fn boot_id() -> Result<&'static str> {
 mod tests {
     use super::*;
 
+    fn is_alive(process: ProcessId) -> bool {
+        process.open().unwrap().is_some()
+    }
+
     #[test]
     fn a_process_is_recognised_and_a_reused_number_is_not() {
         let me = ProcessId::of(Pid::this()).unwrap();
-        assert!(me.is_alive());
+        assert!(is_alive(me));
         let other = ProcessId { start_time: me.start_time + 1, ..me };
-        assert!(!other.is_alive());
-        assert!(!ProcessId { pid: i32::MAX, start_time: 1 }.is_alive());
+        assert!(!is_alive(other));
+        assert!(!is_alive(ProcessId { pid: i32::MAX, start_time: 1 }));
+    }
+
+    #[test]
+    fn a_process_is_found_by_its_number_inside() {
+        let status = "Name:\tpostgres\nPid:\t900\nPPid:\t800\nNSpid:\t900\t7\n";
+        assert!(is_child_inside(status, Pid::from_raw(800), 7));
+        assert!(!is_child_inside(status, Pid::from_raw(800), 900));
+        assert!(!is_child_inside(status, Pid::from_raw(1), 7));
+        assert!(!is_child_inside("", Pid::from_raw(800), 7));
     }
 
     #[test]
@@ -149,7 +222,7 @@ mod tests {
         )
         .unwrap();
         assert!(has_ended(fd.as_fd(), Duration::from_secs(5)).unwrap());
-        assert!(!id.is_alive());
+        assert!(!is_alive(id));
         child.wait().unwrap();
     }
 }

@@ -15,6 +15,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, dup2_stderr, dup2_stdin, dup2_stdout, fork, pipe};
 use pgbox::enter::{EnterRequest, NotStarted, Target, enter};
+use pgbox::sys::process::ProcessId;
 
 const PASSWD: &str = "root:x:0:0:root:/root:/bin/sh\npg:x:999:998::/home/pg:/bin/sh\n";
 const GROUP: &str = "root:x:0:\npg:x:998:\nssl:x:101:pg\n";
@@ -77,7 +78,12 @@ impl Container {
     }
 
     pub fn target(&self) -> Target {
-        Target::open(self.init, None, Vec::new()).unwrap()
+        Target::open(self.identity(), None, Vec::new()).unwrap()
+    }
+
+    /// Its init, beyond its number.
+    pub fn identity(&self) -> ProcessId {
+        ProcessId::of(Pid::from_raw(self.init)).unwrap()
     }
 
     /// The path of a file of the container for a process on the host.

@@ -13,6 +13,7 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::sys::signal::{SigHandler, Signal, signal};
 use nix::unistd::pipe;
 use pgbox::enter::Target;
+use pgbox::sys::process::ProcessId;
 use terminal::Terminal;
 
 /// stdout of a command that must succeed.
@@ -176,13 +177,22 @@ fn the_command_does_not_outlive_us() {
 }
 
 #[test]
+fn a_process_that_only_has_the_number_is_not_entered() {
+    let Some(container) = Container::start() else { return };
+    let init = container.identity();
+    let earlier = ProcessId { start_time: init.start_time - 1, ..init };
+    let error = Target::open(earlier, None, Vec::new()).unwrap_err();
+    assert_eq!(error.to_string(), format!("process {} has ended", init.pid));
+}
+
+#[test]
 fn is_born_in_the_cgroup() {
     const HIERARCHIES: [&str; 2] = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"];
     let Some(container) = Container::start() else { return };
     let v2 = |path: &&&str| Path::new(path).join("cgroup.procs").exists();
     let Some(root) = HIERARCHIES.iter().find(v2) else { return eprintln!("SKIPPED: no cgroup v2") };
     let directory = Directory::create(format!("{root}/pgbox-test-enter-{}", std::process::id()));
-    let target = Target::open(container.init, Some(&directory.0), Vec::new()).unwrap();
+    let target = Target::open(container.identity(), Some(&directory.0), Vec::new()).unwrap();
     let name = directory.0.file_name().unwrap().to_str().unwrap();
     let inside = said(&target, &["cat", "/proc/self/cgroup"]);
     let line = inside.lines().find(|line| line.starts_with("0::")).unwrap();
@@ -190,7 +200,7 @@ fn is_born_in_the_cgroup() {
 
     // The way of v1, which works on v2's file as well.
     let way_in = fs::File::options().write(true).open(directory.0.join("cgroup.procs")).unwrap();
-    let target = Target::open(container.init, None, vec![way_in]).unwrap();
+    let target = Target::open(container.identity(), None, vec![way_in]).unwrap();
     assert!(said(&target, &["cat", "/proc/self/cgroup"]).contains(line));
 }
 

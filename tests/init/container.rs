@@ -106,7 +106,7 @@ pub fn postgres() -> PostgresPayload {
     PostgresPayload {
         bindir: BINDIR.into(),
         pgdata: PGDATA.into(),
-        major: None,
+        major: 15,
         superuser: Source::Value("postgres".into()),
         database: None,
         initdb_args: Some(Source::Value("--no-sync".into())),
@@ -414,8 +414,8 @@ fn fds(spec: &Spec) -> InitFds {
     let log =
         (!spec.foreground).then(|| LogFds { current: open("log", true), previous: open("previous", false) });
     InitFds {
+        terminal: false,
         log,
-        mirror: None,
         orders: None,
         replicator: None,
         status: Some(open("status", false)),

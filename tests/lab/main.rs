@@ -1,7 +1,10 @@
-//! Labs of several nodes: real servers that follow one another, fail, and come back.
+//! Labs from end to end: several nodes, replication, and the faults that happen to them. As tests/node, with its
+//! harness and its needs.
 
-#[path = "../node/harness.rs"]
+// Each test binary uses its part of it.
 #[allow(dead_code)]
+#[path = "../node/harness.rs"]
 mod harness;
 
+mod faults;
 mod replica;

@@ -12,8 +12,7 @@ fn refused(host: &Host, args: &[&str], words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "{word:?} is not in: {said}");
     }
-    host.is_clean();
-    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    host.is_forgotten();
 }
 
 #[test]
@@ -81,18 +80,13 @@ fn an_initdb_that_fails_and_memory_too_small() {
 #[test]
 fn nodes_that_are_not_there() {
     let Some(host) = Host::new() else { return };
-    for command in [
-        &["stop", "x"][..],
-        &["start", "x"],
-        &["rm", "x"],
-        &["logs", "x"],
-        &["psql", "x"],
-        &["exec", "x", "--", "true"],
-        &["uri", "x"],
-    ] {
+    for command in
+        [&["stop", "x"][..], &["start", "x"], &["rm", "x"], &["logs", "x"], &["psql", "x"], &["uri", "x"]]
+    {
         let said = host.fails(1, command);
         assert!(said.contains("no node `x`"), "{command:?}: {said}");
     }
+    assert!(host.fails(125, &["exec", "x", "--", "true"]).contains("no node `x`"));
 }
 
 #[test]
@@ -120,6 +114,11 @@ fn volumes_and_ports_that_exclude_each_other() {
         |more: &[&str], words: &[&str]| refused(&host, &[&["run", "n", "postgres:15"], more].concat(), words);
     run(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
     run(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
+    run(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
+    run(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
+    run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);
+    run(&["-e", "A B=x"], &["`A B`", "environment variable"]);
+    run(&["-e", "=x"], &["environment variable"]);
     run(&["-v", "n:/elsewhere"], &["mounted twice"]);
     run(&["-v", &format!("/etc/passwd:{data}")], &["/etc/passwd", "no directory"]);
     run(&["-e", "PGDATA=relative"], &["PGDATA", "absolute"]);
@@ -150,5 +149,11 @@ fn volumes_and_ports_that_exclude_each_other() {
 fn limits_too_small_for_initdb_name_the_option() {
     let Some(host) = Host::new() else { return };
     refused(&host, &["run", "n", "postgres:15", "--shm-size", "1k"], &["initdb failed", "--shm-size"]);
-    refused(&host, &["run", "n", "postgres:15", "--pids", "3"], &["initdb failed", "--pids"]);
+    refused(&host, &["run", "n", "postgres:15", "--pids", "5"], &["5 processes", "too small", "--pids 10"]);
+    let said = host.fails(125, &["run", "--rm", "t", "tiny", "--pids", "1", "--", "true"]);
+    assert!(said.contains("fork: EAGAIN") && said.contains("--pids"), "{said}");
+    host.pgbox(&["run", "--rm", "t", "tiny", "--pids", "2", "--", "true"]);
+    // The least is enough.
+    host.pgbox(&["run", "n", "postgres:15", "--pids", "10"]);
+    assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }

@@ -21,6 +21,7 @@ fn run_killed_at_any_moment_can_be_taken_back() {
         interrupted += i32::from(!child.wait().unwrap().success());
         if !host.pgbox(&["ps", "-q"]).is_empty() {
             host.pgbox(&["rm", "--force", "-v", "n"]);
+            host.is_forgotten();
         }
         host.is_clean();
     }
@@ -28,6 +29,57 @@ fn run_killed_at_any_moment_can_be_taken_back() {
     // And the name is free for a node that lives.
     host.pgbox(&["run", "n", "postgres:15"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+/// Milliseconds after which a command is killed: most are over within the last ones.
+const MOMENTS: [u64; 12] = [0, 4, 8, 12, 17, 23, 30, 40, 55, 80, 120, 200];
+
+/// Begins a command, kills it after a while, and says whether that was before its end.
+fn killed(host: &Host, args: &[&str], after: u64) -> bool {
+    let mut command = host.command(args);
+    let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(after));
+    child.kill().unwrap();
+    !child.wait().unwrap().success()
+}
+
+#[test]
+fn stop_and_start_killed_at_any_moment_do_it_the_second_time() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "256m"]);
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 1 AS i");
+    let (mut stops, mut starts) = (0, 0);
+    for after in MOMENTS {
+        stops += i32::from(killed(&host, &["stop", "n"], after));
+        host.pgbox(&["stop", "n"]);
+        host.is_clean();
+        assert_eq!(host.json(&["ps", "--json"])[0]["state"], "stopped", "{after} ms");
+        starts += i32::from(killed(&host, &["start", "n"], after));
+        host.pgbox(&["start", "n"]);
+        host.pgbox(&["wait", "n", "--timeout", "20s"]);
+        assert_eq!(host.sql("n", &["--published"], "SELECT i FROM t"), "1", "{after} ms");
+    }
+    assert!(stops > 3 && starts > 5, "only {stops} stops and {starts} starts were killed");
+}
+
+#[test]
+fn rm_killed_at_any_moment_does_it_the_second_time() {
+    let Some(host) = Host::new() else { return };
+    let mut interrupted = 0;
+    for after in MOMENTS {
+        // A command node is there at once.
+        let mut run =
+            host.command(&["run", "n", "tiny", "-v", "v:/v", "-p", "5433:5432", "--", "sleep", "600"]);
+        let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("it runs", 20, || host.json(&["ps", "--json"])[0]["state"] == "running");
+        interrupted += i32::from(killed(&host, &["rm", "--force", "-v", "n"], after));
+        let again = host.try_pgbox(&["rm", "--force", "-v", "n"]);
+        let said = crate::harness::text(&again.stderr);
+        assert!(again.status.success() || said.contains("no node `n`"), "{after} ms: {said}");
+        run.wait().unwrap();
+        host.is_forgotten();
+    }
+    assert!(interrupted > 3, "only {interrupted} were killed");
 }
 
 #[test]

@@ -136,6 +136,15 @@ impl Host {
         assert_eq!(self.objects(), Vec::<String>::new(), "left on the host");
     }
 
+    /// And pgbox remembers nothing of it: no node, no lab, no half-made one.
+    #[track_caller]
+    pub fn is_forgotten(&self) {
+        self.is_clean();
+        let labs =
+            fs::read_dir(self.root.join("labs")).into_iter().flatten().flatten().map(|e| e.file_name());
+        assert_eq!(labs.collect::<Vec<_>>(), Vec::<std::ffi::OsString>::new(), "left in labs/");
+    }
+
     /// The cgroups of this root, in all hierarchies.
     fn cgroups(&self) -> Vec<PathBuf> {
         let lab = "default".parse().expect("name");

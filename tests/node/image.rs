@@ -4,17 +4,17 @@ use std::{fs, path::Path};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Host, run, text};
+use crate::harness::{Host, run};
 
 /// A store of its own, to which images can be added and from which they can be removed.
-fn own_store(host: &Host) {
+pub fn own_store(host: &Host) {
     for part in ["images", "layers"] {
         fs::remove_file(host.root.join(part)).unwrap();
     }
 }
 
 /// An OCI layout with a small image under these names, made with a tool that others use.
-fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
+pub fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
     let at = host.scratch("work").join("layout");
     let path = at.to_str().unwrap();
     fs::create_dir_all(at.parent().unwrap()).unwrap();
@@ -103,7 +103,7 @@ fn an_image_that_a_stopped_node_needs_is_not_removed() {
     host.pgbox(&["image", "import", layout.to_str().unwrap()]);
     host.pgbox(&["run", "t", "busy:1", "--", "/bin/echo", "once"]);
     let said = host.fails(1, &["image", "rm", "busy:1"]);
-    assert!(said.contains("in use"), "{said}");
+    assert!(said.contains("in use by t") && said.contains("pgbox rm t"), "{said}");
     host.pgbox(&["start", "t"]);
     host.pgbox(&["wait", "t", "--for", "stopped"]);
     host.pgbox(&["rm", "t"]);
@@ -119,9 +119,15 @@ fn an_image_can_be_mounted_to_look_around_in_it() {
     host.pgbox(&["image", "mount", "postgres:15", path]);
     assert!(at.join("usr/lib/postgresql/15/bin/postgres").exists());
     assert!(fs::write(at.join("x"), "").is_err(), "it can be written to");
+    let inside = fs::File::open(at.join("usr")).unwrap();
+    let said = host.fails(1, &["image", "umount", path]);
+    assert!(said.contains("is in use") && said.contains("fuser"), "{said}");
+    drop(inside);
     host.pgbox(&["image", "umount", path]);
     assert_eq!(fs::read_dir(&at).unwrap().count(), 0);
-    assert!(!text(&host.try_pgbox(&["image", "umount", path]).stderr).is_empty());
+    for place in [path, "/nowhere"] {
+        assert!(host.fails(1, &["image", "umount", place]).contains("hint:  `findmnt"), "{place}");
+    }
     // Of what it shows, one value for a reader and one for a program.
     let value = host.json(&["image", "inspect", "--json", "postgres:15"]);
     assert_eq!(value["exposed_ports"], json!(["5432/tcp"]));

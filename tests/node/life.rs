@@ -1,6 +1,10 @@
 //! The life of a node: run, look, stop, start, crash, remove.
 
-use std::{fs, process::Stdio, time::Instant};
+use std::{
+    fs,
+    process::{Child, Stdio},
+    time::Instant,
+};
 
 use crate::harness::{Host, run, text, until};
 
@@ -85,12 +89,57 @@ fn stop_is_fast_with_idle_clients_and_start_keeps_address_and_data() {
     assert!(log.contains("received fast shutdown request"), "{log}");
     host.is_clean();
     assert_eq!(host.json(&["ps", "--json"])[0]["state"], "stopped");
-    assert!(host.fails(1, &["exec", "n", "--", "true"]).contains("pgbox start n"));
+    assert!(host.fails(125, &["exec", "n", "--", "true"]).contains("pgbox start n"));
     host.pgbox(&["start", "n"]);
     assert_eq!(host.json(&["inspect", "--json", "n"])[0]["network"]["address"], address);
     assert_eq!(host.sql("n", &[], "SELECT count(*) FROM t"), "1000");
     let log = host.pgbox(&["logs", "n"]);
     assert!(!log.contains("automatic recovery in progress"), "the shutdown was not clean: {log}");
+}
+
+/// A backend that does not move: a fast shutdown waits for it.
+fn stuck_backend(host: &Host) -> (String, Child) {
+    let uri = host.pgbox(&["uri", "n"]);
+    let mut client = std::process::Command::new("psql");
+    client.args(["-c", "SELECT pg_sleep(600)", uri.trim()]).stdout(Stdio::null()).stderr(Stdio::null());
+    let client = client.spawn().unwrap();
+    let find = "SELECT pid FROM pg_stat_activity WHERE query LIKE '%sleep(600)%' AND pid <> pg_backend_pid()";
+    let inside = || host.pgbox(&["psql", "n", "-Atc", find]).trim().to_owned();
+    until("it sleeps", 10, || !inside().is_empty());
+    let inside = inside();
+    let all = run("pgrep", &["--ns", &host.init_pid("n").to_string(), "--nslist", "pid", "postgres"]);
+    let is_it = |pid: &&str| {
+        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        status.lines().any(|l| l.starts_with("NSpid:") && l.split_whitespace().last() == Some(&inside))
+    };
+    let pid = all.lines().find(is_it).expect("the backend").to_owned();
+    run("kill", &["-STOP", &pid]);
+    (pid, client)
+}
+
+#[test]
+fn the_time_that_stop_is_given_counts_and_not_the_nodes_own() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "1s"]);
+    let (backend, mut client) = stuck_backend(&host);
+    let longer = host.command(&["stop", "-t", "60", "n"]).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(std::time::Duration::from_secs(4));
+    run("kill", &["-CONT", &backend]);
+    let longer = longer.wait_with_output().unwrap();
+    client.wait().unwrap();
+    assert!(longer.status.success() && longer.stderr.is_empty(), "{}", text(&longer.stderr));
+    host.pgbox(&["start", "n"]);
+    let log = host.pgbox(&["logs", "n"]);
+    assert!(!log.contains("becomes an immediate one") && !log.contains("automatic recovery"), "{log}");
+    host.pgbox(&["rm", "-f", "n"]);
+
+    host.pgbox(&["run", "n", "postgres:15", "--stop-timeout", "60s"]);
+    let (_, mut client) = stuck_backend(&host);
+    let begun = Instant::now();
+    let shorter = host.try_pgbox(&["stop", "-t", "1", "n"]);
+    client.wait().unwrap();
+    assert!(text(&shorter.stderr).contains("did not stop in 1 s"), "{}", text(&shorter.stderr));
+    assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -219,7 +268,7 @@ fn modes_of_stop() {
     let mut client = busy();
     let begun = Instant::now();
     let output = host.try_pgbox(&["stop", "--mode", "smart", "-t", "1", "n"]);
-    assert!(output.status.success() && text(&output.stderr).contains("did not stop in 1 s"));
+    assert!(output.status.success() && text(&output.stderr).contains("did not stop in 1s"));
     assert!((1..8).contains(&begun.elapsed().as_secs()), "{:?}", begun.elapsed());
     client.wait().unwrap();
     assert!(host.pgbox(&["logs", "n"]).contains("received smart shutdown request"));
@@ -286,7 +335,7 @@ fn hints_work_as_they_are_printed() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["--lab", "other", "run", "n", "postgres:15"]);
     host.pgbox(&["--lab", "other", "stop", "n"]);
-    let said = host.fails(1, &["--lab", "other", "exec", "n", "--", "true"]);
+    let said = host.fails(125, &["--lab", "other", "exec", "n", "--", "true"]);
     let hint = said.lines().find_map(|l| l.trim().strip_prefix("hint:")).expect("a hint");
     let command: Vec<&str> = hint.split("pgbox ").nth(1).unwrap().split_whitespace().collect();
     host.pgbox(&command);
@@ -295,4 +344,29 @@ fn hints_work_as_they_are_printed() {
     assert!(text(&output.stderr).contains(&format!("pgbox --root {root} ps")), "{}", text(&output.stderr));
     let said = host.pgbox(&["--lab", "third", "run", "n", "postgres:15"]);
     assert!(said.contains("pgbox --lab third psql n"), "{said}");
+}
+
+#[test]
+fn what_is_said_is_as_it_was_given() {
+    let Some(host) = Host::new() else { return };
+    let all = host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
+    assert!(all.contains("published  127.0.0.1:5433 and every other address"), "{all}");
+    let one = host.pgbox(&["run", "m", "postgres:15", "-p", "localhost:5434:5432", "--stop-timeout", "30s"]);
+    assert!(one.contains("published  127.0.0.1:5434\n"), "{one}");
+    let said = host.fails(1, &["run", "n", "postgres:15"]);
+    assert!(said.contains("by a node that runs") && said.contains("pgbox rm --force n"), "{said}");
+    let seen = host.json(&["inspect", "--json", "n"])[0].clone();
+    assert!(seen["created"].is_u64() && seen["created_at"].as_str().unwrap().ends_with('Z'), "{seen}");
+    host.pgbox(&["stop", "-t", "5s", "n"]);
+    host.pgbox(&["stop", "-t", "5", "m"]);
+    assert!(host.fails(1, &["run", "n", "postgres:15"]).contains("pgbox start n"));
+    let output = host.try_pgbox(&["--lab", "nosuch", "ps"]);
+    assert!(output.status.success() && text(&output.stderr).contains("no lab `nosuch`"), "{output:?}");
+    assert_eq!(text(&host.try_pgbox(&["ps"]).stderr), "");
+    // A path of the host may be relative to here.
+    let dir = host.scratch("here");
+    fs::create_dir(dir.join("files")).unwrap();
+    let mut command = host.command(&["run", "--rm", "t", "tiny", "-v", "./files:/x", "--", "touch", "/x/y"]);
+    assert!(command.current_dir(&dir).status().unwrap().success());
+    assert!(dir.join("files/y").exists());
 }

@@ -47,7 +47,7 @@ fn a_limit_below_what_is_in_use_is_refused_and_changes_nothing() {
         (stats["memory_max"].clone(), quota, pid)
     };
     let before = limits();
-    let said = host.fails(1, &["limit", "n", "--memory", "80m", "--cpus", "2"]);
+    let said = host.fails(1, &["limit", "n", "--memory", "80m", "--cpus", "0.7", "--pids", "90"]);
     assert!(said.contains("in use") && said.contains("nothing was changed"), "{said}");
     assert_eq!(limits(), before);
     assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
@@ -60,4 +60,36 @@ fn a_limit_below_what_is_in_use_is_refused_and_changes_nothing() {
     host.pgbox(&["start", "n"]);
     let stats = host.json(&["stats", "--json", "n"])[0].clone();
     assert_eq!((&stats["memory_max"], &stats["pids_max"]), (&(600 << 20).into(), &200.into()));
+}
+
+#[test]
+fn a_limit_can_be_lifted_and_a_refused_change_leaves_none_behind() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--memory", "300m", "--cpus", "0.5", "--pids", "100"]);
+    let limits = || host.json(&["inspect", "--json", "n"])[0]["spec"]["limits"].clone();
+    let stats = || host.json(&["stats", "--json", "n"])[0].clone();
+    host.pgbox(&["limit", "n", "--memory", "max", "--cpus", "max", "--pids", "max"]);
+    assert!(limits()["memory"].is_null() && limits()["milli_cpus"].is_null() && limits()["pids"].is_null());
+    let memory = stats()["memory_max"].as_u64();
+    assert!(memory.is_none_or(|limit| limit > 1 << 60), "{memory:?}");
+    let table = host.pgbox(&["stats", "n"]);
+    assert!(table.contains("/ max"), "{table}");
+    for name in ["cpu.cfs_quota_us", "pids.max", "cpu.max"] {
+        for dir in host.json(&["inspect", "--json", "n"])[0]["cgroup"].as_array().unwrap() {
+            if let Ok(text) = std::fs::read_to_string(std::path::Path::new(dir.as_str().unwrap()).join(name))
+            {
+                assert!(text.starts_with("-1") || text.starts_with("max"), "{name}: {text}");
+            }
+        }
+    }
+    // One that is refused half-way sets none of the others.
+    assert!(host.fails(1, &["limit", "n", "--pids", "100", "--cpus", "4096"]).contains("4096 CPUs"));
+    assert!(limits()["pids"].is_null());
+    host.pgbox(&["stop", "n"]);
+    host.pgbox(&["start", "n"]);
+    assert!(host.pgbox(&["stats", "n"]).contains("/ max"));
+    host.pgbox(&["limit", "n", "--memory", "400m"]);
+    assert_eq!(stats()["memory_max"], 400 << 20);
+    host.pgbox(&["run", "m", "postgres:15", "--memory", "max", "--tune", "auto"]);
+    assert!(host.pgbox(&["stats", "m"]).contains("/ max"));
 }

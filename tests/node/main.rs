@@ -20,4 +20,5 @@ mod network;
 mod password;
 mod roll_back;
 mod terminal;
+mod together;
 mod volumes;

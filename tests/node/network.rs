@@ -65,6 +65,22 @@ fn two_labs_have_two_networks() {
     assert_ne!(bridge("default"), bridge("other"));
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     assert_eq!(host.json(&["ps", "--all-labs", "--json"]).as_array().unwrap().len(), 2);
+    // From one lab to the other there is only what is published.
+    let trust = "POSTGRES_HOST_AUTH_METHOD=trust";
+    host.pgbox(&["--lab", "other", "run", "p", "postgres:15", "-e", trust, "-p", "5433:5432"]);
+    let row = host.json(&["--lab", "other", "inspect", "--json", "p"]);
+    let address = row[0]["network"]["address"].as_str().unwrap().split('/').next().unwrap().to_owned();
+    let ask = |from: &[&str], address: &str, port: &str| {
+        let psql = ["env", "PGCONNECT_TIMEOUT=2", "psql", "-U", "postgres", "-XAtc", "SELECT 42"];
+        let output = host.try_pgbox(&[from, &["--"], &psql, &["-h", address, "-p", port]].concat());
+        text(&output.stdout).trim().to_owned()
+    };
+    assert_eq!(ask(&["exec", "n"], &address, "5432"), "", "one lab reaches the other");
+    assert_eq!(ask(&["--lab", "other", "exec", "n"], &address, "5432"), "42");
+    let own = host.json(&["ps", "--json"])[0]["address"].as_str().unwrap().to_owned();
+    let gateway = format!("{}.1", own.rsplit_once('.').unwrap().0);
+    assert_eq!(ask(&["exec", "n"], &gateway, "5433"), "42");
+    assert_eq!(run("psql", &["-h", "127.0.0.1", "-p", "5433", "-U", "postgres", "-XAtc", "SELECT 42"]), "42");
 }
 
 /// Another machine: a network namespace at the other end of a cable from this host, in which `script` runs.
@@ -141,4 +157,41 @@ fn names_are_known_to_every_user_as_nodes_come_and_go() {
     let outside = std::fs::read_to_string("/etc/resolv.conf").unwrap();
     let reachable = outside.lines().any(|l| l.starts_with("nameserver") && !l.contains(" 127."));
     assert!(!reachable || as_postgres("a", &["cat", "/etc/resolv.conf"]) == outside);
+}
+
+#[test]
+fn an_address_answers_at_once_for_the_next_node_that_has_it() {
+    let Some(host) = Host::new() else { return };
+    // It keeps the bridge, and with it what the host remembers of its neighbours.
+    host.pgbox(&["run", "other", "postgres:15"]);
+    let neighbour = |node: &str| {
+        host.pgbox(&["run", node, "postgres:15"]);
+        assert_eq!(host.sql(node, &[], "SELECT 1"), "1");
+        let address = host.json(&["inspect", "--json", node])[0]["network"]["address"].clone();
+        let ip = address.as_str().unwrap().split('/').next().unwrap().to_owned();
+        let mac = host.pgbox(&["exec", node, "--", "cat", "/sys/class/net/eth0/address"]);
+        (run("ip", &["neigh", "show", &ip]), ip, mac)
+    };
+    let (remembered, ip, mac) = neighbour("first");
+    assert!(remembered.contains(mac.trim()), "{remembered}");
+    host.pgbox(&["rm", "--force", "first"]);
+    let begun = std::time::Instant::now();
+    let (_, again, same) = neighbour("second");
+    assert_eq!((again, same), (ip, mac));
+    assert!(begun.elapsed().as_secs() < 15, "{:?}: the entry of the node before was stale", begun.elapsed());
+}
+
+#[test]
+fn a_node_that_starts_again_has_the_name_servers_of_now() {
+    let Some(host) = Host::new() else { return };
+    // In this test's own mount namespace.
+    let file = host.scratch("etc").join("resolv.conf");
+    let name_server = |address: &str| std::fs::write(&file, format!("nameserver {address}\n")).unwrap();
+    name_server("192.0.2.53");
+    run("mount", &["--bind", file.to_str().unwrap(), "/etc/resolv.conf"]);
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["stop", "n"]);
+    name_server("192.0.2.54");
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.pgbox(&["exec", "n", "--", "cat", "/etc/resolv.conf"]), "nameserver 192.0.2.54\n");
 }

@@ -101,3 +101,19 @@ fn variables_come_from_a_file_and_from_the_caller() {
     }
     assert_eq!(host.pgbox(&["psql", "n", "-Atc", "SELECT current_database()"]), "joe o@x/y:z\n");
 }
+
+#[test]
+fn a_password_that_pgbox_made_up_is_kept_although_the_first_run_failed() {
+    let Some(host) = Host::new() else { return };
+    let script = host.scratch("scripts").join("1.sql");
+    fs::write(&script, "SELECT no_such_column").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d/1.sql", script.display());
+    assert!(host.fails(1, &[&RUN[..], &["-v", &mount]].concat()).contains("no_such_column"));
+    let kept = host.root.join("volumes/default/n/password");
+    let made_up = fs::read_to_string(&kept).unwrap();
+    assert_eq!(std::os::unix::fs::MetadataExt::mode(&fs::metadata(&kept).unwrap()) & 0o777, 0o600);
+    host.pgbox(&RUN);
+    assert_eq!(fs::read_to_string(&kept).unwrap(), made_up);
+    assert!(host.pgbox(&["uri", "n", "--with-password"]).contains(&format!(":{made_up}@")));
+    assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
+}

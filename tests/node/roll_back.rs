@@ -40,6 +40,42 @@ fn what_is_somebody_elses_is_not_taken_back() {
 }
 
 #[test]
+fn a_namespace_a_table_and_a_cgroup_of_somebody_else_stay() {
+    let Some(host) = Host::new() else { return };
+    let names = pgbox::spec::ObjectNames::new(&host.root, &"default".parse().unwrap(), &"n".parse().unwrap());
+    let publish = ["run", "n", "postgres:15", "-p", "5433:5432"];
+
+    run("ip", &["netns", "add", &names.netns]);
+    assert!(host.fails(1, &publish).contains(&names.netns));
+    assert_eq!(run("ip", &["netns", "list"]), names.netns);
+    run("ip", &["netns", "delete", &names.netns]);
+    host.is_forgotten();
+
+    for table in [&names.nat_table, &names.publish_table] {
+        run("nft", &["add", "table", "ip", table, "{ comment \"theirs\" ; }"]);
+        let before = run("nft", &["-a", "list", "ruleset"]);
+        let said = host.fails(1, &publish);
+        assert!(said.contains(table.as_str()) && said.contains("EEXIST"), "{said}");
+        assert!(said.contains("somebody else's") && said.contains("nothing of `n` is left"), "{said}");
+        assert_eq!(run("nft", &["-a", "list", "ruleset"]), before, "a foreign table was touched");
+        run("nft", &["delete", "table", "ip", table]);
+        host.is_forgotten();
+    }
+
+    let place =
+        pgbox::sys::cgroup::Cgroup::new(&pgbox::sys::cgroup::detect().unwrap(), &names.cgroup).unwrap();
+    let place = place.directories().remove(0);
+    std::fs::create_dir_all(&place).unwrap();
+    let said = host.fails(1, &publish);
+    assert!(said.contains(names.cgroup.to_str().unwrap()), "{said}");
+    assert!(place.exists(), "a foreign cgroup was removed");
+    for dir in place.ancestors().take(3) {
+        std::fs::remove_dir(dir).unwrap();
+    }
+    host.is_forgotten();
+}
+
+#[test]
 fn the_printed_steps_are_those_that_ran() {
     let Some(host) = Host::new() else { return };
     let args = ["run", "n", "postgres:15", "-p", "5433:5432", "--memory", "300m"];

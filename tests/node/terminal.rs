@@ -103,3 +103,51 @@ fn exec_in_a_node_that_ends_ends_too() {
     assert_eq!(end(shell), 137);
     host.is_clean();
 }
+
+#[test]
+fn a_shell_instead_of_a_server_has_a_terminal() {
+    let Some(host) = Host::new() else { return };
+    let mut shell = at_a_terminal(&host, &["run", "--rm", "-it", "t", "postgres:15", "--", "bash", "--norc"]);
+    shell.send_line("tty; stty size; echo $TERM; id -un").unwrap();
+    shell.expect("/dev/pts/0").unwrap();
+    shell.expect("30 100").unwrap();
+    shell.expect("xterm").unwrap();
+    shell.expect("root").unwrap();
+    shell.get_process_mut().set_window_size(132, 43).unwrap();
+    shell.send_line("sleep 0.2; stty size").unwrap();
+    shell.expect("43 132").unwrap();
+    // Jobs: Ctrl-C ends what runs in the shell, and not the shell, nor pid 1; Ctrl-Z stops it.
+    shell.send_line("sh -c 'echo job $((40 + 3)); exec sleep 1000'").unwrap();
+    shell.expect("job 43").unwrap();
+    shell.send(ControlCode::EndOfText).unwrap();
+    shell.send_line("echo still $((40 + 2)) here").unwrap();
+    shell.expect("still 42 here").unwrap();
+    shell.send_line("sh -c 'echo job $((40 + 4)); exec sleep 1000'").unwrap();
+    shell.expect("job 44").unwrap();
+    shell.send(ControlCode::Substitute).unwrap();
+    shell.expect("Stopped").unwrap();
+    // With a job that is still there, bash would refuse to exit.
+    shell.send_line("kill -9 %1; wait %1; exit 7").unwrap();
+    assert_eq!(end(shell), 7);
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    // What can't have one says what can.
+    let said = host.fails(1, &["run", "-it", "n", "postgres:15"]);
+    assert!(said.contains("pgbox exec -it n -- bash"), "{said}");
+}
+
+#[test]
+fn a_command_whose_terminal_hangs_up_goes_with_it() {
+    let Some(host) = Host::new() else { return };
+    let mut shell = at_a_terminal(&host, &["run", "--rm", "-it", "t", "tiny", "--", "sh"]);
+    shell.send_line("echo $((40 + 2)) ready").unwrap();
+    shell.expect("42 ready").unwrap();
+    nix::sys::signal::kill(
+        nix::unistd::Pid::from_raw(shell.get_process().pid().as_raw()),
+        nix::sys::signal::Signal::SIGHUP,
+    )
+    .unwrap();
+    assert_eq!(end(shell), 129);
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}

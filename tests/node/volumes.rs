@@ -3,9 +3,10 @@
 use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
+    process::Stdio,
 };
 
-use crate::harness::{Host, run};
+use crate::harness::{Host, run, text, until};
 
 const PGDATA: &str = "/var/lib/postgresql/data";
 
@@ -84,4 +85,122 @@ fn a_file_and_a_read_only_directory_can_be_mounted() {
     assert_eq!(said, "from the host\nno\n");
     assert_eq!(fs::read_to_string(&file).unwrap(), "from the host\nmore\n");
     assert!(!dir.join("x").exists());
+}
+
+#[test]
+fn volumes_of_no_node_are_seen_and_removed_and_others_are_not() {
+    let Some(host) = Host::new() else { return };
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.sql("a", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["run", "b", "tiny", "-v", "files:/x", "--", "touch", "/x/y"]);
+    let rows = host.json(&["volume", "ls", "--json"]);
+    assert_eq!((&rows[0]["volume"], &rows[0]["postgres"]), (&"a".into(), &15.into()));
+    assert_eq!((&rows[0]["nodes"][0], &rows[1]["nodes"][0]), (&"a".into(), &"b".into()));
+    assert!(rows[0]["size"].as_u64().unwrap() > 20 << 20, "{rows}");
+    for (volume, node) in [("a", "a"), ("files", "b")] {
+        let said = host.fails(1, &["volume", "rm", volume]);
+        assert!(said.contains(&format!("node `{node}` has it")), "{said}");
+    }
+    host.pgbox(&["rm", "--force", "a", "b"]);
+    assert!(host.pgbox(&["volume", "rm", "--dry-run", "a"]).contains("volumes/default/a"));
+    let table = host.pgbox(&["volume", "ls"]);
+    assert!(table.lines().any(|l| l.starts_with("a ") && l.ends_with('-')), "{table}");
+    host.pgbox(&["volume", "rm", "a"]);
+    assert!(!host.root.join("volumes/default/a").exists());
+    assert_eq!(host.pgbox(&["volume", "ls", "-q", "--all-labs"]), "files\n");
+    let said = host.fails(1, &["volume", "rm", "a"]);
+    assert!(said.contains("no volume `a`") && said.contains("files"), "{said}");
+}
+
+#[test]
+fn what_is_kept_of_a_failed_first_start_is_told_and_goes_with_the_volume() {
+    let Some(host) = Host::new() else { return };
+    let scripts = host.scratch("scripts");
+    fs::write(scripts.join("1.sql"), "SELECT nonsense;").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d", scripts.display());
+    host.fails(1, &["run", "n", "postgres:15", "-v", &mount]);
+    let output = host.try_pgbox(&["volume", "ls"]);
+    assert!(text(&output.stdout).contains("n "), "{output:?}");
+    assert!(text(&output.stderr).contains("n/data/.pgbox-failed is kept"), "{output:?}");
+    host.pgbox(&["volume", "rm", "n"]);
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+}
+
+#[test]
+fn run_rm_says_where_the_data_is() {
+    let Some(host) = Host::new() else { return };
+    let mut node = host.command(&["run", "--rm", "--foreground", "n", "postgres:15"]);
+    let node =
+        node.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("it runs", 20, || host.try_pgbox(&["wait", "n"]).status.success());
+    host.pgbox(&["stop", "n"]);
+    let output = node.wait_with_output().unwrap();
+    let said = text(&output.stderr);
+    assert!(said.contains("volume `n`") && said.contains("volume rm n"), "{said}");
+    assert_eq!(said.matches("note: ").count(), 1, "{said}");
+    host.pgbox(&["volume", "rm", "n"]);
+}
+
+#[test]
+fn of_two_nodes_on_one_new_volume_one_makes_the_cluster() {
+    let Some(host) = Host::new() else { return };
+    let mount = format!("shared:{PGDATA}");
+    let runs = ["a", "b"].map(|node| {
+        let mut command = host.command(&["run", node, "postgres:15", "-v", &mount]);
+        (node, command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap())
+    });
+    let ended = runs.map(|(node, child)| (node, child.wait_with_output().unwrap()));
+    let (up, refused): (Vec<_>, Vec<_>) = ended.iter().partition(|(_, output)| output.status.success());
+    assert_eq!((up.len(), refused.len()), (1, 1), "{ended:?}");
+    let (node, said) = (up[0].0, crate::harness::text(&refused[0].1.stderr));
+    assert!(said.contains("in use") && said.contains(&format!("node `{node}`")), "{said}");
+    assert_eq!(host.sql(node, &[], "SELECT 1"), "1");
+    assert_eq!(host.pgbox(&["ps", "-q"]), format!("{node}\n"));
+    // The password beside the data is that of the one that made it.
+    host.pgbox(&["rm", "-f", node]);
+    host.pgbox(&["run", "c", "postgres:15", "-v", &mount]);
+    assert_eq!(host.sql("c", &[], "SELECT 1"), "1");
+}
+
+/// What root in a node may leave in a volume for the next node on it, and for pgbox on the host.
+#[test]
+fn what_a_node_has_left_in_a_volume_neither_hangs_nor_leads_out() {
+    let Some(host) = Host::new() else { return };
+    let secret = host.scratch("secret").join("file");
+    fs::write(&secret, "of the host").unwrap();
+    let outside = secret.to_str().unwrap();
+    let hostile = |script: &str| {
+        host.pgbox(&["run", "--rm", "t", "tiny", "-v", "v:/v", "--", "sh", "-c", script]);
+    };
+    let run = |more: &[&str]| {
+        let node = ["run", "n", "postgres:15", "-v", "v:/var/lib/postgresql", "--timeout", "20s"];
+        host.try_pgbox(&[&node[..], more].concat())
+    };
+    // The link means something inside only, so pgbox sees no PG_VERSION on the host, and pid 1 does.
+    let link = "mkdir /v/real; mkfifo /v/real/PG_VERSION; ln -s /var/lib/postgresql/real /v/data";
+    for script in ["mkdir /v/data; mkfifo /v/data/PG_VERSION", link] {
+        hostile(script);
+        let output = run(&[]);
+        let said = crate::harness::text(&output.stderr);
+        assert!(!output.status.success() && said.contains("it is not a plain file"), "{script}: {said}");
+        host.is_forgotten();
+        hostile("rm -r /v/*");
+    }
+    // What pgbox knows of a volume is not kept in what a node can write.
+    hostile(&format!("mkfifo /v/volume.json; ln -s {outside} /v/password"));
+    assert!(run(&["-e", "POSTGRES_PASSWORD=right"]).status.success());
+    assert!(host.pgbox(&["uri", "n", "--with-password"]).contains(":right@"));
+    host.pgbox(&["rm", "-f", "n"]);
+    for script in ["mkfifo /v/pw", &format!("ln -sf {outside} /v/pw")] {
+        hostile(script);
+        let output = run(&["-e", "POSTGRES_PASSWORD_FILE=/var/lib/postgresql/pw"]);
+        assert!(output.status.success(), "{script}: {}", crate::harness::text(&output.stderr));
+        assert!(host.fails(1, &["uri", "n", "--with-password"]).contains("knows no password"), "{script}");
+        host.pgbox(&["rm", "-f", "n"]);
+    }
+    hostile("rm -r /v/data /v/pw; mkfifo /v/pw");
+    let output = run(&["-e", "POSTGRES_PASSWORD_FILE=/var/lib/postgresql/pw"]);
+    assert!(crate::harness::text(&output.stderr).contains("it is not a plain file"));
+    assert_eq!(fs::read_to_string(&secret).unwrap(), "of the host");
 }

@@ -10,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use nix::errno::Errno;
 
 use super::BUNDLE_DIRS;
 use crate::{
@@ -82,13 +81,6 @@ pub fn delete_own_table(table: &str, comment: &str) -> Result<()> {
         true => nft::delete(table),
         false => Ok(()),
     }
-}
-
-/// Whether adding a table failed because we have it already.
-pub fn is_ours(table: &str, comment: &str, error: &anyhow::Error) -> Result<bool> {
-    let exists = error.downcast_ref() == Some(&Errno::EEXIST);
-    let same = |t: nft::Found| t.name == table && t.comment.as_deref() == Some(comment);
-    Ok(exists && nft::list()?.into_iter().any(same))
 }
 
 /// Replaces or removes the line of `name`, keeping the file's inode.

@@ -108,6 +108,20 @@ impl Cgroup {
         self.set_frozen(false)
     }
 
+    /// Whether every task of the group is stopped by a freeze. An absent group is not.
+    pub fn frozen(&self) -> Result<bool> {
+        if let Some(events) = self.events()? {
+            return events.is("frozen");
+        }
+        let Ok(dir) = self.dir_of(Controller::Freezer) else { return Ok(false) };
+        let file = dir.join("freezer.state");
+        match crate::sys::fs::read_to_string(&file) {
+            Ok(state) => Ok(state.trim() == "FROZEN"),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(os(error)).with_context(|| format!("read {}", file.display())),
+        }
+    }
+
     fn can_freeze(&self) -> bool {
         match self.unified_dir() {
             Some(dir) => dir.join("cgroup.freeze").exists(),

@@ -9,6 +9,7 @@
 //! Each public function opens its socket in the namespace of the calling thread (except [`configure`])
 //! and has closed it when it returns.
 
+pub mod delay;
 mod read;
 mod socket;
 
@@ -28,7 +29,7 @@ use rtnetlink::{
 };
 
 use super::netns;
-pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, ports, routes, stats};
+pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, routes, stats};
 use read::{find, lookup};
 use socket::Rtnl;
 

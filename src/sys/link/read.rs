@@ -82,23 +82,13 @@ pub fn get(name: &str) -> Result<Option<Link>> {
 
 /// Every interface, in the order of their indexes.
 pub fn list() -> Result<Vec<Link>> {
-    links(&mut Rtnl::open()?, None)
-}
-
-/// The names of the ports of a bridge.
-///
-/// # Errors
-/// `ENODEV` when there is no such bridge.
-pub fn ports(bridge: &str) -> Result<Vec<String>> {
-    let mut rtnl = Rtnl::open()?;
-    let index = find(&mut rtnl, bridge)?.index;
-    Ok(links(&mut rtnl, Some(index))?.into_iter().map(|link| link.name).collect())
+    links(&mut Rtnl::open()?)
 }
 
 /// Every IPv4 address of every interface.
 pub fn addresses() -> Result<Vec<Address>> {
     let mut rtnl = Rtnl::open()?;
-    let names = links(&mut rtnl, None)?;
+    let names = links(&mut rtnl)?;
     let mut request = AddressMessage::default();
     request.header.family = AddressFamily::Inet;
     let replies =
@@ -119,7 +109,7 @@ pub fn addresses() -> Result<Vec<Address>> {
 /// The IPv4 routes of the main table, what `ip -4 route` shows.
 pub fn routes() -> Result<Vec<Route>> {
     let mut rtnl = Rtnl::open()?;
-    let names = links(&mut rtnl, None)?;
+    let names = links(&mut rtnl)?;
     let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let replies = rtnl.dump(RouteNetlinkMessage::GetRoute(request)).context("list routes: RTM_GETROUTE")?;
     let main = replies.iter().filter_map(|reply| match reply {
@@ -172,17 +162,15 @@ pub(super) fn find(rtnl: &mut Rtnl, name: &str) -> Result<Link> {
 }
 
 /// All links, or the ports of one bridge.
-fn links(rtnl: &mut Rtnl, controller: Option<u32>) -> Result<Vec<Link>> {
+fn links(rtnl: &mut Rtnl) -> Result<Vec<Link>> {
     let mut request = LinkMessage::default();
     request.attributes = vec![LinkAttribute::ExtMask(without_counters())];
-    request.attributes.extend(controller.map(LinkAttribute::Controller));
     let replies = rtnl.dump(RouteNetlinkMessage::GetLink(request)).context("list links: RTM_GETLINK")?;
     let links = replies.iter().filter_map(|reply| match reply {
         RouteNetlinkMessage::NewLink(message) => Some(link(message)),
         _ => None,
     });
-    // Kernels before 4.4 don't know the filter.
-    Ok(links.filter(|link| controller.is_none() || link.controller == controller).collect())
+    Ok(links.collect())
 }
 
 /// They are half of the answer, and summed up over all processors.

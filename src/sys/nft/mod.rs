@@ -6,6 +6,7 @@
 //! connection, so connections that exist go on after a table is gone; and an `accept` in one table does not
 //! overrule a `drop` in another (see [`forward_policy_drop`]).
 
+pub mod bridge;
 mod rule;
 mod wire;
 
@@ -15,6 +16,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use anyhow::{Context, Result, bail};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
 use nix::errno::Errno;
+use sha2::{Digest, Sha256};
 
 use rule::{Chain, Hook, Statement};
 use wire::{Attributes, Batch};
@@ -65,11 +67,32 @@ pub fn add(table: &NatTable) -> Result<()> {
     batch(table)?.commit()
 }
 
+/// As [`add`], but a table of that name and comment that exists already is all right. One that says anything else, as
+/// that of another version of this program does, is replaced within one transaction: no packet meets neither.
+///
+/// # Errors
+/// `EEXIST` when a table of that name exists that has another comment.
+pub fn ensure(table: &NatTable) -> Result<()> {
+    let exists = match add(table) {
+        Err(error) if error.downcast_ref() == Some(&Errno::EEXIST) => error,
+        other => return other,
+    };
+    let is_it = |found: &wire::Object| found.text(NFTA_TABLE_NAME).as_deref() == Some(table.name.as_str());
+    let Some(found) = tables()?.into_iter().find(is_it) else { return add(table) };
+    let userdata = found.bytes(NFTA_TABLE_USERDATA).unwrap_or_default();
+    if comment_of(userdata).as_deref() != Some(table.comment.as_str()) {
+        return Err(exists);
+    }
+    match entry_of(userdata, UDATA_CONTENT) == Some(&table.content()[..]) {
+        true => Ok(()),
+        false => replacement(table)?.commit(),
+    }
+}
+
 /// Deletes the table of that name in family `ip` with all that is in it. Absent is Ok.
 pub fn delete(name: &str) -> Result<()> {
     let mut batch = Batch::new();
-    let table = Attributes::new().text(NFTA_TABLE_NAME, name);
-    batch.push(NFT_MSG_DELTABLE, 0, table, format!("delete table ip {name}"));
+    push_delete(&mut batch, name);
     match batch.commit() {
         Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => Ok(()),
         Err(error) if unsupported(&error) => Ok(()),
@@ -79,16 +102,18 @@ pub fn delete(name: &str) -> Result<()> {
 
 /// Every table of family `ip`, whoever made it. A kernel without nf_tables has none.
 pub fn list() -> Result<Vec<Found>> {
-    let family = nix::libc::AF_INET as u8;
-    let tables = match wire::dump(NFT_MSG_GETTABLE, family) {
-        Err(error) if unsupported(&error) => return Ok(Vec::new()),
-        tables => tables?,
-    };
     let found = |table: &wire::Object| {
         let comment = table.bytes(NFTA_TABLE_USERDATA).and_then(comment_of);
         Some(Found { name: table.text(NFTA_TABLE_NAME)?, comment })
     };
-    Ok(tables.iter().filter_map(found).collect())
+    Ok(tables()?.iter().filter_map(found).collect())
+}
+
+fn tables() -> Result<Vec<wire::Object>> {
+    match wire::dump(NFT_MSG_GETTABLE, nix::libc::AF_INET as u8) {
+        Err(error) if unsupported(&error) => Ok(Vec::new()),
+        tables => tables,
+    }
 }
 
 /// Whether this kernel can do what [`add`] needs: nf_tables for IPv4 with NAT, fib and conntrack.
@@ -187,6 +212,13 @@ impl NatTable {
         self.publish.iter().filter(outside).map(publish_rule).collect()
     }
 
+    /// What the table says, in 16 bytes. They are kept in the table itself: the kernel gives rules back in another form
+    /// than it was given them, so comparing those would be guesswork.
+    fn content(&self) -> [u8; 16] {
+        let digest = Sha256::digest(self.to_nft());
+        std::array::from_fn(|i| digest[i])
+    }
+
     /// What the text form could not express would be two different tables.
     fn check(&self) -> Result<()> {
         let plain = |text: &str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
@@ -261,19 +293,36 @@ fn loopback(statement: fn(Ipv4Addr, u8) -> Statement) -> Statement {
 
 /// The messages that make the table; not sent yet.
 fn batch(table: &NatTable) -> Result<Batch> {
+    let mut batch = Batch::new();
+    push_table(&mut batch, table)?;
+    Ok(batch)
+}
+
+/// The messages that put the table in the place of one of its name.
+fn replacement(table: &NatTable) -> Result<Batch> {
+    let mut batch = Batch::new();
+    push_delete(&mut batch, &table.name);
+    push_table(&mut batch, table)?;
+    Ok(batch)
+}
+
+fn push_delete(batch: &mut Batch, name: &str) {
+    let table = Attributes::new().text(NFTA_TABLE_NAME, name);
+    batch.push(NFT_MSG_DELTABLE, 0, table, format!("delete table ip {name}"));
+}
+
+fn push_table(batch: &mut Batch, table: &NatTable) -> Result<()> {
     table.check()?;
     let name = &table.name;
-    let mut batch = Batch::new();
-    let mut attributes = Attributes::new().text(NFTA_TABLE_NAME, name);
-    if !table.comment.is_empty() {
-        attributes = attributes.bytes(NFTA_TABLE_USERDATA, &comment_userdata(&table.comment)?);
-    }
+    let attributes = Attributes::new()
+        .text(NFTA_TABLE_NAME, name)
+        .bytes(NFTA_TABLE_USERDATA, &userdata(&table.comment, &table.content())?);
     // EXCL: without it adding to somebody else's table of that name would succeed.
     batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, attributes, format!("add table ip {name}"));
     for chain in &table.chains() {
-        push_chain(&mut batch, name, chain);
+        push_chain(batch, name, chain);
     }
-    Ok(batch)
+    Ok(())
 }
 
 fn push_chain(batch: &mut Batch, table: &str, chain: &Chain) {
@@ -299,21 +348,39 @@ fn push_chain(batch: &mut Batch, table: &str, chain: &Chain) {
 }
 
 /// User data is opaque to the kernel; nft(8) reads it as type, length, value.
+fn userdata(comment: &str, content: &[u8; 16]) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if !comment.is_empty() {
+        let length =
+            u8::try_from(comment.len() + 1).context("the comment of an nf_tables table is too long")?;
+        bytes.extend([NFTNL_UDATA_COMMENT, length]);
+        bytes.extend(comment.as_bytes());
+        bytes.push(0);
+    }
+    bytes.extend([UDATA_CONTENT, content.len() as u8]);
+    bytes.extend(content);
+    Ok(bytes)
+}
+
 fn comment_userdata(comment: &str) -> Result<Vec<u8>> {
-    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables table is too long")?;
-    let mut bytes = vec![NFTNL_UDATA_TABLE_COMMENT, length];
+    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables object is too long")?;
+    let mut bytes = vec![NFTNL_UDATA_COMMENT, length];
     bytes.extend(comment.as_bytes());
     bytes.push(0);
     Ok(bytes)
 }
 
-fn comment_of(mut userdata: &[u8]) -> Option<String> {
+fn comment_of(userdata: &[u8]) -> Option<String> {
+    let value = entry_of(userdata, NFTNL_UDATA_COMMENT)?;
+    Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
+}
+
+fn entry_of(mut userdata: &[u8], wanted: u8) -> Option<&[u8]> {
     loop {
         let (&[kind, length], rest) = userdata.split_first_chunk()?;
         let (value, next) = rest.split_at_checked(length.into())?;
-        if kind == NFTNL_UDATA_TABLE_COMMENT {
-            let text = value.strip_suffix(&[0]).unwrap_or(value);
-            return Some(String::from_utf8_lossy(text).into_owned());
+        if kind == wanted {
+            return Some(value);
         }
         userdata = next;
     }
@@ -337,6 +404,8 @@ const NFT_MSG_DELTABLE: u16 = 2;
 const NFT_MSG_NEWCHAIN: u16 = 3;
 const NFT_MSG_GETCHAIN: u16 = 4;
 const NFT_MSG_NEWRULE: u16 = 6;
+const NFT_MSG_GETRULE: u16 = 7;
+const NFT_MSG_DELRULE: u16 = 8;
 const NFTA_TABLE_NAME: u16 = 1;
 const NFTA_TABLE_USERDATA: u16 = 6;
 const NFTA_CHAIN_TABLE: u16 = 1;
@@ -348,10 +417,15 @@ const NFTA_HOOK_HOOKNUM: u16 = 1;
 const NFTA_HOOK_PRIORITY: u16 = 2;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
+const NFTA_RULE_HANDLE: u16 = 3;
 const NFTA_RULE_EXPRESSIONS: u16 = 4;
+const NFTA_RULE_USERDATA: u16 = 7;
 
-/// libnftnl/udata.h.
-const NFTNL_UDATA_TABLE_COMMENT: u8 = 0;
+/// libnftnl/udata.h: of tables and of rules.
+const NFTNL_UDATA_COMMENT: u8 = 0;
+
+/// Our own entry, see [`NatTable::content`]; nft(8) passes over types that it does not know.
+const UDATA_CONTENT: u8 = 200;
 
 #[cfg(test)]
 mod tests {
@@ -414,9 +488,11 @@ mod tests {
 
     #[test]
     fn comments_survive_userdata() {
-        let bytes = comment_userdata("hello").unwrap();
-        assert_eq!(bytes, b"\0\x06hello\0");
+        let bytes = userdata("hello", b"0123456789abcdef").unwrap();
+        assert_eq!(bytes, b"\0\x06hello\0\xc8\x100123456789abcdef");
         assert_eq!(comment_of(&bytes).as_deref(), Some("hello"));
+        assert_eq!(entry_of(&bytes, UDATA_CONTENT), Some(&b"0123456789abcdef"[..]));
+        assert_eq!(comment_of(&userdata("", &[0; 16]).unwrap()), None);
         assert_eq!(comment_of(&[1, 2, 9, 9, 0, 2, b'x', 0]).as_deref(), Some("x"));
         assert_eq!(comment_of(&[0, 9, b'x']), None);
     }

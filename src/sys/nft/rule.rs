@@ -9,6 +9,8 @@ use super::wire::Attributes;
 
 /// One part of a rule. A rule's statements are tried from left to right.
 pub(super) enum Statement {
+    /// An IPv4 packet. Where other kinds pass too, on a bridge, it must come before what looks at addresses.
+    Ipv4,
     /// Came in through this interface.
     In(String),
     InNot(String),
@@ -26,6 +28,13 @@ pub(super) enum Statement {
     Dnat(SocketAddrV4),
     /// Source NAT to the address of the interface that the packet leaves through.
     Masquerade,
+    /// As many packets in a million, by chance.
+    Random(u32),
+    /// What goes beyond as many bytes a second. Packets are let through up to a burst: a second's worth, and what
+    /// one packet can hold.
+    Over(u64),
+    /// From now on the packet belongs to this traffic class, tc(8).
+    Class(u32),
     Drop,
 }
 
@@ -42,6 +51,7 @@ pub(super) struct Chain {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Hook {
     Prerouting = 0,
+    Input = 1,
     Forward = 2,
     Output = 3,
     Postrouting = 4,
@@ -51,6 +61,7 @@ impl Hook {
     pub(super) fn text(self) -> &'static str {
         match self {
             Hook::Prerouting => "prerouting",
+            Hook::Input => "input",
             Hook::Forward => "forward",
             Hook::Output => "output",
             Hook::Postrouting => "postrouting",
@@ -83,6 +94,7 @@ pub(super) fn expressions(rule: &[Statement]) -> Attributes {
 impl Statement {
     fn text(&self) -> String {
         match self {
+            Self::Ipv4 => "meta protocol ip".to_owned(),
             Self::In(name) => format!("iifname {name:?}"),
             Self::InNot(name) => format!("iifname != {name:?}"),
             Self::Out(name) => format!("oifname {name:?}"),
@@ -94,12 +106,16 @@ impl Statement {
             Self::CtStatusDnat => "ct status dnat".to_owned(),
             Self::Dnat(to) => format!("dnat to {to}"),
             Self::Masquerade => "masquerade".to_owned(),
+            Self::Random(per_million) => format!("numgen random mod {MILLION} < {per_million}"),
+            Self::Over(rate) => format!("limit rate over {rate} bytes/second burst {BURST} bytes"),
+            Self::Class(id) => format!("meta priority set {:x}:{:x}", id >> 16, id & 0xffff),
             Self::Drop => "drop".to_owned(),
         }
     }
 
     fn expressions(&self) -> Vec<Attributes> {
         match self {
+            Self::Ipv4 => vec![meta(NFT_META_PROTOCOL), compare(NFT_CMP_EQ, &ETH_P_IP.to_be_bytes())],
             Self::In(name) => vec![meta(NFT_META_IIFNAME), compare(NFT_CMP_EQ, &padded(name))],
             Self::InNot(name) => vec![meta(NFT_META_IIFNAME), compare(NFT_CMP_NEQ, &padded(name))],
             Self::Out(name) => vec![meta(NFT_META_OIFNAME), compare(NFT_CMP_EQ, &padded(name))],
@@ -125,6 +141,12 @@ impl Statement {
                 dnat_to_registers(),
             ],
             Self::Masquerade => vec![expression("masq", Attributes::new())],
+            // Numbers are compared byte by byte, so the first byte must be the highest.
+            Self::Random(per_million) => {
+                vec![random(MILLION), big_endian(), compare(NFT_CMP_LT, &per_million.to_be_bytes())]
+            }
+            Self::Over(rate) => vec![limit_over(*rate)],
+            Self::Class(id) => vec![immediate(NFT_REG_1, value(&id.to_ne_bytes())), set_priority()],
             Self::Drop => vec![immediate(NFT_REG_VERDICT, verdict(NF_DROP))],
         }
     }
@@ -220,6 +242,41 @@ fn fib() -> Attributes {
     expression("fib", data)
 }
 
+/// Loads a random number below `modulus`.
+fn random(modulus: u32) -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_NG_DREG, NFT_REG_1)
+        .number(NFTA_NG_MODULUS, modulus)
+        .number(NFTA_NG_TYPE, NFT_NG_RANDOM);
+    expression("numgen", data)
+}
+
+fn big_endian() -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_BYTEORDER_SREG, NFT_REG_1)
+        .number(NFTA_BYTEORDER_DREG, NFT_REG_1)
+        .number(NFTA_BYTEORDER_OP, NFT_BYTEORDER_HTON)
+        .number(NFTA_BYTEORDER_LEN, 4)
+        .number(NFTA_BYTEORDER_SIZE, 4);
+    expression("byteorder", data)
+}
+
+/// Goes on with the rule only for what exceeds the rate.
+fn limit_over(bytes_per_second: u64) -> Attributes {
+    let data = Attributes::new()
+        .bytes(NFTA_LIMIT_RATE, &bytes_per_second.to_be_bytes())
+        .bytes(NFTA_LIMIT_UNIT, &1u64.to_be_bytes())
+        .number(NFTA_LIMIT_BURST, BURST)
+        .number(NFTA_LIMIT_TYPE, NFT_LIMIT_PKT_BYTES)
+        .number(NFTA_LIMIT_FLAGS, NFT_LIMIT_F_INV);
+    expression("limit", data)
+}
+
+fn set_priority() -> Attributes {
+    let data = Attributes::new().number(NFTA_META_KEY, NFT_META_PRIORITY).number(NFTA_META_SREG, NFT_REG_1);
+    expression("meta", data)
+}
+
 fn dnat_to_registers() -> Attributes {
     let data = Attributes::new()
         .number(NFTA_NAT_TYPE, NFT_NAT_DNAT)
@@ -229,6 +286,13 @@ fn dnat_to_registers() -> Attributes {
     expression("nat", data)
 }
 
+const MILLION: u32 = 1_000_000;
+/// Between interfaces of one machine packets travel unsegmented, up to 64 KiB each: a smaller burst would let none
+/// of those pass at a low rate.
+const BURST: u32 = 64 << 10;
+
+/// linux/if_ether.h.
+const ETH_P_IP: u16 = 0x0800;
 // Offsets in the IPv4 and TCP headers, RFC 791 and RFC 9293.
 const IP_SADDR: u32 = 12;
 const IP_DADDR: u32 = 16;
@@ -264,6 +328,7 @@ const NFTA_CMP_OP: u16 = 2;
 const NFTA_CMP_DATA: u16 = 3;
 const NFT_CMP_EQ: u32 = 0;
 const NFT_CMP_NEQ: u32 = 1;
+const NFT_CMP_LT: u32 = 2;
 const NFTA_PAYLOAD_DREG: u16 = 1;
 const NFTA_PAYLOAD_BASE: u16 = 2;
 const NFTA_PAYLOAD_OFFSET: u16 = 3;
@@ -272,6 +337,9 @@ const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
 const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
 const NFTA_META_DREG: u16 = 1;
 const NFTA_META_KEY: u16 = 2;
+const NFTA_META_SREG: u16 = 3;
+const NFT_META_PROTOCOL: u32 = 1;
+const NFT_META_PRIORITY: u32 = 2;
 const NFT_META_IIFNAME: u32 = 6;
 const NFT_META_OIFNAME: u32 = 7;
 const NFT_META_L4PROTO: u32 = 16;
@@ -288,6 +356,23 @@ const NFTA_NAT_FAMILY: u16 = 2;
 const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
 const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
 const NFT_NAT_DNAT: u32 = 1;
+const NFTA_NG_DREG: u16 = 1;
+const NFTA_NG_MODULUS: u16 = 2;
+const NFTA_NG_TYPE: u16 = 3;
+const NFT_NG_RANDOM: u32 = 1;
+const NFTA_BYTEORDER_SREG: u16 = 1;
+const NFTA_BYTEORDER_DREG: u16 = 2;
+const NFTA_BYTEORDER_OP: u16 = 3;
+const NFTA_BYTEORDER_LEN: u16 = 4;
+const NFTA_BYTEORDER_SIZE: u16 = 5;
+const NFT_BYTEORDER_HTON: u32 = 1;
+const NFTA_LIMIT_RATE: u16 = 1;
+const NFTA_LIMIT_UNIT: u16 = 2;
+const NFTA_LIMIT_BURST: u16 = 3;
+const NFTA_LIMIT_TYPE: u16 = 4;
+const NFTA_LIMIT_FLAGS: u16 = 5;
+const NFT_LIMIT_PKT_BYTES: u32 = 1;
+const NFT_LIMIT_F_INV: u32 = 1;
 
 #[cfg(test)]
 mod tests {

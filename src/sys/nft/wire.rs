@@ -62,23 +62,31 @@ impl Attributes {
 /// Messages that the kernel applies all together or not at all.
 pub(super) struct Batch {
     bytes: Vec<u8>,
+    /// `NFPROTO_*`, of every message.
+    family: u8,
     /// What each message does, by sequence number: an error names it.
     labels: Vec<String>,
 }
 
 impl Batch {
+    /// A batch of the IPv4 family.
     pub(super) fn new() -> Self {
-        let mut batch = Self { bytes: Vec::new(), labels: vec!["commit the batch".to_owned()] };
+        Self::of(nix::libc::AF_INET as u8)
+    }
+
+    /// A batch of another family.
+    pub(super) fn of(family: u8) -> Self {
+        let labels = vec!["commit the batch".to_owned()];
+        let mut batch = Self { bytes: Vec::new(), family, labels };
         batch.frame(0, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, &Attributes::new());
         batch
     }
 
-    /// Adds an nf_tables message of the IPv4 family. `flags` come on top of REQUEST and ACK.
+    /// Adds an nf_tables message. `flags` come on top of REQUEST and ACK.
     pub(super) fn push(&mut self, operation: u16, flags: u16, attributes: Attributes, label: String) {
         let sequence = self.labels.len() as u32;
         let flags = flags | NLM_F_REQUEST | NLM_F_ACK;
-        let family = nix::libc::AF_INET as u8;
-        self.frame(sequence, message_type(operation), flags, family, 0, &attributes);
+        self.frame(sequence, message_type(operation), flags, self.family, 0, &attributes);
         self.labels.push(label);
     }
 

@@ -1,0 +1,40 @@
+//! `pgbox freeze` and `pgbox thaw`: the cgroup freezer. Nothing in a frozen node runs, while its memory, its locks and
+//! its connections stay; the kernel goes on to acknowledge what is sent to it.
+
+use anyhow::Result;
+
+use super::{Context, each, need_root};
+use crate::{cli, facts::node, spec::Name};
+
+pub fn freeze(context: &Context, args: &cli::Freeze) -> Result<i32> {
+    need_root("pgbox freeze")?;
+    each(context, &args.nodes, |name| set(context, name, true))
+}
+
+pub fn thaw(context: &Context, args: &cli::Freeze) -> Result<i32> {
+    need_root("pgbox thaw")?;
+    each(context, &args.nodes, |name| set(context, name, false))
+}
+
+/// Without the lab's lock: a command that waits for a node holds that, and may wait for the thaw.
+fn set(context: &Context, name: &Name, frozen: bool) -> Result<()> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    node.running()?;
+    let group = node.cgroup(&context.root)?;
+    match frozen {
+        _ if frozen == node.frozen => {
+            let is = if frozen { "frozen already" } else { "not frozen" };
+            super::note(context, &format!("`{name}` is {is}"));
+        }
+        true => {
+            // Half a freeze would be worse than none: some of the node stands, and nobody sees why.
+            group.freeze().inspect_err(|_| drop(group.thaw()))?;
+            println!("{name} is frozen");
+        }
+        false => {
+            group.thaw()?;
+            println!("{name} goes on");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! Named volumes as they are on disk: whose they are, what is in them, and how much.
+
+use std::{
+    fs, io,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{postgres::datadir, spec::Name, state::Root, step::InnerStep};
+
+/// A named volume.
+pub struct Volume {
+    pub lab: Name,
+    pub name: Name,
+    pub path: PathBuf,
+    /// Bytes that it takes on disk.
+    pub size: u64,
+    /// Major version of the PostgreSQL cluster in it.
+    pub version: Option<u32>,
+    /// The nodes, of any lab, that have it mounted. They need not run: none could start again without its data.
+    pub users: Vec<Name>,
+    /// What is kept of first starts that failed.
+    pub failed: Vec<PathBuf>,
+}
+
+/// The volumes of a lab.
+pub fn all(root: &Root, lab: &Name) -> Result<Vec<Volume>> {
+    root.volumes(lab)?.iter().map(|name| look(root, lab, name)).collect()
+}
+
+fn look(root: &Root, lab: &Name, name: &Name) -> Result<Volume> {
+    let path = root.volume_dir(lab, name);
+    let data = path.join("data");
+    Ok(Volume {
+        lab: lab.clone(),
+        name: name.clone(),
+        size: size(&path).with_context(|| format!("measure {}", path.display()))?,
+        // Whatever stands there instead of a version is no reason to hide the other volumes.
+        version: super::data_version(&data).ok().flatten(),
+        users: users(root, &path)?,
+        failed: failed(&data),
+        path,
+    })
+}
+
+/// The nodes of all labs that have the volume or a part of it mounted.
+pub fn users(root: &Root, volume: &Path) -> Result<Vec<Name>> {
+    let mut users = Vec::new();
+    for lab in root.labs()? {
+        for (name, state) in super::nodes(root, &lab)? {
+            let uses = |step: &InnerStep| match step {
+                InnerStep::Bind { source, .. } => source.starts_with(volume) || volume.starts_with(source),
+                _ => false,
+            };
+            if state.plan.inner.iter().any(uses) {
+                users.push(name);
+            }
+        }
+    }
+    Ok(users)
+}
+
+fn failed(data: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(data).into_iter().flatten().flatten();
+    let kept = entries.filter(|entry| datadir::failure_number(&entry.file_name()).is_some());
+    let mut paths: Vec<PathBuf> = kept.map(|entry| entry.path()).collect();
+    paths.sort();
+    paths
+}
+
+/// Bytes on disk below `dir`. What a server removes meanwhile is not counted.
+fn size(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    let mut left = vec![dir.to_owned()];
+    while let Some(path) = left.pop() {
+        let meta = match fs::symlink_metadata(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        bytes += meta.blocks() * 512;
+        if meta.is_dir() {
+            left.extend(fs::read_dir(&path).into_iter().flatten().flatten().map(|entry| entry.path()));
+        }
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,57 @@
+//! The limits of a node: what is asked for, in the kernel's terms, and what a server could not start under.
+
+use std::path::Path;
+
+use anyhow::Result;
+
+use crate::{
+    hint::advise,
+    postgres::tune,
+    spec::{NodeSpec, quantity::human_bytes},
+    step::HostStep,
+    sys::cgroup,
+};
+
+/// The limits of a node in the kernel's terms. Swap is none unless asked for: a database that swaps is
+/// slower than one that is told it has less memory.
+pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
+    let asked = &spec.limits;
+    cgroup::Limits {
+        memory_max: asked.memory,
+        memory_high: None,
+        swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
+        cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
+        pids_max: asked.pids,
+        // A killed backend must not take the whole node along: Postgres recovers from losing one.
+        oom_group: asked.memory.map(|_| false),
+    }
+}
+
+/// The step that sets these limits.
+pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Limits) -> HostStep {
+    let group = cgroup::Cgroup::new(hierarchy, path);
+    let files = cgroup::writes(hierarchy, &limits).into_iter().filter_map(|write| {
+        let dir = group.as_ref().ok()?.dir_of(write.controller).ok()?;
+        Some((dir.join(write.file), write.value.to_string()))
+    });
+    HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
+}
+
+/// Refuses limits under which a server could not start.
+pub fn check_limits(spec: &NodeSpec) -> Result<()> {
+    let too_small = |what: String, least: String| {
+        Err(advise(format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
+    };
+    let megabytes = |bytes| human_bytes(bytes).to_ascii_lowercase();
+    match (spec.limits.memory, spec.limits.pids) {
+        _ if spec.command().is_some() => Ok(()),
+        (Some(memory), _) if memory < tune::LEAST_MEMORY => too_small(
+            format!("a memory limit of {}", human_bytes(memory)),
+            format!("--memory {}", megabytes(tune::LEAST_MEMORY)),
+        ),
+        (_, Some(pids)) if pids < tune::LEAST_PIDS => {
+            too_small(format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
+        }
+        _ => Ok(()),
+    }
+}
