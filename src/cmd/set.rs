@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
 use super::{Context, need_root, start, stop};
 use crate::{
@@ -192,7 +192,8 @@ fn restart(context: &Context, name: &Name, before: &NodeState) -> Result<()> {
     let args = cli::Stop { nodes: Vec::new(), timeout: None, mode: cli::Mode::Fast };
     let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
     let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
-    let fatal = log.iter().rev().find(|line| line.contains("FATAL:")).map(String::as_str).unwrap_or_default();
+    let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:"));
+    let fatal = fatal.map_or("see its log", |(_, why)| why.trim());
     engine::restore(&context.root, &context.lab, name, before)?;
     let node = node::find(&context.root, &context.lab, name)?;
     let back = match node.pidfd {
@@ -200,7 +201,9 @@ fn restart(context: &Context, name: &Name, before: &NodeState) -> Result<()> {
         None => start::start(context, name, START),
     };
     match back {
-        Ok(()) => bail!("`{name}` did not come up with it, and runs as it was: {fatal} ({error:#})"),
+        Ok(()) => {
+            Err(error.context(format!("`{name}` did not come up with it, and runs as it was: {fatal}")))
+        }
         Err(back) => Err(back.context(format!("`{name}` came up neither with it nor as it was: {fatal}"))),
     }
 }

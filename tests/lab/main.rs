@@ -8,3 +8,5 @@ mod harness;
 
 mod faults;
 mod replica;
+mod settings;
+mod status;
