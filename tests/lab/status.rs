@@ -44,7 +44,8 @@ fn the_picture_shows_who_follows_whom_and_how_far() {
         assert_eq!(host.sql(node, &[], "SELECT count(*) FROM t"), "1000", "{node}");
     }
     let picture = host.pgbox(&["status"]);
-    let names: Vec<&str> = picture.lines().map(|line| line.split("  ").next().unwrap()).collect();
+    let width = picture.find("STATE").unwrap();
+    let names: Vec<&str> = picture.lines().map(|line| line[..width].trim_end()).collect();
     assert_eq!(names, ["NODE", "primary", "|-> r1", "|   `-> r2", "`-> r3"], "{picture}");
 
     for (node, of) in [("r1", "primary"), ("r2", "r1")] {
@@ -135,13 +136,18 @@ fn a_slot_in_use_is_not_dropped() {
     host.pgbox(&["run", "primary", "postgres:15"]);
     host.sql("primary", &[], "SELECT pg_create_physical_replication_slot('mine')");
     let dir = host.scratch("wal");
-    let uri = host.pgbox(&["uri", "primary", "--with-password"]);
+    // The role that may replicate is there with the first standby.
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let password = std::fs::read_to_string(host.root.join("labs/default/nodes/primary/replicator")).unwrap();
+    let address = host.json(&["uri", "primary", "--json"])["host"].as_str().unwrap().to_owned();
     let mut reader = std::process::Command::new("/usr/lib/postgresql/15/bin/pg_receivewal")
-        .args(["-S", "mine", "-n", "-D", dir.to_str().unwrap(), "-d", uri.trim()])
+        .args(["-S", "mine", "-n", "-D", dir.to_str().unwrap(), "-U", "replicator", "-h", &address])
+        .env("PGPASSWORD", password.trim())
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    until("the slot is in use", 20, || host.pgbox(&["slots"]).contains("yes"));
+    let active = || host.json(&["slots", "--json"])[0].clone();
+    until("the slot is in use", 20, || active()["slot_name"] == "mine" && active()["active"] == true);
     assert!(host.fails(1, &["slots", "--drop", "mine"]).contains("in use"));
     host.pgbox(&["slots", "--drop", "mine", "--force"]);
     assert!(!host.pgbox(&["slots"]).contains("mine"));
