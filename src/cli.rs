@@ -1,6 +1,7 @@
-//! The command line, and the only file that knows clap. Help, completions and the reference page all come
+//! The command line: with its submodules the only place that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
 
+mod drive;
 mod fault;
 mod watch;
 
@@ -9,6 +10,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
+pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use watch::{Goal, Lag, Set, Slots, Status, Wait};
 
@@ -91,6 +93,11 @@ pub enum Command {
     /// Volumes: list them, also those of no node, and remove them
     #[command(subcommand)]
     Volume(Volumes),
+    /// Writers that remember what was acknowledged: start, stop, report
+    #[command(subcommand)]
+    Drive(Drive),
+    /// Compare what was acknowledged with what is there; exit code 1 on loss
+    Verify(Verify),
     /// Print a completion script for a shell
     Completions {
         /// The shell

@@ -20,7 +20,7 @@
 //! ```text
 //! 6  main                       parse, dispatch, print error + hint, exit code
 //! 5  cmd                        one file a subcommand
-//! 4  engine spawn init enter show facts
+//! 4  engine spawn init enter show facts drive
 //! 3  plan                       the only place that knows the order of things
 //! 2  step hint state sql
 //! 1  spec image postgres lab
@@ -32,6 +32,7 @@
 
 pub mod cli;
 pub mod cmd;
+pub mod drive;
 pub mod engine;
 pub mod enter;
 pub mod facts;

@@ -13,7 +13,7 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use postgres::{Client, Config, NoTls};
+use postgres::{Client, NoTls};
 use serde::{Deserialize, Serialize};
 
 /// How long an answer to a short question may take, unless the caller says otherwise.
@@ -35,12 +35,14 @@ impl Login {
     /// # Errors
     /// As the server or the kernel gives them; see [`reason`].
     pub fn connect(&self) -> Result<Client, postgres::Error> {
-        self.config(Duration::from_secs(2)).connect(NoTls)
+        postgres::Config::from(self.config(Duration::from_secs(2))).connect(NoTls)
     }
 
-    fn config(&self, timeout: Duration) -> Config {
-        let mut config = Config::new();
-        config.host(&self.address.ip().to_string()).port(self.address.port()).connect_timeout(timeout);
+    /// The same for an asynchronous session. `timeout` is for the connection alone: a server that accepts it and says
+    /// nothing more is not covered.
+    pub fn config(&self, timeout: Duration) -> tokio_postgres::Config {
+        let mut config = tokio_postgres::Config::new();
+        config.host(self.address.ip().to_string()).port(self.address.port()).connect_timeout(timeout);
         config.user(&self.user).dbname(&self.database).application_name("pgbox");
         if let Ok(password) = std::fs::read_to_string(&self.secret) {
             config.password(password);
@@ -70,7 +72,7 @@ impl Login {
         limit: Duration,
         question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<Result<T, postgres::Error>> {
-        let config = self.config(limit);
+        let config = postgres::Config::from(self.config(limit));
         let (sender, receiver) = mpsc::channel();
         let begun = Instant::now();
         thread::spawn(move || {

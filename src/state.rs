@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// The version of the files below; a newer one is refused, not guessed at.
-const VERSION: u32 = 1;
+pub const VERSION: u32 = 1;
 
 /// Everything that was decided about a node before its first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -163,6 +163,11 @@ impl Root {
 
     pub fn node(&self, lab: &Name, node: &Name) -> NodeDir {
         NodeDir(self.lab_dir(lab).join("nodes").join(node))
+    }
+
+    /// What the lab's writers acknowledged (see `drive`).
+    pub fn drive_dir(&self, lab: &Name) -> PathBuf {
+        self.lab_dir(lab).join("drive")
     }
 
     /// The file that all nodes of a lab see as /etc/hosts.
@@ -428,7 +433,11 @@ pub fn save_volume(dir: &Path, state: &VolumeState) -> Result<()> {
     save(&dir.join("volume.json"), state, false)
 }
 
-fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
+/// Reads a state file; `None` if there is none.
+///
+/// # Errors
+/// When it is of another version than this pgbox knows, or damaged.
+pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     #[derive(Deserialize)]
     struct Versioned {
         version: u32,
@@ -456,7 +465,8 @@ fn write_through(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
     if durable { file.sync_data() } else { Ok(()) }
 }
 
-fn save<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<()> {
+/// Replaces a state file, whose value has a field `version`, in one step.
+pub fn save<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<()> {
     let write = || -> io::Result<()> {
         let temporary = path.with_extension("json.new");
         let written = write_through(&temporary, &serde_json::to_vec_pretty(value)?, durable);

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 7] = [
     &["spec", "image", "postgres", "lab"],
     &["step", "hint", "state", "sql"],
     &["plan"],
-    &["engine", "spawn", "init", "enter", "show", "facts"],
+    &["engine", "spawn", "init", "enter", "show", "facts", "drive"],
     &["cmd", "cli"],
     &["main"],
 ];

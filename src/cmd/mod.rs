@@ -2,6 +2,7 @@
 //! and print. Results go to standard output, talk to standard error.
 
 mod crash;
+mod drive;
 mod exec;
 mod freeze;
 mod image;
@@ -24,6 +25,7 @@ mod status;
 mod stop;
 mod talk;
 mod uri;
+mod verify;
 mod volume;
 mod wait;
 
@@ -75,6 +77,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Rm(args) => rm::run(&context, &args),
         Command::Image(command) => image::run(&context, command),
         Command::Volume(command) => volume::run(&context, command),
+        Command::Drive(command) => drive::run(&context, &command),
+        Command::Verify(args) => verify::run(&context, &args),
         Command::Completions { shell } => {
             crate::cli::completions(shell);
             Ok(0)

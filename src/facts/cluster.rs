@@ -68,14 +68,14 @@ pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
     }
     match clusters.len() {
         0 => {
-            Err(advise(format!("lab `{lab}` has no Postgres"), "make one: `pgbox up` or `pgbox run primary`"))
+            Err(advise(format!("no Postgres runs in lab `{lab}`"), "make one: `pgbox up` or `pgbox run primary`"))
         }
         1 => Ok(clusters.remove(0)),
         _ => {
             let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
             Err(advise(
                 format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
-                "keep each in a lab of its own: --lab NAME",
+                "name the one that is meant with --node, or keep each in a lab of its own with --lab",
             ))
         }
     }
@@ -103,4 +103,25 @@ fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
         }
     }
     None
+}
+
+/// The node that takes the lab's writes, or those of the cluster of the node that is named. Found anew each time, because
+/// a failover moves it.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub fn writable(root: &Root, lab: &Name, named: Option<&Name>) -> Result<Node> {
+    let mut cluster = match named {
+        Some(name) => of(root, lab, name)?,
+        None => main(root, lab)?,
+    };
+    let head = cluster.nodes.remove(0);
+    head.running()?;
+    match head.state.role() {
+        Role::Superseded { by } => Err(advise(
+            format!("`{}` is no primary any more: `{by}` was promoted in its place", head.name),
+            format!("`pgbox rejoin {}`", head.name),
+        )),
+        _ => Ok(head),
+    }
 }

@@ -22,6 +22,7 @@ pub mod scripts;
 pub mod settings;
 pub mod standby;
 pub mod status;
+pub mod timeline;
 pub mod tune;
 pub mod uri;
 pub mod version;

@@ -1,11 +1,11 @@
-//! Labs from end to end: several nodes, replication, and the faults that happen to them. As tests/node, with its
-//! harness and its needs.
+//! Labs from end to end: several real servers that follow one another, faults, and what they leave of the data. As in
+//! `tests/node`, each test has a network, mounts and a root directory of its own.
 
-// Each test binary uses its part of it.
-#[allow(dead_code)]
+#[allow(dead_code, reason = "it is that of all tests of nodes")]
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod drive;
 mod faults;
 mod replica;
 mod settings;
