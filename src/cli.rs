@@ -12,7 +12,7 @@ use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
-pub use watch::{Goal, Lag, Set, Slots, Status, Wait};
+pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
     Name, Publish, Restart, Volume, name,
@@ -68,6 +68,8 @@ pub enum Command {
     Wait(Wait),
     /// Change settings of servers; restarts what must be restarted, in the right order
     Set(Set),
+    /// Say whom commits wait for, or show how many wait
+    Sync(Sync),
     /// Stop nodes: a fast shutdown, data and address are kept
     Stop(Stop),
     /// Start stopped nodes: same address, same data

@@ -105,6 +105,19 @@ pub struct Set {
     pub dry_run: bool,
 }
 
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox sync 'any 1 (r1, r2)'      a commit is on one of them, too, before it is acknowledged\n  pgbox sync off                   commits that wait go through"
+)]
+pub struct Sync {
+    /// `any N (NODE, ...)`, `first N (NODE, ...)` or `off`; without it the rule is shown
+    #[arg(value_name = "RULE")]
+    pub rule: Vec<String>,
+    /// Print JSON
+    #[arg(long, conflicts_with = "rule")]
+    pub json: bool,
+}
+
 /// `set --lab max_connections=200`: no lab can have such a name, so the lab itself is meant.
 pub fn lab_is_meant(args: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
     let mut args: Vec<_> = args.collect();

@@ -23,6 +23,7 @@ mod start;
 mod stats;
 mod status;
 mod stop;
+mod sync;
 mod talk;
 mod uri;
 mod verify;
@@ -65,6 +66,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Lag(args) => lag::run(&context, &args),
         Command::Slots(args) => slots::run(&context, &args),
         Command::Set(args) => set::run(&context, &args),
+        Command::Sync(args) => sync::run(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Stop(args) => stop::run(&context, &args),
         Command::Start(args) => start::run(&context, &args),

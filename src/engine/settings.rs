@@ -4,14 +4,11 @@
 //! The rule that surprises people: a server that runs goes on with its old settings when the new ones are wrong, and says
 //! so in its log only; the next start is what fails. So `pg_file_settings` is asked what it thinks of the new file.
 
-use std::{
-    os::fd::AsFd,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use nix::sys::signal::Signal;
 
+use super::orders;
 use crate::{
     facts::node::{self, Node},
     postgres::{
@@ -21,7 +18,6 @@ use crate::{
     spec::Name,
     sql,
     state::{NodeState, Root},
-    sys::process,
 };
 
 /// How long a server may take to read its files again.
@@ -65,7 +61,7 @@ pub fn change(
         let mut state = node.state.clone();
         apply(&mut state, changes);
         let loaded = node.pidfd.as_ref().map(|_| loaded(&node)).transpose()?;
-        give(&node, &state)?;
+        orders::give(&node.dir, &state, node.pidfd.as_ref())?;
         let Some(loaded_before) = loaded else { return Ok((before, None)) };
         wait_for_reload(&node, &loaded_before).with_context(|| format!("reload of `{name}`"))?;
         (node, before)
@@ -88,7 +84,7 @@ pub fn restore(root: &Root, lab: &Name, name: &Name, before: &NodeState) -> Resu
     if let (Some(postgres), Some(old)) = (state.postgres_mut(), before.postgres()) {
         postgres.orders.settings = old.orders.settings.clone();
     }
-    give(&node, &state)
+    orders::give(&node.dir, &state, node.pidfd.as_ref())
 }
 
 fn apply(state: &mut NodeState, changes: &[Change]) {
@@ -104,17 +100,6 @@ fn apply(state: &mut NodeState, changes: &[Change]) {
         }
     }
     state.spec.settings = asked;
-}
-
-fn give(node: &Node, state: &NodeState) -> Result<()> {
-    node.dir.save(state)?;
-    if let Some(postgres) = state.postgres() {
-        node.dir.give_orders(&postgres.orders)?;
-    }
-    match &node.pidfd {
-        Some(pidfd) => process::signal(pidfd.as_fd(), Signal::SIGHUP).map(drop),
-        None => Ok(()),
-    }
 }
 
 fn loaded(node: &Node) -> Result<String> {

@@ -33,6 +33,8 @@ pub const PATIENCE: Duration = Duration::from_secs(2);
 #[derive(Debug, Serialize)]
 pub struct Lab {
     pub lab: Name,
+    /// Whom commits are to wait for, as `pgbox sync` was told.
+    pub sync_rule: Option<String>,
     pub clusters: Vec<Picture>,
     /// Nodes of no cluster: other commands, and standbys of nodes that are gone.
     pub others: Vec<Member>,
@@ -120,7 +122,9 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     });
     let others = seen.pop().unwrap_or_default();
     let others = others.iter().map(|one| member(one, None, None, 0)).collect();
-    Ok(Lab { lab: lab.clone(), clusters: seen.iter().map(|nodes| picture(nodes)).collect(), others })
+    let clusters = seen.iter().map(|nodes| picture(nodes)).collect();
+    let sync_rule = root.load_lab(lab)?.and_then(|lab| lab.sync).map(|rule| rule.to_string());
+    Ok(Lab { lab: lab.clone(), sync_rule, clusters, others })
 }
 
 fn see(root: &Root, node: Node) -> Seen {

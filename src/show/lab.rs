@@ -45,6 +45,9 @@ pub fn render(lab: &Lab, strokes: Strokes) -> String {
         rows.extend(nodes.iter().zip(tree(nodes, strokes)).map(|(member, name)| row(member, name)));
     }
     let mut text = table::render(&header, &rows);
+    if let Some(rule) = &lab.sync_rule {
+        text += &format!("\nsync: {rule}\n");
+    }
     for cluster in &lab.clusters {
         text += &remarks(cluster);
     }
@@ -131,7 +134,7 @@ pub fn time(ms: f64) -> String {
 fn remarks(cluster: &Picture) -> String {
     let mut text = String::new();
     if let Some(rule) = cluster.sync.in_effect.as_deref().filter(|rule| !rule.is_empty()) {
-        text += &format!("\nsync: {rule}\n");
+        text += &format!("\ncommits wait for {rule}\n");
     }
     for member in cluster.nodes.iter().filter(|member| member.state == "silent") {
         let why = member.error.as_deref().unwrap_or("no answer");

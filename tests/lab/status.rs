@@ -236,3 +236,63 @@ fn a_recovery_is_shown_and_left_alone() {
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM t"), "1500000");
     assert_eq!(host.init_pid("primary"), pid, "nobody killed it");
 }
+
+/// Writes a row from a thread of its own; true when that is acknowledged.
+fn commit(host: &Host, sql: &str) -> std::process::Child {
+    let uri = host.pgbox(&["uri", "primary"]);
+    let psql = std::process::Command::new("psql")
+        .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-c", sql, uri.trim()])
+        .stdout(Stdio::null())
+        .spawn();
+    psql.unwrap()
+}
+
+#[test]
+fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    for (rule, why) in [
+        ("any 1 (nobody)", "`nobody` does not follow `primary`"),
+        ("any 1 (primary)", "`primary` does not follow"),
+        ("any 1 (r2)", "these do: r1"),
+        ("any 2 (r1)", "for all at most"),
+        ("some", "r1"),
+    ] {
+        assert!(host.fails(1, &["sync", rule]).contains(why), "{rule}");
+    }
+    let said = host.pgbox(&["sync", "any", "1", "(r1)"]);
+    assert!(said.contains("commits wait for any 1 (r1)"), "{said}");
+    assert_eq!(host.sql("primary", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r1\")");
+    is_in_state(&host, "r1", "streaming");
+    assert_eq!(member(&host, "r1")["sync_state"], "quorum");
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+
+    host.pgbox(&["stop", "r1"]);
+    let mut waiting: Vec<_> = (2..4).map(|i| commit(&host, &format!("INSERT INTO t VALUES ({i})"))).collect();
+    until("two commits wait", 20, || host.json(&["sync", "--json"])["waiting_commits"] == 2);
+    let sync = host.json(&["status", "--json"])["clusters"][0]["sync"].clone();
+    assert_eq!((&sync["waiting_commits"], &sync["waiting_for"][0]), (&2.into(), &"r1".into()));
+    assert!(host.pgbox(&["status"]).contains("2 commits wait for r1"));
+    assert!(host.pgbox(&["sync"]).contains("2 commits wait for r1"));
+    // No timeout of the server's ends that.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(waiting.iter_mut().all(|psql| psql.try_wait().unwrap().is_none()));
+
+    let said = host.pgbox(&["sync", "off"]);
+    assert!(said.contains("commits wait for nobody") && said.contains("2 that waited went through"), "{said}");
+    for mut psql in waiting {
+        until("it is acknowledged", 10, || psql.try_wait().unwrap().is_some());
+        assert!(psql.wait().unwrap().success());
+    }
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM t"), "3");
+    // It can be asked for while the standby is away, and says so.
+    let output = host.try_pgbox(&["sync", "first 1 (r1)"]);
+    assert!(text(&output.stderr).contains("r1 does not stream"), "{output:?}");
+    assert!(host.pgbox(&["sync"]).contains("first 1 (r1)"));
+    host.pgbox(&["start", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (4)");
+    host.pgbox(&["sync", "off"]);
+}
