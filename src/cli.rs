@@ -3,6 +3,7 @@
 
 mod drive;
 mod fault;
+mod image;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -10,8 +11,12 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
+mod role;
+
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
+pub use image::{Build, Compression, Image};
+pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
@@ -44,6 +49,16 @@ pub enum Command {
     Run(Box<Run>),
     /// Create a standby of a node by a base backup; returns when it streams
     Replica(Box<Replica>),
+    /// Make a standby the primary after the primary has died, or without one
+    Promote(Failover),
+    /// Change the primary as planned: nothing is lost, and the old one comes back as a standby
+    Switchover(Switchover),
+    /// Make a standby the primary at once; refuses if acknowledged rows would be lost
+    Failover(Failover),
+    /// Bring a node back as a standby of the primary that there is now
+    Rejoin(Rejoin),
+    /// Replace a standby's data by a new base backup
+    Reinit(Reinit),
     /// List nodes
     Ps(Ps),
     /// Show what a node has written to its log
@@ -176,50 +191,6 @@ pub struct Run {
     /// Options for postgres if they begin with `-`, else a command to run instead of it
     #[arg(last = true, value_name = "ARGS")]
     pub args: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  pgbox replica r1 --of primary\n  pgbox replica late --of primary --delay 5min -p 5434:5432"
-)]
-pub struct Replica {
-    /// Name of the new node
-    pub node: Name,
-    /// The node that it follows; a standby will do as well
-    #[arg(long, value_name = "NODE")]
-    pub of: Name,
-    /// Apply changes this much later than the primary
-    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
-    pub delay: Option<Duration>,
-    /// Bytes a second that the base backup may take, for example 20m
-    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
-    pub rate: Option<u64>,
-    /// Mount a named volume or a directory of the host
-    #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
-    pub volumes: Vec<Volume>,
-    /// Publish a port of the node on this host
-    #[arg(short, long, value_name = "[IP:]HOST:PORT")]
-    pub publish: Vec<Publish>,
-    /// Set a configuration parameter of the server, besides those of the other node
-    #[arg(short = 'c', long = "config", value_name = "NAME=VALUE")]
-    pub settings: Vec<String>,
-    #[command(flatten)]
-    pub limits: Limits,
-    /// Size of /dev/shm
-    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
-    pub shm_size: Option<u64>,
-    /// When Postgres ends by itself: no, on-crash or on-crash:N
-    #[arg(long, value_name = "POLICY")]
-    pub restart: Option<Restart>,
-    /// How long the base backup and the first answer may take
-    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = quantity::duration)]
-    pub timeout: Duration,
-    /// Only print the steps
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Only print the steps, with the reason for each
-    #[arg(long)]
-    pub explain: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -425,78 +396,6 @@ pub struct VolumeLs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Image {
-    /// Build an image from Debian packages
-    Build(Build),
-    /// Import an OCI layout directory, an OCI archive or a `docker save` archive
-    Import {
-        /// The directory, or the archive; FILE:NAME for one image of several
-        source: PathBuf,
-        /// Name it, as in postgres:15
-        #[arg(long, value_name = "REF")]
-        name: Option<String>,
-    },
-    /// List images
-    Ls {
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Show an image's configuration and layers
-    Inspect {
-        /// Name or digest of the image
-        image: String,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-    },
-    /// Remove images
-    Rm {
-        /// Names or digests of the images
-        #[arg(required = true, value_name = "IMAGE")]
-        images: Vec<String>,
-    },
-    /// Mount an image's file system read-only, to look around in it
-    Mount {
-        /// Name or digest of the image
-        image: String,
-        /// The directory to mount it at
-        dir: PathBuf,
-    },
-    /// Unmount it again
-    Umount {
-        /// The directory that it is mounted at
-        dir: PathBuf,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct Build {
-    /// A recipe: postgres, tiny, or a directory
-    #[arg(default_value = "postgres")]
-    pub recipe: String,
-    /// Debian suite; other suites have other versions of Postgres
-    #[arg(long, value_name = "SUITE", default_value = "bookworm")]
-    pub suite: String,
-    /// Name the image
-    #[arg(long, value_name = "REF")]
-    pub name: Option<String>,
-    /// Write an OCI layout here instead of importing the image
-    #[arg(short, long, value_name = "DIR")]
-    pub output: Option<PathBuf>,
-    /// How layers are packed
-    #[arg(long, value_name = "HOW", default_value = "gzip")]
-    pub compression: Compression,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Compression {
-    Gzip,
-    Zstd,
-    None,
 }
 
 impl Cli {

@@ -4,6 +4,7 @@
 mod crash;
 mod drive;
 mod exec;
+mod failover;
 mod freeze;
 mod image;
 mod inspect;
@@ -14,6 +15,7 @@ mod net;
 mod password;
 mod ps;
 mod psql;
+mod rejoin;
 mod replica;
 mod rm;
 mod run;
@@ -23,6 +25,7 @@ mod start;
 mod stats;
 mod status;
 mod stop;
+mod switchover;
 mod sync;
 mod talk;
 mod uri;
@@ -55,6 +58,11 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Replica(args) => replica::run(&context, &args),
+        Command::Promote(args) => failover::promote(&context, &args),
+        Command::Failover(args) => failover::failover(&context, &args),
+        Command::Switchover(args) => switchover::run(&context, &args),
+        Command::Rejoin(args) => rejoin::rejoin(&context, &args),
+        Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
         Command::Exec(args) => exec::run(&context, args),

@@ -115,8 +115,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
     drop(shared);
-    let command = state.spec.command().is_some();
-    let stdio = match (command && !how.detach, how.tty) {
+    let stdio = match (state.spec.command().is_some() && !how.detach, how.tty) {
         (false, _) => Stdio::Log,
         (true, false) => Stdio::Inherit,
         (true, true) => Stdio::Terminal,

@@ -176,7 +176,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
         say("in effect");
     } else {
         let begun = Instant::now();
-        restart(context, name, &before)?;
+        restart(context, name, &before, changes)?;
         say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
     }
     let node = node::find(&context.root, &context.lab, name)?;
@@ -188,17 +188,17 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
 }
 
 /// Restarts the server in place. If it does not come up like this, it is started as it was.
-fn restart(context: &Context, name: &Name, before: &NodeState) -> Result<()> {
+fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
     let args = cli::Stop { nodes: Vec::new(), timeout: None, mode: cli::Mode::Fast };
     let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
     let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
     let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:"));
     let fatal = fatal.map_or("see its log", |(_, why)| why.trim());
-    engine::restore(&context.root, &context.lab, name, before)?;
+    engine::restore(&context.root, &context.lab, name, before, changes)?;
     let node = node::find(&context.root, &context.lab, name)?;
     let back = match node.pidfd {
         Some(_) => stop::restart_one(context, &args, name),
-        None => start::start(context, name, START),
+        None => start::start(context, name, START, start::STREAM),
     };
     match back {
         Ok(()) => {

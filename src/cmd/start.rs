@@ -30,7 +30,7 @@ use crate::{
     postgres::version,
     spawn::{Spawned, Stdio},
     spec::Name,
-    state::NodeState,
+    state::{NodeState, Role},
     sys::process,
 };
 
@@ -38,7 +38,7 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     need_root("pgbox start")?;
     crate::sys::exe::reexec_read_only()?;
     if !args.foreground {
-        return each(context, &args.nodes, |name| start(context, name, args.timeout));
+        return each(context, &args.nodes, |name| start(context, name, args.timeout, STREAM));
     }
     match &args.nodes[..] {
         [name] => start_in_foreground(context, name, args.timeout),
@@ -49,12 +49,13 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
 }
 
 /// How long a standby that answers may take until it streams. It is of use before that, and goes on by itself.
-const STREAM: Duration = Duration::from_secs(10);
+pub const STREAM: Duration = Duration::from_secs(10);
 
-/// Starts a node; the same after a stop, a crash and a reboot.
-pub fn start(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
+/// Starts a node; the same after a stop, a crash and a reboot. `stream` is how long a standby that answers may take until it
+/// streams.
+pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration) -> Result<()> {
     let interrupts = Interrupts::block()?;
-    let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
+    let patience = Patience { timeout, stream, interrupts: &interrupts };
     let Some((state, _)) = bring_up(context, name, Stdio::Log, &patience)? else {
         let frozen = node::find(&context.root, &context.lab, name)?.frozen;
         let text = match frozen {
@@ -105,6 +106,7 @@ fn bring_up(
     if node.pidfd.is_some() {
         return Ok(None);
     }
+    check_role(&node.state)?;
     check_data(context, &node.state)?;
     halt::take_down(&node)?;
     let mut state = node.state;
@@ -133,6 +135,20 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
              To change it: pgbox psql {name} -c '\\password'"
         )),
         other => super::password::refused(state, other),
+    }
+}
+
+/// Refuses an old primary: it would be a second one.
+fn check_role(state: &NodeState) -> Result<()> {
+    match state.role() {
+        Role::Superseded { by } => Err(advise(
+            format!(
+                "`{}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart",
+                state.spec.node
+            ),
+            format!("bring it back as a standby: `pgbox rejoin {}`", state.spec.node),
+        )),
+        _ => Ok(()),
     }
 }
 

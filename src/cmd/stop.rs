@@ -76,12 +76,12 @@ const START: Duration = Duration::from_secs(300);
 pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
-        return start::start(context, name, START);
+        return start::start(context, name, START, start::STREAM);
     }
     let pidfd = node.awake()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
         stop(context, args, name)?;
-        return start::start(context, name, START);
+        return start::start(context, name, START, start::STREAM);
     };
     let before = node.status.pid;
     let patience = patience(args, &node);

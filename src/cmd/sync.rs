@@ -84,7 +84,10 @@ fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
         false => sync::settle(&context.root, &cluster)?,
     };
     if head.pidfd.is_none() {
-        super::note(context, &format!("`{}` does not run; it will go by it from its next start on", head.name));
+        super::note(
+            context,
+            &format!("`{}` does not run; it will go by it from its next start on", head.name),
+        );
         return Ok(());
     }
     wait_until_told(&cluster, &value)?;
@@ -109,7 +112,9 @@ fn forget(cluster: &Cluster) -> Result<String> {
 fn check(cluster: &Cluster, rule: &SyncRule) -> Result<()> {
     let head = &cluster.head().name;
     let followers: Vec<&str> = cluster.followers(head).map(|node| node.name.as_str()).collect();
-    let Some(stranger) = rule.names.iter().find(|name| !followers.contains(&name.as_str())) else { return Ok(()) };
+    let Some(stranger) = rule.names.iter().find(|name| !followers.contains(&name.as_str())) else {
+        return Ok(());
+    };
     let way_out = match followers.is_empty() {
         true => format!("make one: `pgbox replica {stranger} --of {head}`"),
         false => format!("these do: {}", followers.join(", ")),
@@ -125,7 +130,8 @@ fn wait_until_told(cluster: &Cluster, value: &str) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let said = settings::ask(head, &[sync::SETTING.to_owned()])?;
-        let parameter = said.first().with_context(|| format!("`{}` knows no {}", head.name, sync::SETTING))?;
+        let parameter =
+            said.first().with_context(|| format!("`{}` knows no {}", head.name, sync::SETTING))?;
         if parameter.setting == value {
             return Ok(());
         }
@@ -146,7 +152,8 @@ fn warn_of_absent(context: &Context, cluster: &Cluster, value: &str) -> Result<(
     let names = crate::postgres::status::sync_names(value);
     let absent: Vec<String> = names.into_iter().filter(|name| !streams(name)).collect();
     if !absent.is_empty() {
-        let text = format!("{} does not stream at this moment; `pgbox status` shows what waits", absent.join(", "));
+        let text =
+            format!("{} does not stream at this moment; `pgbox status` shows what waits", absent.join(", "));
         super::warn(context, &text);
     }
     Ok(())

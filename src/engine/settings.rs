@@ -69,21 +69,20 @@ pub fn change(
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
     let said = ask(&node, &names)?;
     if let Err(error) = check(&said, changes) {
-        restore(root, lab, name, &before)?;
+        restore(root, lab, name, &before, changes)?;
         return Err(error.context(format!("`{name}` rejects it, and everything is as it was")));
     }
     Ok((before, Some(said)))
 }
 
-/// Brings back the settings that were remembered before.
-pub fn restore(root: &Root, lab: &Name, name: &Name, before: &NodeState) -> Result<()> {
+/// Brings back what was remembered of these settings before. Of others somebody else may have said something meanwhile.
+pub fn restore(root: &Root, lab: &Name, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
     let _lock = root.lock(lab)?;
     let node = node::find(root, lab, name)?;
     let mut state = node.state.clone();
-    state.spec.settings = before.spec.settings.clone();
-    if let (Some(postgres), Some(old)) = (state.postgres_mut(), before.postgres()) {
-        postgres.orders.settings = old.orders.settings.clone();
-    }
+    let before = |name: &str| settings::value(&before.spec.settings, name).map(str::to_owned);
+    let old = |change: &Change| Change { name: change.name.clone(), value: before(&change.name) };
+    apply(&mut state, &changes.iter().map(old).collect::<Vec<_>>());
     orders::give(&node.dir, &state, node.pidfd.as_ref())
 }
 

@@ -1,5 +1,7 @@
 //! Clusters: a primary with everything that follows it, directly or through another standby. A lab may have several.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 
 use super::node::{self, Node};
@@ -47,37 +49,69 @@ pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     Ok(gather(all, &head))
 }
 
-/// The clusters of a lab.
+/// The clusters of a lab, in the order of their heads' names.
 pub fn all(root: &Root, lab: &Name) -> Result<Vec<Cluster>> {
-    let nodes = node::all(root, lab)?;
-    let mut heads: Vec<Name> = nodes
-        .iter()
-        .filter(|node| node.state.postgres().is_some())
-        .filter_map(|node| head_of(&nodes, &node.name))
-        .collect();
-    heads.sort();
-    heads.dedup();
-    heads.iter().map(|head| Ok(gather(node::all(root, lab)?, head))).collect()
+    Ok(sort(node::all(root, lab)?).0)
+}
+
+/// Sorts the nodes of a lab into clusters, and those that belong to none: other commands, and standbys of nodes that are
+/// gone. All of one look: a node whose role changes meanwhile must not be in two of them.
+pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
+    let heads: Vec<Option<Name>> = nodes.iter().map(|node| head_of(&nodes, &node.name)).collect();
+    let mut clusters: BTreeMap<Name, Vec<Node>> = BTreeMap::new();
+    let mut rest = Vec::new();
+    for (node, head) in nodes.into_iter().zip(heads) {
+        head.map_or(&mut rest, |head| clusters.entry(head).or_default()).push(node);
+    }
+    let head_first = |(head, mut nodes): (Name, Vec<Node>)| {
+        nodes.sort_by_key(|node| node.name != head);
+        Cluster { nodes }
+    };
+    (clusters.into_iter().map(head_first).collect(), rest)
+}
+
+/// A standby whose upstream is gone, with everything that follows it.
+pub fn below(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
+    let node = node::find(root, lab, name)?;
+    node.login()?;
+    let mut nodes = vec![node];
+    let mut rest = node::all(root, lab)?;
+    loop {
+        let follows = |other: &mut Node| match other.state.role() {
+            Role::Standby { of } => nodes.iter().any(|node| node.name == of),
+            _ => false,
+        };
+        let found: Vec<Node> = rest.extract_if(.., follows).filter(|other| other.name != *name).collect();
+        if found.is_empty() {
+            return Ok(Cluster { nodes });
+        }
+        nodes.extend(found);
+    }
 }
 
 /// The cluster that is meant when none is named: the one with standbys, or the only one.
 pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
-    let mut clusters = all(root, lab)?;
-    if clusters.iter().filter(|cluster| cluster.nodes.len() > 1).count() == 1 {
-        clusters.retain(|cluster| cluster.nodes.len() > 1);
+    // One look at the lab: it may change meanwhile.
+    let nodes = node::all(root, lab)?;
+    let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
+    let mut sizes: BTreeMap<Name, usize> = BTreeMap::new();
+    for head in servers.filter_map(|node| head_of(&nodes, &node.name)) {
+        *sizes.entry(head).or_default() += 1;
     }
-    match clusters.len() {
-        0 => {
-            Err(advise(format!("no Postgres runs in lab `{lab}`"), "make one: `pgbox up` or `pgbox run primary`"))
-        }
-        1 => Ok(clusters.remove(0)),
-        _ => {
-            let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
-            Err(advise(
-                format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
-                "name the one that is meant with --node, or keep each in a lab of its own with --lab",
-            ))
-        }
+    if sizes.values().filter(|size| **size > 1).count() == 1 {
+        sizes.retain(|_, size| *size > 1);
+    }
+    let heads: Vec<&str> = sizes.keys().map(Name::as_str).collect();
+    match sizes.keys().next() {
+        Some(head) if sizes.len() == 1 => Ok(gather(nodes, head)),
+        None => Err(advise(
+            format!("no Postgres runs in lab `{lab}`"),
+            "make one: `pgbox run primary`; `pgbox ps` shows what there is",
+        )),
+        Some(_) => Err(advise(
+            format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
+            "name the one that is meant with --node, or keep each in a lab of its own with --lab",
+        )),
     }
 }
 

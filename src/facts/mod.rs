@@ -8,6 +8,7 @@ pub mod node;
 pub mod recovery;
 pub mod replication;
 pub mod volume;
+pub mod wal;
 
 use std::{
     collections::BTreeSet,

@@ -77,6 +77,8 @@ pub struct Member {
     pub write_lsn: Option<Lsn>,
     pub flush_lsn: Option<Lsn>,
     pub replay_lsn: Option<Lsn>,
+    /// How far a standby has received, in its own words: also of one that nobody sends to.
+    pub receive_lsn: Option<Lsn>,
     /// What the primary has written and this one has not replayed.
     pub lag_bytes: Option<u64>,
     /// How much later than on the server it follows something is replayed here.
@@ -104,10 +106,7 @@ struct Seen {
 
 /// Looks at a whole lab.
 pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
-    let clusters = cluster::all(root, lab)?;
-    let known: Vec<Name> =
-        clusters.iter().flat_map(|c| c.nodes.iter().map(|node| node.name.clone())).collect();
-    let others = node::all(root, lab)?.into_iter().filter(|node| !known.contains(&node.name)).collect();
+    let (clusters, others) = cluster::sort(node::all(root, lab)?);
     // All of them at once: several that say nothing must not add up.
     let mut groups: Vec<Vec<Node>> = clusters.into_iter().map(|Cluster { nodes }| nodes).collect();
     groups.push(others);
@@ -221,6 +220,7 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
         write_lsn: sender.and_then(|sender| sender.write_lsn).or(said.and_then(|said| said.write)),
         flush_lsn: sender.and_then(|sender| sender.flush_lsn).or(said.and_then(|said| said.flush)),
         replay_lsn,
+        receive_lsn: own.and_then(|said| said.write),
         lag_bytes,
         lag_ms: lag_ms(sender, said.filter(|_| recovers), lag_bytes),
         sync_state: sender.and_then(|sender| sender.sync_state.clone()),

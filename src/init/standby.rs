@@ -16,7 +16,7 @@ use super::program::Program;
 use super::start::replace;
 use super::{Init, at};
 use crate::postgres::hba::REPLICATOR;
-use crate::postgres::launch::{PostgresPayload, Renew, Standby};
+use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
 use crate::postgres::{standby, uri};
 
@@ -80,7 +80,10 @@ impl Init<'_> {
         standby: &Standby,
         renew: &Renew,
     ) -> Result<()> {
-        if renew.rewind {
+        if renew.how == RenewHow::Sign {
+            return self.sign(postgres, standby);
+        }
+        if renew.how == RenewHow::Rewind {
             data.remove_stale_lock_file()?;
             match self.rewind(postgres, data, standby) {
                 Ok(()) => {

@@ -1,9 +1,15 @@
 //! What a standby's plan has beside that of a primary: whom it follows, and the steps that are for that.
 
+use std::path::PathBuf;
+
 use crate::{
-    postgres::{launch::Standby, standby},
+    postgres::{
+        launch::{Renew, Standby},
+        standby,
+    },
     spec::{Follow, Name},
     sql::Login,
+    state::{NodeState, Plan},
     step::{AfterStep, HostStep},
 };
 
@@ -39,4 +45,43 @@ pub fn following(node: &Name, follow: &Follow) -> Standby {
         rate_kb: follow.rate_kb,
         renew: None,
     }
+}
+
+/// Makes a node follow another one from its next start on, or from its next look at its orders.
+pub fn follow(
+    state: &mut NodeState,
+    follow: Follow,
+    upstream: &Upstream,
+    renew: Option<Renew>,
+    replicator: PathBuf,
+) {
+    let node = state.spec.node.clone();
+    leave(&mut state.plan);
+    let before = state.plan.host.iter().position(|step| matches!(step, HostStep::CreateCgroup { .. }));
+    let at = before.unwrap_or(state.plan.host.len());
+    let role = HostStep::CreateRole { server: upstream.primary.clone(), secret: replicator };
+    state.plan.host.splice(at..at, [role, create_slot(&upstream.server, &node)]);
+    state.plan.after.push(wait_until_streaming(&upstream.server, &node));
+    let standby = Standby { renew, ..following(&node, &follow) };
+    state.spec.follow = Some(follow);
+    state.superseded_by = None;
+    if let Some(postgres) = state.postgres_mut() {
+        postgres.orders.standby = Some(standby);
+    }
+}
+
+/// Makes a node a primary.
+pub fn lead(state: &mut NodeState) {
+    leave(&mut state.plan);
+    state.spec.follow = None;
+    state.superseded_by = None;
+    if let Some(postgres) = state.postgres_mut() {
+        postgres.orders.standby = None;
+    }
+}
+
+/// Takes the steps of a standby out of a plan.
+fn leave(plan: &mut Plan) {
+    plan.host.retain(|step| !step.is_elsewhere());
+    plan.after.retain(|step| !matches!(step, AfterStep::WaitUntilStreaming { .. }));
 }

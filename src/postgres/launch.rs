@@ -137,8 +137,19 @@ pub struct Standby {
 pub struct Renew {
     /// Different in each order.
     pub stamp: u64,
-    /// Try pg_rewind before a new base backup.
-    pub rewind: bool,
+    pub how: RenewHow,
+}
+
+/// What it takes until a data directory fits the server that is to be followed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RenewHow {
+    /// Nothing: that server has everything that is in it.
+    Sign,
+    /// pg_rewind, and where that does not work a new base backup.
+    Rewind,
+    /// A new base backup.
+    Clone,
 }
 
 /// A value of the contract: given, or in a file inside the container (`*_FILE`).

@@ -26,3 +26,4 @@ pub mod timeline;
 pub mod tune;
 pub mod uri;
 pub mod version;
+pub mod wal;

@@ -54,7 +54,7 @@ fn answers(password: &str, verifier: &Verifier<'_>) -> Result<bool> {
     let mut client = ScramSha256::new(password.as_bytes(), ChannelBinding::unsupported());
     let hello = std::str::from_utf8(client.message())?.to_owned();
     let bare = hello.strip_prefix("n,,").context("SCRAM client without a header")?;
-    let nonce = bare.rsplit_once("r=").context("SCRAM client without a nonce")?.1;
+    let nonce = bare.split_once(",r=").context("SCRAM client without a nonce")?.1;
     let challenge = format!("r={nonce}pgbox,s={},i={}", verifier.salt, verifier.iterations);
     client.update(challenge.as_bytes()).context("salt of the stored password")?;
     let reply = std::str::from_utf8(client.message())?.to_owned();

@@ -109,6 +109,10 @@ pub fn create_slot(slot: &str) -> String {
     )
 }
 
+/// The slots that pgbox has made and nobody uses at this moment.
+pub const OWN_SLOTS: &str =
+    "SELECT slot_name::text FROM pg_replication_slots WHERE slot_name LIKE 'pgbox\\_%' AND NOT active";
+
 /// Ends whoever uses a slot.
 pub fn release_slot(slot: &str) -> String {
     let slot = quote::literal(slot);

@@ -188,6 +188,7 @@ mod tests {
             write_lsn: None,
             flush_lsn: None,
             replay_lsn: None,
+            receive_lsn: None,
             lag_bytes: (depth > 0).then_some(0),
             lag_ms: (depth > 0).then_some(1500.0),
             sync_state: None,

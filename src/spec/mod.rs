@@ -4,6 +4,7 @@
 pub mod name;
 pub mod publish;
 pub mod quantity;
+pub mod sync;
 pub mod volume;
 
 use ipnet::Ipv4Net;
@@ -11,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 pub use name::{Name, ObjectNames};
 pub use publish::Publish;
+pub use sync::SyncRule;
 pub use volume::{Volume, VolumeSource};
 
 use crate::postgres::contract;

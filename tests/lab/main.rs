@@ -6,6 +6,7 @@
 mod harness;
 
 mod drive;
+mod failover;
 mod faults;
 mod replica;
 mod settings;

@@ -282,7 +282,10 @@ fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
     assert!(waiting.iter_mut().all(|psql| psql.try_wait().unwrap().is_none()));
 
     let said = host.pgbox(&["sync", "off"]);
-    assert!(said.contains("commits wait for nobody") && said.contains("2 that waited went through"), "{said}");
+    assert!(
+        said.contains("commits wait for nobody") && said.contains("2 that waited went through"),
+        "{said}"
+    );
     for mut psql in waiting {
         until("it is acknowledged", 10, || psql.try_wait().unwrap().is_some());
         assert!(psql.wait().unwrap().success());

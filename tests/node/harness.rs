@@ -8,7 +8,7 @@ use std::{
 };
 
 use nix::{
-    mount::{MsFlags, mount},
+    mount::{MntFlags, MsFlags, mount, umount2},
     sched::{CloneFlags, unshare},
 };
 
@@ -156,6 +156,17 @@ impl Host {
     }
 }
 
+impl Host {
+    /// Where something is mounted below the host's directory, the last mount first.
+    fn mounts(&self) -> Vec<PathBuf> {
+        let table = fs::read_to_string("/proc/thread-self/mountinfo").expect("mountinfo");
+        let below = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+        let mut mounts: Vec<_> = below.filter(|path| path.starts_with(self.directory.path())).collect();
+        mounts.reverse();
+        mounts
+    }
+}
+
 impl Drop for Host {
     fn drop(&mut self) {
         for lab in fs::read_dir(self.root.join("labs")).into_iter().flatten().flatten() {
@@ -170,9 +181,16 @@ impl Drop for Host {
                 }
             }
         }
+        // What a test mounted holds its directory, whose removal would fail unseen.
+        for mount in self.mounts() {
+            if let Err(errno) = umount2(&mount, MntFlags::MNT_DETACH) {
+                eprintln!("clean up {}: {errno}", mount.display());
+            }
+        }
         // A test that has failed already must not abort here.
         if !std::thread::panicking() {
             self.is_clean();
+            fs::remove_dir_all(self.directory.path()).expect("remove the test's directory");
         }
     }
 }

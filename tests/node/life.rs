@@ -138,7 +138,7 @@ fn the_time_that_stop_is_given_counts_and_not_the_nodes_own() {
     let begun = Instant::now();
     let shorter = host.try_pgbox(&["stop", "-t", "1", "n"]);
     client.wait().unwrap();
-    assert!(text(&shorter.stderr).contains("did not stop in 1 s"), "{}", text(&shorter.stderr));
+    assert!(text(&shorter.stderr).contains("did not stop in 1s"), "{}", text(&shorter.stderr));
     assert!(begun.elapsed().as_secs() < 20, "{:?}", begun.elapsed());
 }
 

@@ -1,0 +1,107 @@
+//! `pgbox rejoin` and `pgbox reinit`: a node comes back as a standby of the primary that there is now.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, Result};
+
+use super::{Context, need_root, start};
+use crate::{
+    cli,
+    engine::{
+        halt::{self, Shutdown},
+        orders, takeover,
+    },
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
+    hint::advise,
+    plan::follow::{self, Upstream},
+    postgres::launch::{Renew, RenewHow},
+    spec::{Follow, Name},
+    state::Role,
+};
+
+pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
+    need_root("pgbox rejoin")?;
+    let how = if args.clone { RenewHow::Clone } else { RenewHow::Rewind };
+    renew(context, &args.node, how, args.dry_run, args.timeout)
+}
+
+pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
+    need_root("pgbox reinit")?;
+    renew(context, &args.node, RenewHow::Clone, args.dry_run, args.timeout)
+}
+
+/// Different each time: what was done for one order is not done again.
+pub fn stamp() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
+}
+
+fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
+    crate::sys::exe::reexec_read_only()?;
+    let lock = context.root.lock(&context.lab)?;
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
+    check(node, primary)?;
+    if dry_run {
+        println!("{}: `{name}` becomes a standby of `{}`", shown(how), primary.name);
+        return Ok(0);
+    }
+    let server = primary.login()?;
+    // pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on.
+    server.ask(Duration::from_secs(300), |client| client.batch_execute("CHECKPOINT"))?;
+    if node.pidfd.is_some() {
+        halt::end(node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
+    }
+    let mut state = node.state.clone();
+    let old = state.spec.follow.clone();
+    // Through another standby, if it was so: that one may have the same history.
+    let of = old.as_ref().map(|old| &old.of).and_then(|of| cluster.node(of)).filter(|of| of.pidfd.is_some());
+    let of = of.unwrap_or(primary);
+    let follow = Follow {
+        of: of.name.clone(),
+        delay_ms: old.as_ref().and_then(|old| old.delay_ms),
+        rate_kb: old.and_then(|old| old.rate_kb),
+    };
+    takeover::share_replicator(&context.root, node, &primary.name)?;
+    let upstream = Upstream { server: of.login()?, primary: server };
+    let renew = Renew { stamp: stamp(), how };
+    follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
+    orders::save(&node.dir, &state)?;
+    halt::take_down(&node::find(&context.root, &context.lab, name)?)?;
+    drop(lock);
+    start::start(context, name, timeout, timeout)?;
+    Ok(0)
+}
+
+fn check(node: &Node, primary: &Node) -> Result<()> {
+    let name = &node.name;
+    if primary.name == *name {
+        return Err(match primary.state.role() {
+            Role::Primary => advise(
+                format!("`{name}` is the primary"),
+                "switch over to a standby first: `pgbox switchover STANDBY`",
+            ),
+            _ => advise(
+                format!("the node that was promoted in the place of `{name}` is gone"),
+                format!("`pgbox promote {name}` makes it the primary again, as it was"),
+            ),
+        });
+    }
+    if primary.state.role() != Role::Primary || primary.pidfd.is_none() {
+        return Err(advise(
+            format!("the primary `{}` does not run", primary.name),
+            format!("start it first: `pgbox start {}`", primary.name),
+        ));
+    }
+    Ok(())
+}
+
+fn shown(how: RenewHow) -> &'static str {
+    match how {
+        RenewHow::Sign => "as it is",
+        RenewHow::Rewind => "pg_rewind, or else a new base backup",
+        RenewHow::Clone => "a new base backup in place of its data",
+    }
+}

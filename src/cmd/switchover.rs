@@ -1,0 +1,161 @@
+//! `pgbox switchover`: a planned change of the primary, in which nothing is lost.
+//!
+//! The rule that surprises people: a primary that shuts down *fast* waits until its standbys have received everything, the
+//! last checkpoint record included. So when it is down, a standby that streamed has all of it, and the old primary can
+//! follow it without a rewind.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+
+use super::{Context, need_root, start};
+use crate::{
+    cli,
+    engine::{
+        follower,
+        halt::{self, Shutdown},
+        orders, takeover,
+    },
+    facts::{
+        self,
+        cluster::{self, Cluster},
+        node::{self, Node},
+    },
+    hint::advise,
+    plan::follow::{self, Upstream},
+    postgres::{
+        launch::{Renew, RenewHow},
+        lsn::Lsn,
+    },
+    spec::{Follow, Name},
+    sql,
+    state::{Role, Root},
+    sys::process,
+};
+
+pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
+    need_root("pgbox switchover")?;
+    crate::sys::exe::reexec_read_only()?;
+    let lock = context.root.lock(&context.lab)?;
+    let cluster = cluster::of(&context.root, &context.lab, &args.node)?;
+    if cluster.head().name == args.node {
+        super::note(context, &format!("`{}` is the primary already", args.node));
+        return Ok(0);
+    }
+    let (old, target) = check(&cluster, &args.node)?;
+    let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
+    if args.dry_run {
+        println!("stop: `{}`, whose standbys receive all it has", old.name);
+        println!("promote: `{}`", target.name);
+        others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
+        println!("start: `{}` as a standby of `{}`", old.name, target.name);
+        return Ok(0);
+    }
+    let begun = Instant::now();
+    if let Err(error) = shut_down(old, target, args.timeout) {
+        drop(lock);
+        start::start(context, &old.name, Duration::from_secs(300), start::STREAM)
+            .context(format!("{error:#}; starting it again failed too"))?;
+        return Err(advise(
+            format!("not switched over: {error:#}"),
+            format!("`{}` is the primary again; see `pgbox status`", old.name),
+        ));
+    }
+    let promoted = takeover::promote(&context.root, target, &others, || Ok(()))?;
+    let gap = begun.elapsed();
+    follow_back(&context.root, old, target)?;
+    halt::take_down(&node::find(&context.root, &context.lab, &old.name)?)?;
+    println!(
+        "{} is the primary, on timeline {} since {}; no writes for {:.0} ms",
+        target.name,
+        promoted.timeline,
+        promoted.lsn,
+        gap.as_secs_f64() * 1000.0
+    );
+    drop(lock);
+    start::start(context, &old.name, args.timeout, args.timeout)?;
+    Ok(0)
+}
+
+/// The primary and the standby that is to take its place, if that can be done without a loss.
+fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
+    let old = cluster.head();
+    let target = cluster.node(target).context("the cluster has lost a node")?;
+    if old.state.role() != Role::Primary || old.pidfd.is_none() {
+        return Err(advise(
+            format!("the primary `{}` does not run", old.name),
+            format!("if it can't be started again: `pgbox failover {}`", target.name),
+        ));
+    }
+    target.running()?;
+    if (target.state.role() != Role::Standby { of: old.name.clone() }) {
+        return Err(advise(
+            format!("`{}` does not follow `{}` itself", target.name, old.name),
+            format!("switch over to a standby that does, then to `{}`", target.name),
+        ));
+    }
+    follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
+        advise(
+            format!("`{}` does not stream, so it would lack what is written now: {why}", target.name),
+            format!("see `pgbox logs {0}`; wait for it with `pgbox wait {0} --for streaming`", target.name),
+        )
+    })?;
+    Ok((old, target))
+}
+
+/// Shuts the primary down, and makes sure that the other one has got its last word.
+fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
+    // The one of the shutdown has then little left to write.
+    old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
+    let pidfd = old.running()?;
+    process::signal(pidfd.as_fd(), Signal::SIGINT)?;
+    if process::has_ended(pidfd.as_fd(), patience)? {
+        return has_all(old, target);
+    }
+    halt::end(old, Shutdown::Immediate, Duration::from_secs(10))?;
+    anyhow::bail!("`{}` did not shut down in {}", old.name, humantime::format_duration(patience))
+}
+
+/// Waits until the standby has replayed the old primary's shutdown checkpoint.
+fn has_all(old: &Node, target: &Node) -> Result<()> {
+    let data = old.state.data.as_deref().context("the primary has no data directory")?;
+    let end = facts::wal::last_checkpoint(data)?;
+    let server = target.login()?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        let replayed = replayed(&server)?;
+        if replayed > end {
+            return Ok(());
+        }
+        anyhow::ensure!(
+            Instant::now() < deadline,
+            "`{}` has replayed up to {replayed}, and `{}` has written its last checkpoint at {end}",
+            target.name,
+            old.name
+        );
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn replayed(server: &sql::Login) -> Result<Lsn> {
+    let text = server.ask(sql::PATIENCE, |client| {
+        Ok(client.query_one("SELECT pg_last_wal_replay_lsn()::text", &[])?.get::<_, Option<String>>(0))
+    })?;
+    Ok(text.unwrap_or_default().parse().unwrap_or_default())
+}
+
+/// Remembers that the old primary follows the new one: which has all that it has, so nothing is to be taken back.
+fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
+    let mut state = old.state.clone();
+    let server = target.login()?;
+    let upstream = Upstream { server: server.clone(), primary: server };
+    let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
+    let follow = Follow { of: target.name.clone(), delay_ms: None, rate_kb: None };
+    takeover::share_replicator(root, old, &target.name)?;
+    follow::follow(&mut state, follow, &upstream, Some(renew), old.dir.replicator_file());
+    orders::save(&old.dir, &state)
+}

@@ -1,0 +1,162 @@
+//! A standby takes the place of a primary that is out of the way: promotion, and everybody else turned to the new one.
+//! PostgreSQL manual 27.3.
+//!
+//! The rule that surprises people: a promotion is quick, but the first commit after it may hang. It waits for
+//! synchronous standbys like any other, and the old primary, the one standby that the rule may name now, is dead. What
+//! the new primary is told must be right *before* it is promoted.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result};
+use nix::sys::signal::Signal;
+use postgres::Client;
+
+use super::{orders, slots, sync};
+use crate::{
+    facts::node::{self, Node},
+    plan::follow::{self, Upstream},
+    postgres::lsn::Lsn,
+    spec::{Follow, Name},
+    sql::Login,
+    state::{Role, Root},
+    sys::process,
+};
+
+/// How long a promotion may take: it replays what was received first.
+const PROMOTION: Duration = Duration::from_secs(120);
+
+/// A server that has become a primary.
+#[derive(Debug, Clone, Copy)]
+pub struct Promoted {
+    pub timeline: u32,
+    /// Where its own timeline has begun to grow.
+    pub lsn: Lsn,
+}
+
+/// Ends a node at once, also a frozen one, so that it can't acknowledge anything any more. Its network stays until it is
+/// taken down: its kernel tells its clients that their connections are no more.
+pub fn fence(root: &Root, node: &Node) -> Result<()> {
+    let Some(pidfd) = &node.pidfd else { return Ok(()) };
+    process::signal(pidfd.as_fd(), Signal::SIGKILL)?;
+    // What is frozen dies when it thaws.
+    node.cgroup(root)?.thaw()?;
+    let ended = process::has_ended(pidfd.as_fd(), Duration::from_secs(10))?;
+    anyhow::ensure!(
+        ended,
+        "node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel",
+        node.name
+    );
+    Ok(())
+}
+
+/// Remembers that `by` is primary in the node's place. From here on it does not start again as it is.
+pub fn supersede(node: &Node, by: &Name) -> Result<()> {
+    let mut state = node.state.clone();
+    state.superseded_by = Some(by.clone());
+    orders::save(&node.dir, &state)
+}
+
+/// Promotes a standby. `others` are the standbys that are to follow it from now on; `moved` is called as soon as it takes
+/// writes, before they are turned to it.
+pub fn promote(
+    root: &Root,
+    target: &Node,
+    others: &[&Node],
+    moved: impl FnOnce() -> Result<()>,
+) -> Result<Promoted> {
+    let server = target.login()?;
+    let mut state = target.state.clone();
+    let followers: Vec<Name> =
+        others.iter().map(|node| node.name.clone()).chain(own_followers(root, target)?).collect();
+    if let Some(value) = sync::in_effect(root, &target.lab, &target.name, &followers)? {
+        sync::tell(&mut state, &value);
+        orders::give(&target.dir, &state, target.pidfd.as_ref())?;
+        wait_for_setting(&server, value)?;
+    }
+    let promoted = server.ask(PROMOTION, promote_in).with_context(|| format!("promote `{}`", target.name))?;
+    moved()?;
+    follow::lead(&mut state);
+    orders::give(&target.dir, &state, target.pidfd.as_ref())?;
+    let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
+    slots::settle_one(&server, slots)?;
+    for other in others {
+        turn(root, other, &target.name, &server)?;
+    }
+    Ok(promoted)
+}
+
+/// The standbys that follow a node already.
+fn own_followers(root: &Root, of: &Node) -> Result<Vec<Name>> {
+    let follows = |node: &Node| node.state.role() == Role::Standby { of: of.name.clone() };
+    Ok(node::all(root, &of.lab)?.into_iter().filter(follows).map(|node| node.name).collect())
+}
+
+/// Turns a standby to another server, at once if it runs.
+pub fn turn(root: &Root, node: &Node, of: &Name, server: &Login) -> Result<()> {
+    let mut state = node.state.clone();
+    let old = state.spec.follow.clone();
+    let follow = Follow {
+        of: of.clone(),
+        delay_ms: old.as_ref().and_then(|old| old.delay_ms),
+        rate_kb: old.and_then(|old| old.rate_kb),
+    };
+    let upstream = Upstream { server: server.clone(), primary: server.clone() };
+    share_replicator(root, node, of)?;
+    follow::follow(&mut state, follow, &upstream, None, node.dir.replicator_file());
+    orders::give(&node.dir, &state, node.pidfd.as_ref())
+}
+
+/// Sees to it that a node has the replication password of the one that it is to follow.
+pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
+    let theirs = root.node(&node.lab, of).replicator_file();
+    let password = std::fs::read_to_string(&theirs).with_context(|| format!("read {}", theirs.display()))?;
+    crate::state::write_secret(&node.dir.replicator_file(), &password)
+}
+
+/// Waits until a server has taken over what it was told; one second is plenty for a file of some lines.
+fn wait_for_setting(server: &Login, value: String) -> Result<()> {
+    server.ask(Duration::from_secs(2), move |client| {
+        let begun = Instant::now();
+        loop {
+            let row = client
+                .query_one("SELECT setting FROM pg_settings WHERE name = 'synchronous_standby_names'", &[])?;
+            if row.get::<_, String>(0) == value || begun.elapsed() > Duration::from_secs(1) {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    })
+}
+
+/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
+fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
+    let in_recovery = |client: &mut Client| -> Result<bool, postgres::Error> {
+        Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
+    };
+    if in_recovery(client)? {
+        client.batch_execute("SELECT pg_promote(false)")?;
+    }
+    while in_recovery(client)? {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // pg_control_checkpoint() still says the old timeline at this moment.
+    let row = client.query_one(
+        "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, pg_current_wal_lsn()::text",
+        &[],
+    )?;
+    let lsn = row.get::<_, String>(1).parse().unwrap_or_default();
+    Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
+}
+
+/// How far a server has received what it follows, which is on its disk.
+pub fn received(server: &Login) -> Result<Lsn> {
+    let text = server.ask(crate::sql::PATIENCE, |client| {
+        // After a restart nothing was received yet, and what is there was replayed.
+        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+        Ok(client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default())
+    })?;
+    text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))
+}

@@ -1,0 +1,132 @@
+//! Synchronous replication: whom a commit waits for (PostgreSQL manual 20.6.2, `synchronous_standby_names`).
+//!
+//! The rule that surprises people: the server takes names of standbys that do not exist, and then every commit waits for
+//! ever. The rule here is what the user wants; what a server is told names only standbys that are there.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use super::Name;
+
+/// `any 1 (r1, r2)` or `first 2 (r1, r2, r3)`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SyncRule {
+    pub method: Method,
+    /// How many of them must have a commit before it is acknowledged.
+    pub count: usize,
+    pub names: Vec<Name>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Method {
+    /// Whichever are fastest.
+    Any,
+    /// Those that are named first, as long as they are connected.
+    First,
+}
+
+impl SyncRule {
+    /// The rule that waits for one of these.
+    pub fn any(names: Vec<Name>) -> Self {
+        Self { method: Method::Any, count: 1, names }
+    }
+
+    /// What the primary of this name is to be told while these standbys follow it: a value for
+    /// `synchronous_standby_names`, empty when nobody is left to wait for. A member that has become the primary has left
+    /// its seat to whoever follows it now and is not in the rule.
+    pub fn in_effect(&self, primary: &Name, followers: &[Name]) -> String {
+        let seat_free = self.names.contains(primary);
+        let waits_for = |name: &&Name| self.names.contains(name) || seat_free;
+        let mut names: Vec<&Name> = followers.iter().filter(waits_for).collect();
+        // In the order of the rule, which counts for `first`; who is not in it comes last.
+        names.sort_by_key(|name| self.names.iter().position(|own| own == *name).unwrap_or(usize::MAX));
+        match names.len().min(self.count) {
+            0 => String::new(),
+            count => {
+                let quoted: Vec<String> = names.iter().map(|name| format!("\"{name}\"")).collect();
+                format!("{} {count} ({})", self.method.word().to_uppercase(), quoted.join(", "))
+            }
+        }
+    }
+}
+
+impl Method {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Any => "any",
+            Self::First => "first",
+        }
+    }
+}
+
+impl fmt::Display for SyncRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let names: Vec<&str> = self.names.iter().map(Name::as_str).collect();
+        write!(f, "{} {} ({})", self.method.word(), self.count, names.join(", "))
+    }
+}
+
+impl FromStr for SyncRule {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = |why: &str| format!("`{text}` is no rule: {why}; write for example `any 1 (r1, r2)`");
+        let (head, names) = match text.split_once('(') {
+            Some((head, rest)) => {
+                (head, rest.trim_end().strip_suffix(')').ok_or_else(|| wrong("a `)` is missing"))?)
+            }
+            None => ("any 1", text),
+        };
+        let names = names.split(',').map(|name| name.trim().trim_matches('"').parse::<Name>());
+        let names = names.collect::<Result<Vec<Name>, _>>().map_err(|error| wrong(&error))?;
+        let mut words = head.split_whitespace();
+        let method = match words.next().map(str::to_lowercase).as_deref() {
+            Some("any") => Method::Any,
+            Some("first") => Method::First,
+            _ => return Err(wrong("it begins with neither `any` nor `first`")),
+        };
+        let count = words.next().unwrap_or("1").parse().map_err(|_| wrong("the count is no number"))?;
+        match (words.next(), count) {
+            (Some(word), _) => Err(wrong(&format!("`{word}` means nothing here"))),
+            (_, count) if count == 0 || count > names.len() => {
+                Err(wrong("it must wait for one of them at least, and for all at most"))
+            }
+            _ => Ok(Self { method, count, names }),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn names(list: &[&str]) -> Vec<Name> {
+        list.iter().map(|name| name.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn rules_are_read_and_shown() {
+        let rule: SyncRule = "ANY 1 (r1,\"r2\")".parse().unwrap();
+        assert_eq!(rule.to_string(), "any 1 (r1, r2)");
+        assert_eq!("first 2 (a, b, c)".parse::<SyncRule>().unwrap().method, Method::First);
+        assert_eq!("r1".parse::<SyncRule>().unwrap(), SyncRule::any(names(&["r1"])));
+        for bad in ["", "any (r1", "any 0 (r1)", "any 2 (r1)", "some 1 (r1)", "any 1 2 (r1)", "any 1 (R1)"] {
+            assert!(bad.parse::<SyncRule>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_standbys_that_are_there_are_waited_for() {
+        let rule: SyncRule = "any 1 (r1, r2)".parse().unwrap();
+        let in_effect =
+            |primary: &str, followers: &[&str]| rule.in_effect(&names(&[primary])[0], &names(followers));
+        assert_eq!(in_effect("primary", &["r1", "r2"]), "ANY 1 (\"r1\", \"r2\")");
+        assert_eq!(in_effect("primary", &["r2", "other"]), "ANY 1 (\"r2\")");
+        assert_eq!(in_effect("primary", &[]), "");
+        // r1 was promoted: the old primary sits in its place once it follows.
+        assert_eq!(in_effect("r1", &["r2"]), "ANY 1 (\"r2\")");
+        assert_eq!(in_effect("r1", &["primary", "r2"]), "ANY 1 (\"r2\", \"primary\")");
+    }
+}

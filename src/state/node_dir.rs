@@ -1,0 +1,173 @@
+//! The directory of one node, and the files in it.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    net::SocketAddrV4,
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use super::{NodeState, load, remove_tree, save};
+use crate::{
+    postgres::{launch::Orders, report::Status},
+    sql::Login,
+    sys,
+};
+
+/// The directory of one node.
+#[derive(Debug, Clone)]
+pub struct NodeDir(pub(super) PathBuf);
+
+impl NodeDir {
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn log(&self) -> PathBuf {
+        self.0.join("log")
+    }
+
+    /// Where the log goes when it has reached its size.
+    pub fn previous_log(&self) -> PathBuf {
+        self.0.join("log.1")
+    }
+
+    /// What pgbox remembers of the node.
+    pub fn state_file(&self) -> PathBuf {
+        self.0.join("state.json")
+    }
+
+    /// Kept by the node's pid 1: how far it is, and how it ended.
+    pub fn status_file(&self) -> PathBuf {
+        self.0.join("status.json")
+    }
+
+    /// What the node's pid 1 said last.
+    pub fn status(&self) -> Result<Status> {
+        let path = self.status_file();
+        let text = match sys::fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
+            other => other.with_context(|| format!("read {}", path.display()))?,
+        };
+        Status::parse(&text).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// How to talk to the node's server as its superuser.
+    pub fn login(&self, address: SocketAddrV4) -> Result<Login> {
+        let status = self.status()?;
+        let user = status.superuser.unwrap_or_else(|| "postgres".to_owned());
+        let database = status.database.unwrap_or_else(|| user.clone());
+        Ok(Login { address, user, database, secret: self.secret_file() })
+    }
+
+    /// What the node's pid 1 reads again: one line of JSON, rewritten in place because pid 1 keeps it open.
+    pub fn orders_file(&self) -> PathBuf {
+        self.0.join("orders.json")
+    }
+
+    /// The replication role's password and nothing else, mode 0600; empty as long as there is none. Kept open like that.
+    pub fn replicator_file(&self) -> PathBuf {
+        self.0.join("replicator")
+    }
+
+    /// Writes down what pid 1 is to go by from its next look on. The whole new line first, then the end of the file.
+    pub fn give_orders(&self, orders: &Orders) -> Result<()> {
+        let path = self.orders_file();
+        let line = serde_json::to_string(orders).context("orders")? + "\n";
+        let write = || -> io::Result<()> {
+            let mut file = OpenOptions::new();
+            let file = file.create(true).truncate(false).write(true).mode(0o600).open(&path)?;
+            file.write_all_at(line.as_bytes(), 0)?;
+            file.set_len(line.len() as u64)
+        };
+        write().with_context(|| format!("write {}", path.display()))
+    }
+
+    /// The superuser's password and nothing else, mode 0600.
+    pub fn secret_file(&self) -> PathBuf {
+        self.0.join("password")
+    }
+
+    /// The same password in libpq's format, for `passfile=` in a connection string; mode 0600.
+    pub fn pass_file(&self) -> PathBuf {
+        self.0.join("pgpass")
+    }
+
+    /// Where a node is put together before it takes its name. What a killed command left there is thrown away.
+    pub fn draft(&self) -> Result<NodeDir> {
+        let draft = NodeDir(self.draft_path());
+        remove_tree(&draft.0)?;
+        fs::create_dir_all(&draft.0).with_context(|| format!("mkdir {}", draft.0.display()))?;
+        Ok(draft)
+    }
+
+    /// Gives a finished draft its name, in one step: a node is there as a whole or not at all.
+    pub fn adopt(&self, draft: NodeDir) -> Result<()> {
+        fs::rename(&draft.0, &self.0)
+            .with_context(|| format!("rename {} to {}", draft.0.display(), self.0.display()))
+    }
+
+    pub fn load(&self) -> Result<Option<NodeState>> {
+        load(&self.state_file())
+    }
+
+    pub fn save(&self, state: &NodeState) -> Result<()> {
+        save(&self.state_file(), state, state.data.is_some())
+    }
+
+    /// Removes the directory, and the lab's with the last one. Its name goes first, in one step: a command that is
+    /// killed on the way leaves no node that is there by half.
+    pub fn remove(&self) -> Result<()> {
+        let gone = self.draft_path();
+        remove_tree(&gone)?;
+        match fs::rename(&self.0, &gone) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(e).with_context(|| format!("rename {}", self.0.display()));
+            }
+            _ => remove_tree(&gone)?,
+        }
+        match self.0.parent().filter(|nodes| fs::remove_dir(nodes).is_ok()).and_then(Path::parent) {
+            Some(lab) => remove_tree(lab),
+            None => Ok(()),
+        }
+    }
+
+    /// No node can be called so: a name begins with a letter or digit.
+    fn draft_path(&self) -> PathBuf {
+        let name = self.0.file_name().unwrap_or_default().to_string_lossy();
+        self.0.with_file_name(format!(".{name}.new"))
+    }
+
+    /// The journal of a walk through the host steps.
+    pub fn progress(&self) -> Result<Progress> {
+        let path = self.0.join("progress");
+        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        Ok(Progress { file: file.with_context(|| format!("open {}", path.display()))?, path })
+    }
+}
+
+/// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number.
+pub struct Progress {
+    file: File,
+    path: PathBuf,
+}
+
+impl Progress {
+    pub fn set(&self, begun: usize) -> Result<()> {
+        let text = format!("{begun:4}\n");
+        self.file.write_all_at(text.as_bytes(), 0).with_context(|| format!("write {}", self.path.display()))
+    }
+
+    pub fn get(&self) -> Result<usize> {
+        let mut text = [0; 4];
+        match self.file.read_exact_at(&mut text, 0) {
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
+            other => other.with_context(|| format!("read {}", self.path.display()))?,
+        }
+        let text = String::from_utf8_lossy(&text);
+        text.trim().parse().with_context(|| format!("{} holds `{text}`", self.path.display()))
+    }
+}

@@ -1,0 +1,86 @@
+//! The primary changes: planned, after a death, and with something to lose.
+
+use crate::{
+    harness::{Host, text},
+    replica::until,
+};
+
+const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
+
+fn trio(host: &Host) {
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+}
+
+#[test]
+fn a_switchover_under_load_loses_nothing_and_turns_everybody() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["drive", "start"]);
+    let said = host.pgbox(&["switchover", "r1"]);
+    assert!(said.contains("r1 is the primary, on timeline 2"), "{said}");
+    host.pgbox(&["drive", "stop"]);
+    host.pgbox(&["verify"]);
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+    assert_eq!(host.sql("primary", &[], "SELECT pg_is_in_recovery()").trim(), "t");
+    // Nothing keeps WAL for nobody.
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM pg_replication_slots WHERE NOT active").trim(), "0");
+    host.pgbox(&["switchover", "primary"]);
+    until("r1 streaming, r2 streaming", || host.sql("primary", &[], STREAMS));
+}
+
+#[test]
+fn after_the_primary_has_died_a_standby_takes_over_and_the_old_one_rejoins() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000) i");
+    until("1000", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    assert!(host.fails(1, &["promote", "r1"]).contains("there would be two"));
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.pgbox(&["failover", "r1"]);
+    assert!(said.contains("nothing is lost") && said.contains("timeline 2"), "{said}");
+    host.sql("r1", &[], "INSERT INTO t VALUES (0)");
+    // By no order of starting does the old one come back as a second primary.
+    let said = host.fails(1, &["start", "primary"]);
+    assert!(said.contains("`r1` was promoted") && said.contains("pgbox rejoin primary"), "{said}");
+    host.pgbox(&["stop", "r1", "r2"]);
+    host.fails(1, &["start", "primary"]);
+    host.pgbox(&["start", "r1", "r2"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+    until("1001", || host.sql("primary", &[], "SELECT count(*) FROM t"));
+    // A new base backup in place of the data, too.
+    host.pgbox(&["reinit", "primary"]);
+    until("1001", || host.sql("primary", &[], "SELECT count(*) FROM t"));
+    host.pgbox(&["rm", "-f", "-v", "primary", "r1", "r2"]);
+    host.is_clean();
+}
+
+#[test]
+fn what_would_be_lost_is_counted_and_not_given_up_by_itself() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    for i in 0..7 {
+        host.sql("primary", &[], &format!("INSERT INTO t VALUES ({i})"));
+    }
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 7 acknowledged transactions with 7 rows"), "{said}");
+    // It was only looked at: the primary goes on.
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM t").trim(), "7");
+    host.pgbox(&["crash", "primary", "--node"]);
+    assert!(host.pgbox(&["failover", "r1", "--dry-run"]).contains("7 transactions with 7 rows are lost"));
+    host.fails(1, &["failover", "r1"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM t").trim(), "0");
+    host.sql("r1", &[], "INSERT INTO t VALUES (100)");
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    // What only the old primary had is taken back.
+    let output = host.try_pgbox(&["rejoin", "primary"]);
+    assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
+    until("100", || host.sql("primary", &[], "SELECT string_agg(i::text, ',') FROM t"));
+}
