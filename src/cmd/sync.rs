@@ -1,8 +1,12 @@
 //! `pgbox sync`: whom commits wait for, and how many wait.
 
-use std::time::{Duration, Instant};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{Context, need_root};
@@ -15,6 +19,7 @@ use crate::{
     },
     hint::advise,
     spec::SyncRule,
+    sys::process,
 };
 
 /// How long a primary may take to go by a new rule.
@@ -68,13 +73,14 @@ fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     need_root("pgbox sync")?;
     let _lock = context.root.lock(&context.lab)?;
     let cluster = cluster::main(&context.root, &context.lab)?;
-    if let Some(rule) = &rule {
+    let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
+    // What was said before may be said again, when one of them is the primary meanwhile.
+    if let Some(rule) = rule.as_ref().filter(|rule| lab.sync.as_ref() != Some(rule)) {
         check(&cluster, rule)?;
     }
     let head = cluster.head();
     // What waits is told before it is let go.
     let waited = head.pidfd.as_ref().and_then(|_| replication::ask(head).ok()).map_or(0, |said| said.waiting);
-    let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
     let text = rule.as_ref().map_or_else(|| "nobody".to_owned(), SyncRule::to_string);
     let is_off = rule.is_none();
     lab.sync = rule;
@@ -83,16 +89,19 @@ fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
         true => forget(&cluster)?,
         false => sync::settle(&context.root, &cluster)?,
     };
-    if head.pidfd.is_none() {
+    let Some(pidfd) = &head.pidfd else {
         super::note(
             context,
             &format!("`{}` does not run; it will go by it from its next start on", head.name),
         );
         return Ok(());
-    }
+    };
+    // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
+    process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
     wait_until_told(&cluster, &value)?;
     println!("commits wait for {text}");
     if is_off && waited > 0 {
+        wait_until_released(&cluster)?;
         println!("{waited} that waited went through");
     }
     warn_of_absent(context, &cluster, &value)
@@ -141,6 +150,16 @@ fn wait_until_told(cluster: &Cluster, value: &str) -> Result<()> {
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The server's checkpointer lets them go, a moment after it has read the files.
+fn wait_until_released(cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while replication::ask(cluster.head())?.waiting > 0 {
+        anyhow::ensure!(Instant::now() < deadline, "commits wait all the same; see `pgbox status`");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
 }
 
 /// Says whose absence makes commits wait from now on.

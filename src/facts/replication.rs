@@ -21,7 +21,7 @@ use crate::{
         standby,
         status::{self, Answer, Sender, Slot},
     },
-    spec::Name,
+    spec::{Name, SyncRule},
     state::{Role, Root},
     sys::cgroup::Stats,
 };
@@ -121,9 +121,9 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     });
     let others = seen.pop().unwrap_or_default();
     let others = others.iter().map(|one| member(one, None, None, 0)).collect();
-    let clusters = seen.iter().map(|nodes| picture(nodes)).collect();
-    let sync_rule = root.load_lab(lab)?.and_then(|lab| lab.sync).map(|rule| rule.to_string());
-    Ok(Lab { lab: lab.clone(), sync_rule, clusters, others })
+    let rule = root.load_lab(lab)?.and_then(|lab| lab.sync);
+    let clusters = seen.iter().map(|nodes| picture(nodes, rule.as_ref())).collect();
+    Ok(Lab { lab: lab.clone(), sync_rule: rule.map(|rule| rule.to_string()), clusters, others })
 }
 
 fn see(root: &Root, node: Node) -> Seen {
@@ -171,14 +171,15 @@ impl Seen {
     }
 }
 
-fn picture(nodes: &[Seen]) -> Picture {
+fn picture(nodes: &[Seen], rule: Option<&SyncRule>) -> Picture {
     let Some(head) = nodes.first() else {
         return Picture { nodes: Vec::new(), sync: Sync::default(), warnings: Vec::new() };
     };
     let mut members = vec![member(head, None, Some(head), 0)];
     below(nodes, head, head, 1, &mut members);
     let sync = sync(head, &members);
-    let warnings = warnings(nodes, &members, &sync);
+    let mut warnings = warnings(nodes, &members, &sync);
+    warnings.extend(rule.and_then(|rule| not_in_effect(nodes, rule)));
     Picture { nodes: members, sync, warnings }
 }
 
@@ -317,6 +318,22 @@ fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// A primary that does not go by the rule: what came up did not stream in time, or somebody has told it otherwise.
+fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
+    let head = nodes.first()?;
+    let said = head.said().filter(|said| !said.in_recovery)?;
+    let name = &head.node.name;
+    let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
+    let followers: Vec<Name> = nodes.iter().filter(follows).map(|one| one.node.name.clone()).collect();
+    let wanted = rule.in_effect(name, &followers);
+    (wanted != said.sync).then(|| {
+        format!(
+            "the rule is `{rule}`, and `{name}` waits for {}; `pgbox sync '{rule}'` brings it there",
+            if said.sync.is_empty() { "nobody" } else { &said.sync }
+        )
+    })
 }
 
 /// `2 commits wait for r1`, and what ends that.

@@ -299,3 +299,54 @@ fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
     host.sql("primary", &[], "INSERT INTO t VALUES (4)");
     host.pgbox(&["sync", "off"]);
 }
+
+#[test]
+fn a_sync_rule_survives_a_change_of_roles_and_waits_for_nobody_that_is_gone() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["sync", "any 1 (r1)"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    let rule = |node: &str| host.sql(node, &[], "SHOW synchronous_standby_names");
+    let states = "SELECT string_agg(application_name || ' ' || sync_state, ', ') FROM pg_stat_replication";
+
+    // The old primary takes the seat of the new one, as soon as it follows.
+    host.pgbox(&["switchover", "r1"]);
+    assert_eq!(rule("r1"), "ANY 1 (\"primary\")");
+    host.sql("r1", &[], "INSERT INTO t VALUES (1)");
+    assert_eq!(host.sql("r1", &[], states), "primary quorum");
+    host.pgbox(&["sync", "any 1 (r1)"]);
+    host.pgbox(&["switchover", "primary"]);
+    assert_eq!(rule("primary"), "ANY 1 (\"r1\")");
+    // After a death nobody is there to wait for, until the dead one is back.
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    assert_eq!(rule("r1"), "");
+    host.sql("r1", &[], "INSERT INTO t VALUES (2)");
+    host.pgbox(&["rejoin", "primary"]);
+    assert_eq!(
+        (rule("r1"), host.sql("r1", &[], states)),
+        ("ANY 1 (\"primary\")".into(), "primary quorum".into())
+    );
+
+    // It is remembered over a restart of everything.
+    host.pgbox(&["stop", "primary", "r1"]);
+    host.pgbox(&["start", "r1", "primary"]);
+    assert_eq!(rule("r1"), "ANY 1 (\"primary\")");
+    // Told otherwise behind pgbox' back: that is seen, and mended.
+    host.sql("r1", &[], "ALTER SYSTEM SET synchronous_standby_names = ''");
+    host.sql("r1", &[], "SELECT pg_reload_conf()");
+    until("it is seen", 10, || host.pgbox(&["status"]).contains("and `r1` waits for nobody"));
+    assert!(host.fails(1, &["sync", "any 1 (r1)"]).contains("ALTER SYSTEM RESET"));
+    host.sql("r1", &[], "ALTER SYSTEM RESET synchronous_standby_names");
+    host.pgbox(&["sync", "any 1 (r1)"]);
+    assert!(!host.pgbox(&["status"]).contains("waits for nobody"));
+
+    host.pgbox(&["rm", "--force", "primary"]);
+    until("nobody is waited for", 5, || rule("r1").is_empty());
+    host.sql("r1", &[], "INSERT INTO t VALUES (3)");
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    assert_eq!(rule("r1"), "ANY 1 (\"r2\")");
+    host.pgbox(&["sync", "off"]);
+    assert_eq!(rule("r1"), "");
+}
