@@ -339,6 +339,8 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
 /// `2 commits wait for r1`, and what ends that.
 pub fn waiting(sync: &Sync) -> String {
     let (count, names) = (sync.waiting_commits, sync.waiting_for.join(", "));
-    let commits = if count == 1 { "1 commit waits".to_owned() } else { format!("{count} commits wait") };
-    format!("{commits} for {names}; `pgbox sync off` lets them go")
+    match count {
+        1 => format!("1 commit waits for {names}; `pgbox sync off` lets it go"),
+        _ => format!("{count} commits wait for {names}; `pgbox sync off` lets them go"),
+    }
 }
