@@ -28,13 +28,14 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 29] = [
+const NAMED: [&str; 32] = [
     "crash",
     "drive",
     "exec",
     "failover",
     "freeze",
     "image",
+    "lag",
     "limit",
     "logs",
     "net",
@@ -47,6 +48,8 @@ const NAMED: [&str; 29] = [
     "restart",
     "rm",
     "run",
+    "set",
+    "slots",
     "start",
     "status",
     "stop",

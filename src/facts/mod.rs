@@ -5,6 +5,8 @@
 pub mod cluster;
 pub mod image;
 pub mod node;
+pub mod recovery;
+pub mod replication;
 pub mod volume;
 pub mod wal;
 

@@ -9,3 +9,5 @@ mod drive;
 mod failover;
 mod faults;
 mod replica;
+mod settings;
+mod status;
