@@ -4,6 +4,7 @@
 mod drive;
 mod fault;
 mod image;
+mod lab;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,6 +16,7 @@ mod role;
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
+pub use lab::{Down, Up};
 pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
 
 use crate::spec::{
@@ -47,6 +49,10 @@ pub enum Command {
     Run(Box<Run>),
     /// Create a standby of a node by a base backup; returns when it streams
     Replica(Box<Replica>),
+    /// Bring a whole lab up, or to what an edited file says of it
+    Up(Up),
+    /// Stop and remove all nodes of a lab; volumes are kept without -v
+    Down(Down),
     /// Make a standby the primary after the primary has died, or without one
     Promote(Failover),
     /// Change the primary as planned: nothing is lost, and the old one comes back as a standby

@@ -2,6 +2,7 @@
 //! and print. Results go to standard output, talk to standard error.
 
 mod crash;
+mod down;
 mod drive;
 mod exec;
 mod failover;
@@ -23,6 +24,7 @@ mod stats;
 mod stop;
 mod switchover;
 mod talk;
+mod up;
 mod uri;
 mod verify;
 mod volume;
@@ -53,6 +55,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Replica(args) => replica::run(&context, &args),
+        Command::Up(args) => up::run(&context, &args),
+        Command::Down(args) => down::run(&context, &args),
         Command::Promote(args) => failover::promote(&context, &args),
         Command::Failover(args) => failover::failover(&context, &args),
         Command::Switchover(args) => switchover::run(&context, &args),

@@ -11,6 +11,7 @@ pub mod interrupt;
 pub mod launch;
 pub mod loss;
 pub mod orders;
+pub mod publish;
 pub mod ready;
 pub mod slots;
 pub mod sync;

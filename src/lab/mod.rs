@@ -1,3 +1,4 @@
 //! What nodes are to each other in a lab. Pure.
 
 pub mod fault;
+pub mod wanted;
