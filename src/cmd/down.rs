@@ -19,7 +19,8 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     need_root("pgbox down")?;
-    let context = &up::context(context, args.file.as_deref())?;
+    let named = args.file.as_deref().map(|file| up::context(context, file)).transpose()?;
+    let context = named.as_ref().unwrap_or(context);
     let _up = context.root.lock_up(&context.lab)?;
     let mut nodes = node::all(&context.root, &context.lab)?;
     nodes.sort_by_cached_key(|node| depth(&context.root.clone(), node));

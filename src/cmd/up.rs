@@ -2,30 +2,39 @@
 //! same functions as the commands for single nodes have; so a second `up` does nothing, and one that was interrupted goes
 //! on.
 
-use std::time::Instant;
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 
 use super::{Context, need_root};
 use crate::{
     cli, facts,
-    lab::wanted::Wanted,
+    hint::advise,
+    lab::{
+        file::{DEFAULT_IMAGE, LabFile},
+        wanted::Wanted,
+    },
     plan::changes::{self, Action, Changes},
     show,
+    spec::name::DEFAULT_LAB,
 };
 
 mod apply;
 mod content;
 mod node;
 
-/// The image of nodes of which nothing else is said; the same as that of `run`.
-pub const DEFAULT_IMAGE: &str = "postgres:latest";
-
 pub fn run(context: &Context, args: &cli::Up) -> Result<i32> {
     need_root("pgbox up")?;
     crate::sys::exe::reexec_read_only()?;
-    let wanted = without_file(context)?;
-    bring(context, args, &wanted)
+    match &args.file {
+        Some(path) => with_file(context, args, path),
+        None => bring(context, args, &without_file(context)?),
+    }
 }
 
 fn without_file(context: &Context) -> Result<Wanted> {
@@ -75,8 +84,58 @@ fn difference(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<Chan
     Ok(changes::changes(wanted, &actual, args.prune))
 }
 
+/// A lab file, and the context of the lab that it is about.
+struct Opened {
+    file: LabFile,
+    path: PathBuf,
+    context: Context,
+}
+
+fn open(context: &Context, path: &Path) -> Result<Opened> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let file = LabFile::parse(&path.display().to_string(), &text)?;
+    let mut context =
+        Context { root: context.root.clone(), lab: context.lab.clone(), options: context.options.clone() };
+    if let Some(named) = file.lab().filter(|named| **named != context.lab) {
+        if context.lab.as_str() != DEFAULT_LAB {
+            return Err(advise(
+                format!("{} is about lab `{named}`, and not `{}`", path.display(), context.lab),
+                "leave --lab out, or take `lab` out of the file",
+            ));
+        }
+        context.lab = named.clone();
+        context.options += &format!(" --lab {named}");
+    }
+    Ok(Opened { file, path: std::path::absolute(path)?, context })
+}
+
 /// The context of the lab that a file is about.
-pub fn context(context: &Context, file: Option<&std::path::Path>) -> Result<Context> {
-    let _ = file;
-    Ok(Context { root: context.root.clone(), lab: context.lab.clone(), options: context.options.clone() })
+pub fn context(context: &Context, file: &Path) -> Result<Context> {
+    open(context, file).map(|opened| opened.context)
+}
+
+fn with_file(context: &Context, args: &cli::Up, path: &Path) -> Result<i32> {
+    let Opened { file, path, context } = open(context, path)?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path))?;
+    if file.has_passwords() && fs::metadata(&path)?.permissions().mode() & 0o044 != 0 {
+        super::warn(
+            &context,
+            &format!("{0} has a password in it, and others can read it: chmod 600 {0}", path.display()),
+        );
+    }
+    check_range(&context, &wanted)?;
+    bring(&context, args, &wanted)
+}
+
+/// A lab keeps the range that it was made with.
+fn check_range(context: &Context, wanted: &Wanted) -> Result<()> {
+    let asked = wanted.nodes.first().and_then(|node| node.spec.subnet);
+    match (context.root.load_lab(&context.lab)?, asked) {
+        (Some(lab), Some(asked)) if asked.trunc() != lab.subnet => Err(advise(
+            format!("lab `{}` has the address range {}, and not {asked}", context.lab, lab.subnet),
+            "take `subnet` out of the file; or `pgbox down`, which keeps the data, and then `pgbox up` again",
+        )),
+        _ => Ok(()),
+    }
 }

@@ -250,3 +250,6 @@ fn remove(wanted: &Wanted, actual: &Actual, prune: bool, changes: &mut Changes) 
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
