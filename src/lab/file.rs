@@ -302,7 +302,7 @@ mod tests {
             ("[nodes.primary]\nmemory = [1]\n", 2, "in `memory = [1]`"),
             ("[nodes.a]\nof = 'b'\n", 2, "nodes.a.of: no node `b` in this file; it has a"),
             ("[nodes.a]\nof = 'b'\n[nodes.b]\nof = 'a'\n", 4, "it follows itself"),
-            ("sync = 'any 1 (x)'\n[nodes.a]\n", 1, "sync: no node `x`"),
+            ("sync = 'any 1 (x)'\n[nodes.a]\n", 1, "sync: `x` is no standby"),
             ("sync = 'any 2 (a)'\n[nodes.a]\n", 1, "sync: `any 2 (a)` is no rule"),
             ("[defaults]\npublish = [1]\n[nodes.a]\n", 2, "defaults.publish: it can't be the same"),
             ("[nodes.a]\n[[init]]\n", 2, "init: it must have either"),

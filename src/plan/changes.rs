@@ -94,6 +94,7 @@ pub enum Action {
     },
     Limit {
         node: Name,
+        before: NodeLimits,
         limits: NodeLimits,
     },
     Publish {

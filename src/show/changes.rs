@@ -112,7 +112,7 @@ fn what(action: &Action) -> String {
         Action::Create { node, on } => created(&node.spec, *on),
         Action::Start { .. } => "start".to_owned(),
         Action::Wait { .. } => "wait until it is up".to_owned(),
-        Action::Limit { limits, .. } => self::limits(limits),
+        Action::Limit { before, limits, .. } => self::limits(before, limits),
         Action::Publish { publish, .. } if publish.is_empty() => "publish nothing".to_owned(),
         Action::Publish { publish, .. } => {
             let ports: Vec<String> = publish.iter().map(ToString::to_string).collect();
@@ -155,15 +155,19 @@ fn created(spec: &NodeSpec, on: Data) -> String {
     format!("{role} from {}{data}", spec.image)
 }
 
-fn limits(limits: &NodeLimits) -> String {
-    let or_max = |value: Option<String>| value.unwrap_or_else(|| "max".to_owned());
-    let cpus = limits.milli_cpus.map(|milli| (milli as f64 / 1000.0).to_string());
-    format!(
-        "memory {}, cpus {}, pids {}",
-        or_max(limits.memory.map(human_bytes)),
-        or_max(cpus),
-        or_max(limits.pids.map(|pids| pids.to_string()))
-    )
+fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
+    let cpus = |milli: u64| (milli as f64 / 1000.0).to_string();
+    let changed = |name: &str, old: Option<u64>, new: Option<u64>, show: &dyn Fn(u64) -> String| {
+        let or_max = |value: Option<u64>| value.map_or_else(|| "max".to_owned(), show);
+        (old != new).then(|| format!("{name} {} -> {}", or_max(old), or_max(new)))
+    };
+    let all = [
+        changed("memory", before.memory, limits.memory, &human_bytes),
+        changed("swap", before.swap, limits.swap, &human_bytes),
+        changed("cpus", before.milli_cpus, limits.milli_cpus, &cpus),
+        changed("pids", before.pids, limits.pids, &|count| count.to_string()),
+    ];
+    all.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn policy(restart: Restart) -> String {

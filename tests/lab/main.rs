@@ -9,3 +9,4 @@ mod drive;
 mod failover;
 mod faults;
 mod replica;
+mod up;

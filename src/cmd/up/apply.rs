@@ -25,7 +25,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
             let args = cli::Wait { node: node.clone(), goal: cli::Goal::Ready, timeout };
             wait::run(context, &args)?;
         }
-        Action::Limit { node, limits } => limit::set(context, node, limits.clone())?,
+        Action::Limit { node, limits, .. } => limit::set(context, node, limits.clone())?,
         Action::Publish { node, publish } => node::publish(context, node, publish)?,
         Action::Follow { node, delay_ms, rate_kb } => node::follow(context, node, *delay_ms, *rate_kb)?,
         Action::Policy { node, restart, stop_timeout } => {

@@ -96,7 +96,7 @@ fn without_restart(wanted: &NodeSpec, there: &NodeSpec) -> Vec<Action> {
     let mut limits = wanted.limits.clone();
     limits.shm_size = there.limits.shm_size;
     if limits != there.limits {
-        actions.push(Action::Limit { node: node(), limits });
+        actions.push(Action::Limit { node: node(), before: there.limits.clone(), limits });
     }
     if wanted.publish != there.publish {
         actions.push(Action::Publish { node: node(), publish: wanted.publish.clone() });
