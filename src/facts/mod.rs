@@ -6,6 +6,8 @@ pub mod cluster;
 pub mod image;
 pub mod lab;
 pub mod node;
+pub mod recovery;
+pub mod replication;
 pub mod volume;
 pub mod wal;
 

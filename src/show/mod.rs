@@ -2,5 +2,6 @@
 
 pub mod changes;
 pub mod error;
+pub mod lab;
 pub mod plan;
 pub mod table;

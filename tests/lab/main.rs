@@ -9,4 +9,6 @@ mod drive;
 mod failover;
 mod faults;
 mod replica;
+mod settings;
+mod status;
 mod up;

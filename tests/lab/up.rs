@@ -149,7 +149,8 @@ fn an_edited_file_costs_no_more_than_it_must() {
     let pids = ["primary", "r1"].map(|node| host.init_pid(node));
     let started = host.sql("primary", &[], "SELECT pg_postmaster_start_time()");
 
-    let file = lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'", "memory = 'max'\ndelay = '1s'");
+    let file =
+        lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'", "memory = 'max'\ndelay = '1s'");
     let expected =
         ["r1 policy at its next start", "r1 follow reload", "primary limit live", "primary publish live"];
     let found = diff(&host, &file);
@@ -167,7 +168,8 @@ fn an_edited_file_costs_no_more_than_it_must() {
     let address = |node: &str| host.json(&["uri", "--json", node])["host"].as_str().unwrap().to_owned();
     let before = ["primary", "r1"].map(address);
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
-    let file = lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'\nshm-size = '300m'", "delay = 0");
+    let file =
+        lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'\nshm-size = '300m'", "delay = 0");
     assert!(
         diff(&host, &file).ends_with(&["r1 remake restart".to_owned(), "primary remake restart".to_owned()])
     );

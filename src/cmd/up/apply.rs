@@ -7,8 +7,8 @@ use anyhow::Result;
 use super::{content, node};
 use crate::{
     cli,
-    cmd::{Context, limit, replica, rm, run, start, wait},
-    engine::halt,
+    cmd::{Context, limit, replica, rm, run, set, start, sync, wait},
+    engine::{self, halt, settings::Change},
     facts,
     lab::wanted::WantedNode,
     plan::changes::Action,
@@ -31,13 +31,13 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::Policy { node, restart, stop_timeout } => {
             node::policy(context, node, *restart, *stop_timeout)?;
         }
-        Action::Set { node, settings, effect } => node::set(context, node, settings, *effect)?,
-        Action::Replayed { node } => return node::replayed(context, node),
+        Action::Set { node, settings, .. } => return set::in_turn(context, node, &changes(settings)),
+        Action::Replayed { node } => return set::caught_up(context, node),
         Action::Remake { spec, effect, .. } => node::remake(context, spec, *effect, timeout)?,
         Action::User { name, password, need } => content::user(context, name, password.as_deref(), *need)?,
         Action::Database { name, owner, need } => content::database(context, name, owner.as_deref(), *need)?,
         Action::Run { sql } => content::run(context, sql)?,
-        Action::Sync { rule } => content::sync(context, rule.clone())?,
+        Action::Sync { rule } => return sync::change(context, rule.clone()),
         Action::Remove { node } => remove(context, node)?,
     }
     println!("{}", show::changes::line(action));
@@ -58,7 +58,15 @@ fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()>
         tty: false,
         interactive: false,
     };
-    run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
+    run::create(context, node.spec.clone(), node.secret.clone(), &how)?;
+    match node.spec.follow {
+        Some(_) => engine::sync::joined(&context.root, &context.lab, &node.spec.node),
+        None => Ok(()),
+    }
+}
+
+fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
+    settings.iter().map(|(name, value)| Change { name: name.clone(), value: value.clone() }).collect()
 }
 
 /// Removes what a killed command has left of a node that never had a process.

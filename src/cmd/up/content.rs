@@ -6,12 +6,10 @@ use anyhow::{Context as _, Result};
 
 use crate::{
     cmd::{Context, password},
-    engine::sync,
     facts::{cluster, lab},
     lab::wanted::Sql,
     plan::changes::{self, Need},
     postgres::{content, password::verifier},
-    spec::SyncRule,
     sql::Login,
     state,
 };
@@ -77,14 +75,4 @@ pub fn run(context: &Context, sql: &Sql) -> Result<()> {
     digests.push(changes::digest(&sql.text));
     let text = content::run_once(&sql.text, &server.database, &digests);
     server.ask(PATIENCE, move |client| client.batch_execute(&text)).with_context(|| sql.shown.clone())
-}
-
-/// Whom commits wait for from now on.
-pub fn sync(context: &Context, rule: Option<SyncRule>) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
-    let cluster = cluster::main(&context.root, &context.lab)?;
-    let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
-    lab.sync = rule;
-    context.root.save_lab(&context.lab, &lab)?;
-    sync::settle(&context.root, &cluster).map(drop)
 }

@@ -52,22 +52,6 @@ pub fn policy(context: &Context, name: &Name, restart: Restart, stop_timeout: u6
     orders::save(&node.dir, &state)
 }
 
-/// Other settings for a server.
-pub fn set(
-    context: &Context,
-    name: &Name,
-    settings: &[(String, Option<String>)],
-    effect: Effect,
-) -> Result<()> {
-    let _ = (context, name, settings, effect);
-    anyhow::bail!("settings")
-}
-
-pub fn replayed(context: &Context, name: &Name) -> Result<()> {
-    let _ = (context, name);
-    Ok(())
-}
-
 /// Plans a node anew, with the same name, address and data; one that runs is restarted.
 pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Duration) -> Result<()> {
     let name = &spec.node;
