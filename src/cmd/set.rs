@@ -33,6 +33,8 @@ const START: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
     need_root("pgbox set")?;
+    // A server that does not come up with it may have to be started anew.
+    crate::sys::exe::reexec_read_only()?;
     let (names, changes) = read(args)?;
     let clusters = match args.all {
         true => cluster::all(&context.root, &context.lab)?,

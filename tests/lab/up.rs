@@ -183,6 +183,49 @@ fn an_edited_file_costs_no_more_than_it_must() {
 }
 
 #[test]
+fn settings_of_an_edited_file_are_reloaded_or_restart_servers_in_the_order_of_hot_standby() {
+    let Some(host) = Host::new() else { return };
+    let lab = |settings: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\nsettings = {{ {settings} }}\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    let started = |node: &str| host.sql(node, &[], "SELECT pg_postmaster_start_time()");
+    up(&host, &lab("work_mem = '8MB'"));
+    let before = ["primary", "r1"].map(started);
+    let file = lab("work_mem = '9MB'");
+    assert_eq!(diff(&host, &file), ["r1 set reload", "primary set reload"]);
+    up(&host, &file);
+    for node in ["primary", "r1"] {
+        assert_eq!(host.sql(node, &[], "SHOW work_mem"), "9MB");
+    }
+    assert_eq!(["primary", "r1"].map(started), before, "no server was restarted");
+
+    let pids = ["primary", "r1"].map(|node| host.init_pid(node));
+    for (connections, order) in [("120", ["r1", "primary"]), ("80", ["primary", "r1"])] {
+        let file = lab(&format!("work_mem = '9MB', max_connections = {connections}"));
+        let restarts: Vec<String> =
+            diff(&host, &file).into_iter().filter(|c| c.ends_with("set restart")).collect();
+        assert_eq!(restarts, order.map(|node| format!("{node} set restart")));
+        up(&host, &file);
+        for node in ["primary", "r1"] {
+            assert_eq!(host.sql(node, &[], "SHOW max_connections"), connections);
+        }
+        until("r1 streaming", || host.sql("primary", &[], STREAMS));
+        assert!(up(&host, &file).contains("nothing to do"));
+    }
+    assert_eq!(["primary", "r1"].map(|node| host.init_pid(node)), pids, "servers restart in place");
+    let log = host.pgbox(&["logs", "r1"]);
+    assert!(!log.contains("insufficient parameter settings"), "{log}");
+
+    // What the server does not know is refused while it runs.
+    let said = host.fails(1, &["up", lab("wrok_mem = '9MB'").to_str().unwrap()]);
+    assert!(said.contains("knows no parameter wrok_mem"), "{said}");
+    assert_eq!(host.sql("primary", &[], "SHOW max_connections"), "80");
+}
+
+#[test]
 fn nodes_that_the_file_forgets_go_only_when_told() {
     let Some(host) = Host::new() else { return };
     let lab = |rest: &str| {
