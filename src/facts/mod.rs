@@ -347,7 +347,8 @@ pub fn resolv_conf() -> String {
         })
     };
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    let text = files.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| usable(text));
+    let text =
+        files.iter().filter_map(|path| crate::sys::fs::read_to_string(path).ok()).find(|text| usable(text));
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
 }
 

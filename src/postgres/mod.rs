@@ -8,11 +8,13 @@
 
 pub mod content;
 pub mod contract;
+pub mod control;
 pub mod datadir;
 pub mod hba;
 pub mod initdb;
 pub mod launch;
 pub mod lsn;
+pub mod native;
 pub mod parameter;
 pub mod password;
 pub mod postmaster;
