@@ -251,8 +251,8 @@ mod tests {
 
     fn wanted(text: &str) -> Result<Wanted> {
         let read = |path: &Path| match path.to_str() {
-            Some("/d/secret") => Ok("from a file\n".to_owned()),
-            _ => Err(io::Error::from(io::ErrorKind::NotFound)),
+            Some("/d/nofile") => Err(io::Error::from(io::ErrorKind::NotFound)),
+            _ => Ok("from a file\n".to_owned()),
         };
         LabFile::parse("lab.toml", text)?.wanted(&"l".parse().unwrap(), Path::new("/d"), &read)
     }
@@ -332,5 +332,23 @@ mod tests {
         assert_eq!(passwords, [Some("from a file"), None]);
         assert!(LabFile::parse("f", text).unwrap().has_passwords());
         assert!(!LabFile::parse("f", "[nodes.a]\n").unwrap().has_passwords());
+    }
+
+    #[test]
+    fn the_sample_is_read_with_and_without_its_comments() {
+        let sample = include_str!("../../docs/lab.toml");
+        let names = |wanted: &Wanted| -> Vec<String> {
+            wanted.nodes.iter().map(|node| node.spec.node.to_string()).collect()
+        };
+        let plain = wanted(sample).unwrap();
+        assert_eq!(names(&plain), ["late", "primary", "r1", "r2"]);
+        let is_key = |text: &str| text.starts_with('[') || text.split(' ').nth(1) == Some("=");
+        let open =
+            |line: &str| line.strip_prefix("# ").filter(|rest| is_key(rest)).unwrap_or(line).to_owned();
+        let all: Vec<String> = sample.lines().map(open).collect();
+        let all = wanted(&all.join("\n")).unwrap();
+        let primary = &all.nodes[1].spec;
+        assert_eq!((primary.limits.milli_cpus, primary.tune, primary.stop_timeout), (Some(1500), true, 30));
+        assert_eq!((all.users.len(), all.init.len()), (2, 2));
     }
 }
