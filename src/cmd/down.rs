@@ -8,7 +8,7 @@ use std::{cmp::Reverse, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root, rm, up, volume};
+use super::{Context, drive, need_root, rm, up, volume};
 use crate::{
     cli,
     engine::halt::{self, Shutdown},
@@ -32,6 +32,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     if args.dry_run {
         return foretell(context, &nodes, volumes);
     }
+    drive::end(context)?;
     stop(context, &nodes)?;
     nodes.sort_by_cached_key(|node| Reverse(depth(&context.root.clone(), node)));
     let names: Vec<Name> = nodes.into_iter().map(|node| node.name).collect();

@@ -43,8 +43,11 @@ impl LabFile {
             let span = error.span().unwrap_or(0..0);
             let line = text[..span.start].matches('\n').count();
             let source = text.lines().nth(line).unwrap_or_default().trim();
-            let quoted = if source.is_empty() { String::new() } else { format!(", in `{source}`") };
-            anyhow!("{shown}:{}: {}{quoted}", line + 1, error.message().trim())
+            // The key alone: the value may be a password.
+            let key = source.split_once('=').map_or("", |(key, _)| key.trim());
+            let named = key.is_empty() || error.message().contains(key);
+            let key = if named { String::new() } else { format!("{key}: ") };
+            anyhow!("{shown}:{}: {key}{}", line + 1, error.message().trim())
         })?;
         Ok(Self { shown: shown.to_owned(), text: text.to_owned(), raw })
     }
@@ -218,10 +221,12 @@ impl LabFile {
         }
         let wrong = |why: &str| self.wrong("sync", said.span(), why);
         let rule: SyncRule = text.parse().map_err(|why: String| wrong(&why))?;
-        match rule.names.iter().find(|name| !self.raw.nodes.contains_key(*name)) {
-            Some(stranger) => Err(wrong(&format!(
-                "no node `{stranger}` in this file; every commit would wait for it for ever"
-            ))),
+        let of = |name: &Name| self.raw.nodes.get(name)?.of.as_ref().map(Spanned::get_ref);
+        let is_direct = |name: &&Name| of(name).is_some_and(|upstream| of(upstream).is_none());
+        match rule.names.iter().find(|name| !is_direct(name)) {
+            Some(stranger) => {
+                Err(wrong(&format!("in this file `{stranger}` is no standby that follows a primary itself")))
+            }
             None => Ok(Some(rule)),
         }
     }
@@ -299,10 +304,10 @@ mod tests {
             ("[nodes.primary]\nmemroy = '1g'\n", 2, "unknown field `memroy`, expected one of"),
             ("x = 1\n[nodes.primary]\n", 1, "unknown field `x`"),
             ("[nodes.primary]\n\nmemory = '12x'\n", 3, "nodes.primary.memory: `12x` is not a size"),
-            ("[nodes.primary]\nmemory = [1]\n", 2, "in `memory = [1]`"),
+            ("[nodes.primary]\nmemory = [1]\n", 2, "memory: invalid type: sequence"),
             ("[nodes.a]\nof = 'b'\n", 2, "nodes.a.of: no node `b` in this file; it has a"),
             ("[nodes.a]\nof = 'b'\n[nodes.b]\nof = 'a'\n", 4, "it follows itself"),
-            ("sync = 'any 1 (x)'\n[nodes.a]\n", 1, "sync: `x` is no standby"),
+            ("sync = 'any 1 (x)'\n[nodes.a]\n", 1, "sync: in this file `x` is no standby"),
             ("sync = 'any 2 (a)'\n[nodes.a]\n", 1, "sync: `any 2 (a)` is no rule"),
             ("[defaults]\npublish = [1]\n[nodes.a]\n", 2, "defaults.publish: it can't be the same"),
             ("[nodes.a]\n[[init]]\n", 2, "init: it must have either"),

@@ -188,6 +188,20 @@ impl Action {
     }
 }
 
+/// A setting and what becomes of it.
+pub fn shown((name, value): &(String, Option<String>)) -> String {
+    match value {
+        Some(value) => format!("{name}={value}"),
+        None => format!("{name} as it was before"),
+    }
+}
+
+impl Existing {
+    fn is_running_primary(&self) -> bool {
+        self.role == Role::Primary && self.condition == Condition::Running
+    }
+}
+
 impl Actual {
     fn node(&self, name: &Name) -> Option<&Existing> {
         self.nodes.iter().find(|node| node.spec.node == *name)

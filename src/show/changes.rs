@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use crate::{
-    plan::changes::{Action, Changes, Data, Effect, Need},
+    plan::changes::{self, Action, Changes, Data, Effect, Need},
     spec::{NodeLimits, NodeSpec, Restart, quantity::human_bytes},
 };
 
@@ -125,13 +125,7 @@ fn what(action: &Action) -> String {
         Action::Policy { restart, stop_timeout, .. } => {
             format!("restart {}, stop-timeout {stop_timeout}s", policy(*restart))
         }
-        Action::Set { settings, .. } => {
-            let word = |(name, value): &(String, Option<String>)| match value {
-                Some(value) => format!("{name}={value}"),
-                None => format!("{name} as it was before"),
-            };
-            settings.iter().map(word).collect::<Vec<_>>().join(", ")
-        }
+        Action::Set { settings, .. } => settings.iter().map(changes::shown).collect::<Vec<_>>().join(", "),
         Action::Replayed { .. } => "wait until it has replayed what its primary has written".to_owned(),
         Action::Remake { why, .. } => why.join(", "),
         Action::User { name, need: Need::Differs, .. } => format!("user {name}: the password of the file"),

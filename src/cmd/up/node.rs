@@ -71,7 +71,7 @@ pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Durat
     orders::save(&node.dir, &state)?;
     drop((shared, lock));
     match effect {
-        Effect::Restart => start::start(context, name, timeout, timeout),
+        Effect::Restart => start::start(context, name, timeout, start::STREAM),
         _ => Ok(()),
     }
 }

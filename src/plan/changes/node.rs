@@ -46,26 +46,45 @@ pub fn compare(
     let stopped = node.condition == Condition::Stopped;
     if let Some(wanted) = wanted {
         let wanted = as_far_as_it_counts(wanted, &node.spec, notes);
-        let phase = if stopped { steps.coming(is_standby) } else { steps.running(is_standby) };
-        phase.extend(without_restart(&wanted, &node.spec));
-        let why = remake_reasons(&wanted, &node.spec);
-        let (early, late) = settings(&wanted, &node.spec, is_standby);
-        let orderless = !early.iter().chain(&late).any(|(name, _)| default_of(name).is_some());
-        let folded = !why.is_empty() && orderless;
-        if !folded {
-            phase.extend(set(node, early, actual));
-            steps.late.extend(late_set(node, late, actual));
-        }
-        if !why.is_empty() {
-            let effect = if stopped { Effect::AtStart } else { Effect::Restart };
-            let remake = Action::Remake { spec: Box::new(wanted), why, effect };
-            let phase = if stopped { steps.coming(is_standby) } else { steps.remaking(is_standby) };
-            phase.push(remake);
-        }
+        change(wanted, node, actual, steps);
     }
     if stopped {
         steps.coming(is_standby).push(Action::Start { node: name });
     }
+}
+
+/// Adds the changes of a node, each where its turn is.
+fn change(wanted: NodeSpec, node: &Existing, actual: &Actual, steps: &mut Steps) {
+    let is_standby = matches!(node.role, Role::Standby { .. });
+    let stopped = node.condition == Condition::Stopped;
+    let runs = node.condition == Condition::Running;
+    let phase = if runs { steps.running(is_standby) } else { steps.coming(is_standby) };
+    phase.extend(without_restart(&wanted, &node.spec));
+    let mut why = remake_reasons(&wanted, &node.spec);
+    let (mut now, mut late) = settings(&wanted, &node.spec);
+    let raises = now.iter().any(|(name, _)| default_of(name).is_some());
+    // A new container has the new settings from its start on; that saves a restart wherever it comes in time.
+    let in_time = !is_standby || actual.nodes.iter().any(Existing::is_running_primary);
+    let folded = !why.is_empty() && late.is_empty() && (!raises || in_time);
+    if !is_standby {
+        now.append(&mut late);
+    }
+    if folded {
+        why.extend(now.iter().map(super::shown));
+    } else {
+        phase.extend(set(node, now, actual));
+        steps.late.extend(late_set(node, late, actual));
+    }
+    if why.is_empty() {
+        return;
+    }
+    let effect = if stopped { Effect::AtStart } else { Effect::Restart };
+    let phase = match (stopped, is_standby && folded && raises) {
+        (true, _) => steps.coming(is_standby),
+        (false, true) => &mut steps.early_remakes,
+        (false, false) => steps.remaking(is_standby),
+    };
+    phase.push(Action::Remake { spec: Box::new(wanted), why, effect });
 }
 
 /// What a variable says that counts only when data are made is left as it was.
@@ -146,9 +165,9 @@ fn remake_reasons(wanted: &NodeSpec, there: &NodeSpec) -> Vec<String> {
     why
 }
 
-/// The settings that are otherwise: those that a node can have at once, and those that a standby can have only when its
-/// primary has had less for a while.
-fn settings(wanted: &NodeSpec, there: &NodeSpec, is_standby: bool) -> (Vec<Setting>, Vec<Setting>) {
+/// The settings that are otherwise: those that a node can have at once, and lower values, which a standby can only have when
+/// its primary has had less for a while.
+fn settings(wanted: &NodeSpec, there: &NodeSpec) -> (Vec<Setting>, Vec<Setting>) {
     let by_name = |spec: &NodeSpec| -> BTreeMap<String, String> {
         spec.settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
     };
@@ -157,7 +176,7 @@ fn settings(wanted: &NodeSpec, there: &NodeSpec, is_standby: bool) -> (Vec<Setti
     let other = new.iter().filter(|(name, value)| old.get(*name) != Some(value));
     let changed = gone.chain(other.map(|(name, value)| (name.clone(), Some(value.clone()))));
     changed.partition(|(name, value)| {
-        let Some(default) = default_of(name).filter(|_| is_standby) else { return true };
+        let Some(default) = default_of(name) else { return true };
         let number = |value: Option<&String>| value.map_or(Some(default), |v| v.trim().parse().ok());
         // What is no number the server refuses by itself.
         number(value.as_ref()) >= number(old.get(name))

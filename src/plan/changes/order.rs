@@ -6,10 +6,12 @@ use crate::{lab::wanted::WantedNode, spec::Name};
 /// Actions, sorted into the phases of `up`.
 #[derive(Debug, Default)]
 pub struct Steps {
-    /// Primaries are there first: everything else follows one.
-    pub primaries: Vec<Action>,
-    /// What standbys that run must have before their primary gets it: raised limits of hot standby.
+    /// What standbys that run must have before their primary gets it, or starts with it: raised limits of hot standby.
     pub early: Vec<Action>,
+    /// The same in a new container.
+    pub early_remakes: Vec<Action>,
+    /// Then primaries are made and started: everything else follows one.
+    pub primaries: Vec<Action>,
     /// What concerns primaries that run.
     pub middle: Vec<Action>,
     /// Standbys come when their primary is as it will be: one made with less than its primary has could not replay.
@@ -47,8 +49,9 @@ impl Steps {
 
     pub fn in_order(self) -> Vec<Action> {
         let phases = [
-            self.primaries,
             self.early,
+            self.early_remakes,
+            self.primaries,
             self.middle,
             self.standbys,
             self.late,

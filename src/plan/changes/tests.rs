@@ -154,12 +154,20 @@ fn a_new_container_takes_its_settings_along() {
         spec.limits.shm_size = 1 << 29;
         setting(spec, "shared_buffers", "64MB");
     });
-    let remade =
-        ["remake b", "remake a", "remake p"].map(|text| format!("{text} shm-size 256M -> 512M Restart"));
+    let remade = ["remake b", "remake a", "remake p"]
+        .map(|text| format!("{text} shm-size 256M -> 512M,shared_buffers=64MB Restart"));
     check(&wanted(&edited), &actual(&three()), &remade.each_ref().map(String::as_str));
+    // Also more than their primary has yet, and then the standbys come first.
+    let edited = with(&edited, "*", |spec| setting(spec, "max_connections", "200"));
+    let all = "shm-size 256M -> 512M,max_connections=200,shared_buffers=64MB";
+    let remade = ["remake b", "remake a", "remake p"].map(|text| format!("{text} {all} Restart"));
+    check(&wanted(&edited), &actual(&three()), &remade.each_ref().map(String::as_str));
+    let one = with(&edited, "a", |spec| spec.limits.shm_size = wanted::SHM_SIZE);
+    let expected = ["set a max_connections=200,shared_buffers=64MB Restart", &remade[0], &remade[2]];
+    check(&wanted(&one), &actual(&three()), &expected);
     let mut stopped = actual(&three()[2..]);
     stopped.nodes[0].condition = Condition::Stopped;
-    check(&wanted(&edited[2..]), &stopped, &["remake p shm-size 256M -> 512M AtStart", "start p"]);
+    check(&wanted(&edited[2..]), &stopped, &[&format!("remake p {all} AtStart"), "start p"]);
 }
 
 #[test]
@@ -178,6 +186,21 @@ fn standbys_get_more_before_their_primary_and_less_after_it() {
     // A standby that is made now must not have less than its primary has at that moment.
     let less = ["set p max_connections=- Restart", "create b of p", "create a of b"];
     check(&wanted(&three()), &actual(&more[2..]), &less);
+}
+
+#[test]
+fn standbys_that_run_get_more_before_a_stopped_primary_starts_with_it() {
+    let more = with(&three(), "*", |spec| {
+        setting(spec, "max_connections", "200");
+        spec.limits.shm_size = 1 << 29;
+    });
+    let mut lab = actual(&three());
+    lab.nodes[2].condition = Condition::Stopped;
+    let found = said(&changes(&wanted(&more), &lab, false));
+    let place = |text: &str| found.iter().position(|action| action.starts_with(text)).unwrap();
+    assert!(place("set a max_connections=200") < place("start p"), "{found:?}");
+    assert!(place("set b max_connections=200") < place("start p"), "{found:?}");
+    assert!(place("remake p") < place("start p") && place("start p") < place("remake b"), "{found:?}");
 }
 
 #[test]
@@ -213,10 +236,9 @@ fn an_old_primary_is_left_where_it_is() {
 
 #[test]
 fn after_down_the_data_say_who_was_the_primary() {
-    let mut lab = Actual::default();
-    lab.data = [("a", Data::Standby), ("b", Data::Primary), ("p", Data::Standby)]
-        .map(|(node, data)| (name(node), data))
-        .into();
+    let data = [("a", Data::Standby), ("b", Data::Primary), ("p", Data::Standby)];
+    let data = data.map(|(node, data)| (name(node), data)).into();
+    let mut lab = Actual { data, ..Actual::default() };
     let expected = ["create b on its data", "create a of b on its data", "create p of b on its data"];
     check(&wanted(&three()), &lab, &expected);
     lab.data.insert(name("p"), Data::Primary);
