@@ -86,7 +86,7 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
         "lab.toml",
         "sync = 'any 1 (r1)'\n\
          [defaults]\nimage = 'postgres:15'\n\
-         [nodes.primary]\npublish = ['127.0.0.1:5433:5432']\nsettings = { work_mem = '9MB' }\n\
+         [nodes.primary]\npublish = ['127.0.0.1:5433:5432']\nsettings = { work_mem = '9MB', log_statement = 'all' }\n\
          [nodes.r1]\nof = 'primary'\n[nodes.late]\nof = 'r1'\ndelay = '2s'\n\
          [users.app]\n[users.given]\npassword-file = 'secret'\n\
          [databases.shop]\nowner = 'app'\n\
@@ -112,6 +112,15 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
             .unwrap();
         assert_eq!(text(&asked.stdout).trim(), "1", "{user}: {}", text(&asked.stderr));
     }
+    // Nowhere else is either of them, though the server writes down every statement.
+    let password = fs::read_to_string(&made).unwrap();
+    let root = host.root.display().to_string();
+    let found = |secret: &str| {
+        let args = ["-rlF", "--exclude-dir=images", "--exclude-dir=layers", "-e", secret, &root];
+        text(&std::process::Command::new("grep").args(args).output().expect("grep").stdout)
+    };
+    assert_eq!(found(&password).trim(), made.display().to_string());
+    assert_eq!(found("geheim"), "");
     let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'shop'";
     assert_eq!(host.sql("primary", &[], owner), "app");
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_namespace WHERE nspname = 'extra'"), "1");
