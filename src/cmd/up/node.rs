@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cmd::{Context, start},
+    cmd::{Context, endpoint, start},
     engine::{
         halt::{self, Shutdown},
         orders, publish, sync,
@@ -69,6 +69,7 @@ pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Durat
     }
     halt::take_down(&node)?;
     orders::save(&node.dir, &state)?;
+    endpoint::settle(context, None);
     drop((shared, lock));
     match effect {
         Effect::Restart => start::start(context, name, timeout, start::STREAM),
