@@ -120,7 +120,8 @@ pub fn state(context: &Context) -> Result<LabState> {
     }
 }
 
-fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
+/// Lets ports of this host lead to the endpoints.
+pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
     let _shared = context.root.lock_shared()?;
     let mut state = state(context)?;

@@ -27,10 +27,12 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         true => server(root, lab),
         false => None,
     };
+    let lab = root.load_lab(lab)?;
     Ok(Actual {
         nodes: nodes.iter().map(existing).collect(),
         data,
-        sync: root.load_lab(lab)?.and_then(|lab| lab.sync),
+        publish: lab.as_ref().map(|lab| lab.publish.clone()).unwrap_or_default(),
+        sync: lab.and_then(|lab| lab.sync),
         server,
     })
 }

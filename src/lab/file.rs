@@ -19,7 +19,7 @@ pub use node::DEFAULT_IMAGE;
 use super::wanted::{Database, Sql, User, Wanted, WantedNode};
 use crate::{
     postgres::{contract, hba},
-    spec::{Name, SyncRule},
+    spec::{Name, Publish, SyncRule},
 };
 use raw::{Raw, RawNode, RawSql, RawUser, Text};
 
@@ -90,6 +90,8 @@ impl LabFile {
             databases: self.databases()?,
             init: self.raw.init.iter().map(|sql| self.sql(sql, dir, read)).collect::<Result<_>>()?,
             sync: self.raw.sync.as_ref().map(|rule| self.sync(rule)).transpose()?,
+            publish_rw: self.host_port("publish-rw", &self.raw.publish_rw)?,
+            publish_ro: self.host_port("publish-ro", &self.raw.publish_ro)?,
             exact: true,
         })
     }
@@ -110,6 +112,23 @@ impl LabFile {
             })
         };
         self.raw.subnet.as_ref().map(parse).transpose()
+    }
+
+    /// A port of this host for an endpoint, or `off`.
+    fn host_port(&self, key: &str, said: &Option<Spanned<Text>>) -> Result<Option<Option<Publish>>> {
+        let Some(said) = said else { return Ok(None) };
+        match said.get_ref().0.as_str() {
+            "off" => Ok(Some(None)),
+            // In a node the server always has this port.
+            text => match format!("{text}:5432").parse() {
+                Ok(port) if text.matches(':').count() < 2 => Ok(Some(Some(port))),
+                _ => Err(self.wrong(
+                    key,
+                    said.span(),
+                    &format!("`{text}` is no port of this host; write PORT, IP:PORT or off"),
+                )),
+            },
+        }
     }
 
     /// Everything that is said of a node: by itself, of the nodes above it, and for all.
@@ -316,6 +335,7 @@ mod tests {
             ("[nodes.A]\n", 1, "`A` is not a name"),
             ("[nodes.a\n", 1, ""),
             ("subnet = '10.1'\n[nodes.a]\n", 1, "subnet: not an address range"),
+            ("publish-rw = 'x'\n[nodes.a]\n", 1, "publish-rw: `x` is no port of this host"),
         ] {
             let said = refusal(text);
             assert!(said.starts_with(&format!("lab.toml:{line}: ")), "{text:?}: {said}");

@@ -1,6 +1,6 @@
 //! A lab as a user wants it: what `pgbox up` compares with what is there. Pure.
 
-use crate::spec::{Follow, Name, NodeLimits, NodeSpec, Restart, SyncRule};
+use crate::spec::{Follow, Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule};
 
 /// Everything that a user said about a lab.
 #[derive(Debug, Clone, PartialEq)]
@@ -11,6 +11,9 @@ pub struct Wanted {
     pub init: Vec<Sql>,
     /// Whom commits are to wait for; `Some(None)`: for nobody. `None`: nothing was said.
     pub sync: Option<Option<SyncRule>>,
+    /// Ports of the host for the endpoints; `Some(None)`: none. `None`: nothing was said.
+    pub publish_rw: Option<Option<Publish>>,
+    pub publish_ro: Option<Option<Publish>>,
     /// Nodes that exist are to be like this, too. Without a file only their names were meant.
     pub exact: bool,
 }
@@ -71,6 +74,8 @@ impl Wanted {
             databases: Vec::new(),
             init: Vec::new(),
             sync: None,
+            publish_rw: None,
+            publish_ro: None,
             exact: false,
         })
     }

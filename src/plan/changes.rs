@@ -17,7 +17,7 @@ pub use content::digest;
 use crate::{
     lab::wanted::{Sql, Wanted, WantedNode},
     spec::{Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
-    state::Role,
+    state::{PublishedEndpoints, Role},
 };
 
 /// A lab as it is.
@@ -27,6 +27,8 @@ pub struct Actual {
     /// What the volumes of wanted nodes have that are not there.
     pub data: BTreeMap<Name, Data>,
     pub sync: Option<SyncRule>,
+    /// Ports of the host that lead to the endpoints.
+    pub publish: PublishedEndpoints,
     /// What the primary says; `None` while nobody can be asked.
     pub server: Option<Server>,
 }
@@ -144,6 +146,11 @@ pub enum Action {
     Sync {
         rule: Option<SyncRule>,
     },
+    /// Ports of the host for the endpoints, as far as they are to change.
+    Endpoints {
+        rw: Option<Option<Publish>>,
+        ro: Option<Option<Publish>>,
+    },
     Remove {
         node: Name,
     },
@@ -184,7 +191,14 @@ pub struct Changes {
 impl Action {
     /// Whether it is about what is in the database, and not about a node.
     pub fn is_content(&self) -> bool {
-        matches!(self, Self::User { .. } | Self::Database { .. } | Self::Run { .. } | Self::Sync { .. })
+        matches!(
+            self,
+            Self::User { .. }
+                | Self::Database { .. }
+                | Self::Run { .. }
+                | Self::Sync { .. }
+                | Self::Endpoints { .. }
+        )
     }
 }
 

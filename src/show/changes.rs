@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     plan::changes::{self, Action, Changes, Data, Effect, Need},
-    spec::{NodeLimits, NodeSpec, Restart, quantity::human_bytes},
+    spec::{NodeLimits, NodeSpec, Publish, Restart, quantity::human_bytes},
 };
 
 /// All actions: `+` is new, `~` is changed, `-` goes.
@@ -65,6 +65,7 @@ fn word(action: &Action) -> &'static str {
         Action::Database { .. } => "database",
         Action::Run { .. } => "sql",
         Action::Sync { .. } => "sync",
+        Action::Endpoints { .. } => "endpoints",
         Action::Remove { .. } => "remove",
     }
 }
@@ -83,14 +84,18 @@ fn node(action: &Action) -> Option<&str> {
         | Action::Remove { node } => Some(node.as_str()),
         Action::Create { node, .. } => Some(node.spec.node.as_str()),
         Action::Remake { spec, .. } => Some(spec.node.as_str()),
-        Action::User { .. } | Action::Database { .. } | Action::Run { .. } | Action::Sync { .. } => None,
+        Action::User { .. }
+        | Action::Database { .. }
+        | Action::Run { .. }
+        | Action::Sync { .. }
+        | Action::Endpoints { .. } => None,
     }
 }
 
 /// What it costs, where that is not plain.
 fn effect(action: &Action) -> Option<&'static str> {
     match action {
-        Action::Limit { .. } | Action::Publish { .. } => Some("live"),
+        Action::Limit { .. } | Action::Publish { .. } | Action::Endpoints { .. } => Some("live"),
         Action::Follow { .. } => Some("reload"),
         Action::Policy { .. } => Some("at its next start"),
         Action::Set { effect, .. } | Action::Remake { effect, .. } => Some(match effect {
@@ -136,7 +141,21 @@ fn what(action: &Action) -> String {
         Action::Run { sql } => format!("run {}", sql.shown),
         Action::Sync { rule: Some(rule) } => format!("commits wait for {rule}"),
         Action::Sync { rule: None } => "commits wait for nobody".to_owned(),
+        Action::Endpoints { rw, ro } => [("read-write", rw), ("read-only", ro)]
+            .into_iter()
+            .filter_map(|(which, port)| Some(endpoint(which, (*port)?)))
+            .collect::<Vec<_>>()
+            .join(", "),
         Action::Remove { .. } => "remove; its data stays".to_owned(),
+    }
+}
+
+fn endpoint(which: &str, port: Option<Publish>) -> String {
+    match port {
+        Some(port) => {
+            format!("port {}:{} leads to the {which} endpoint", port.reachable_at(), port.host_port)
+        }
+        None => format!("no port leads to the {which} endpoint"),
     }
 }
 

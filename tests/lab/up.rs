@@ -84,7 +84,7 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
     let file = write(
         &host,
         "lab.toml",
-        "sync = 'any 1 (r1)'\n\
+        "sync = 'any 1 (r1)'\npublish-rw = '127.0.0.1:5440'\n\
          [defaults]\nimage = 'postgres:15'\n\
          [nodes.primary]\npublish = ['127.0.0.1:5433:5432']\nsettings = { work_mem = '9MB', log_statement = 'all' }\n\
          [nodes.r1]\nof = 'primary'\n[nodes.late]\nof = 'r1'\ndelay = '2s'\n\
@@ -96,6 +96,9 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
     assert!(up(&host, &file).contains("nothing to do"));
     assert_eq!(host.sql("primary", &["--published"], "SHOW work_mem"), "9MB");
     assert_eq!(host.sql("r1", &[], "SHOW work_mem"), "9MB", "a standby is as its primary");
+    let published = host.pgbox(&["uri", "--rw", "--published"]);
+    assert!(published.contains("5440"), "{published}");
+    assert_eq!(run("psql", &["-XAtqc", "SELECT pg_is_in_recovery()", published.trim()]), "f");
     assert_eq!(host.sql("late", &[], "SHOW recovery_min_apply_delay"), "2s");
     assert_eq!(host.sql("primary", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r1\")");
     assert_eq!(host.sql("r1", &[], STREAMS), "late streaming");

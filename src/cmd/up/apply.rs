@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::{content, node};
 use crate::{
     cli,
-    cmd::{Context, limit, replica, rm, run, set, start, sync, wait},
+    cmd::{Context, endpoint, limit, replica, rm, run, set, start, sync, wait},
     engine::{self, halt, settings::Change},
     facts,
     lab::wanted::WantedNode,
@@ -38,6 +38,11 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::Database { name, owner, need } => content::database(context, name, owner.as_deref(), *need)?,
         Action::Run { sql } => content::run(context, sql)?,
         Action::Sync { rule } => return sync::change(context, rule.clone()),
+        Action::Endpoints { rw, ro } => {
+            let (publish_rw, publish_ro) = (rw.map(Into::into), ro.map(Into::into));
+            let args = cli::Endpoint { publish_rw, publish_ro, explain: false, json: false };
+            endpoint::publish(context, &args)?;
+        }
         Action::Remove { node } => remove(context, node)?,
     }
     println!("{}", show::changes::line(action));

@@ -14,6 +14,8 @@ pub struct Raw {
     pub lab: Option<Name>,
     pub subnet: Option<Spanned<Text>>,
     pub sync: Option<Spanned<Text>>,
+    pub publish_rw: Option<Spanned<Text>>,
+    pub publish_ro: Option<Spanned<Text>>,
     #[serde(default)]
     pub defaults: RawNode,
     pub nodes: BTreeMap<Name, RawNode>,

@@ -9,6 +9,7 @@ use super::{Action, Actual, Need, Server};
 use crate::{
     lab::wanted::{Database, Sql, User, Wanted},
     postgres::password,
+    spec::Publish,
 };
 
 /// What a piece of SQL is known by.
@@ -33,6 +34,14 @@ pub fn compare(wanted: &Wanted, actual: &Actual, actions: &mut Vec<Action>) {
     }
     let missing = wanted.init.iter().filter(|sql| !has_run(sql, server));
     actions.extend(missing.map(|sql| Action::Run { sql: sql.clone() }));
+    let differs = |wanted: &Option<Option<Publish>>, there: &[Publish]| {
+        wanted.filter(|wanted| wanted.as_slice() != there)
+    };
+    let rw = differs(&wanted.publish_rw, &actual.publish.rw);
+    let ro = differs(&wanted.publish_ro, &actual.publish.ro);
+    if rw.is_some() || ro.is_some() {
+        actions.push(Action::Endpoints { rw, ro });
+    }
     // Last: before its standbys stream, every commit of the above would wait.
     if let Some(rule) = wanted.sync.as_ref().filter(|rule| **rule != actual.sync) {
         actions.push(Action::Sync { rule: rule.clone() });

@@ -23,6 +23,8 @@ fn wanted(nodes: &[NodeSpec]) -> Wanted {
         databases: Vec::new(),
         init: Vec::new(),
         sync: None,
+        publish_rw: None,
+        publish_ro: None,
         exact: true,
     }
 }
@@ -79,6 +81,7 @@ fn said(changes: &Changes) -> Vec<String> {
         Action::Sync { rule } => {
             format!("sync {}", rule.as_ref().map_or("off".to_owned(), ToString::to_string))
         }
+        Action::Endpoints { rw, ro } => format!("endpoints {} {}", rw.is_some(), ro.is_some()),
         Action::Remove { node } => format!("remove {node}"),
     };
     changes.actions.iter().map(text).collect()
@@ -300,11 +303,16 @@ fn content_is_made_when_it_is_missing() {
         ["user other Differs", "user new Missing", "database d Missing", "run two", "sync any 1 (b)"];
     check(&wanted, &lab, &missing);
     lab.sync = Some("any 1 (b)".parse().unwrap());
+    let port: Publish = "5433:5432".parse().unwrap();
+    lab.publish.rw = vec![port];
+    (wanted.publish_rw, wanted.publish_ro) = (Some(Some(port)), Some(None));
     let server = lab.server.as_mut().unwrap();
     server.databases.insert("d".to_owned(), "postgres".to_owned());
     server.done.insert(("postgres".to_owned(), digest("two")));
     server.roles.insert("new".to_owned(), None);
     check(&wanted, &lab, &["user other Differs", "database d Differs"]);
+    (wanted.publish_rw, wanted.publish_ro) = (Some(None), Some(Some(port)));
+    check(&wanted, &lab, &["user other Differs", "database d Differs", "endpoints true true"]);
     lab.server = None;
     assert!(said(&changes(&wanted, &lab, false)).contains(&"user old Unknown".to_owned()));
 }
