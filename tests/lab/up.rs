@@ -331,6 +331,14 @@ fn labs_stand_beside_each_other_and_none_reaches_the_other() {
     // The same question is answered within a lab, so it is the right one.
     assert!(reaches(&host, "blue", &address("blue", "r1")) && reaches(&host, "green", &green));
     assert!(!reaches(&host, "blue", &green) && !reaches(&host, "green", &blue));
+    // Nor by the way of the other lab's stable addresses.
+    let stable = |lab: &str, which: &str| {
+        host.json(&["--lab", lab, "uri", which, "--json"])["host"].as_str().unwrap().to_owned()
+    };
+    assert!(reaches(&host, "blue", &stable("blue", "--rw")));
+    for which in ["--rw", "--ro"] {
+        assert!(!reaches(&host, "blue", &stable("green", which)), "{which}");
+    }
     for lab in ["blue", "green"] {
         let uri = host.pgbox(&["--lab", lab, "uri", "primary"]);
         assert_eq!(run("psql", &["-XAtqc", "SELECT 1", uri.trim()]), "1", "the host reaches {lab}");
