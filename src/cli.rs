@@ -4,6 +4,7 @@
 mod drive;
 mod fault;
 mod image;
+mod lab;
 mod role;
 mod uri;
 mod watch;
@@ -16,6 +17,7 @@ use ipnet::Ipv4Net;
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
+pub use lab::{Down, Up};
 pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
 pub use uri::{Endpoint, Uri};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
@@ -50,6 +52,10 @@ pub enum Command {
     Run(Box<Run>),
     /// Create a standby of a node by a base backup; returns when it streams
     Replica(Box<Replica>),
+    /// Bring a whole lab up, or to what an edited file says of it
+    Up(Up),
+    /// Stop and remove all nodes of a lab; volumes are kept without -v
+    Down(Down),
     /// Make a standby the primary after the primary has died, or without one
     Promote(Failover),
     /// Change the primary as planned: nothing is lost, and the old one follows the new

@@ -28,8 +28,9 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 33] = [
+const NAMED: [&str; 34] = [
     "crash",
+    "down",
     "drive",
     "endpoint",
     "exec",

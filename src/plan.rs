@@ -3,10 +3,11 @@
 //!
 //! This is the only place that knows the order of things. Every order below has a reason, given beside it.
 
+pub mod changes;
 mod limits;
 
 use std::{
-    net::SocketAddrV4,
+    net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
@@ -244,20 +245,37 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         // address. The table's guard must stand first.
         steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     }
-    if !spec.publish.is_empty() {
-        steps.push(HostStep::PublishPorts {
-            table: names.publish_table.clone(),
-            comment: names.veth_alias.clone(),
-            address: facts.address.addr(),
-            publish: spec.publish.clone(),
-        });
-    }
+    steps.extend(publish_ports(spec, names, facts.address.addr()));
     steps.push(HostStep::AddHostName {
         file: facts.root.hosts_file(&spec.lab),
         address: facts.address.addr(),
         name: spec.node.to_string(),
     });
     steps
+}
+
+fn publish_ports(spec: &NodeSpec, names: &ObjectNames, address: Ipv4Addr) -> Option<HostStep> {
+    (!spec.publish.is_empty()).then(|| HostStep::PublishPorts {
+        table: names.publish_table.clone(),
+        comment: names.veth_alias.clone(),
+        address,
+        publish: spec.publish.clone(),
+    })
+}
+
+/// Gives a plan the published ports of a spec; returns the step that it had for them.
+pub fn set_publish(
+    plan: &mut Plan,
+    spec: &NodeSpec,
+    names: &ObjectNames,
+    address: Ipv4Addr,
+) -> Option<HostStep> {
+    let is_it = |step: &mut HostStep| matches!(step, HostStep::PublishPorts { .. });
+    let old = plan.host.extract_if(.., is_it).next();
+    let place = plan.host.iter().position(|step| matches!(step, HostStep::AddHostName { .. }));
+    let at = place.unwrap_or(plan.host.len());
+    plan.host.splice(at..at, publish_ports(spec, names, address));
+    old
 }
 
 /// Hidden and protected as the OCI runtimes do by default.
@@ -369,13 +387,18 @@ fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
         // The contract is the server's: a command that talks to one may need a password.
         env: if is_command { env } else { contract.rest },
         cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
-        restart: match spec.restart {
-            Restart::No => launch::Restart::No,
-            Restart::OnCrash { max } => launch::Restart::OnCrash { max },
-        },
+        restart: restart(spec.restart),
         stop_timeout: spec.stop_timeout,
         log_cap: LOG_CAP,
     })
+}
+
+/// A restart policy in the words of pid 1.
+pub fn restart(policy: Restart) -> launch::Restart {
+    match policy {
+        Restart::No => launch::Restart::No,
+        Restart::OnCrash { max } => launch::Restart::OnCrash { max },
+    }
 }
 
 fn command_payload(mut argv: Vec<String>, facts: &Facts) -> (Payload, User) {

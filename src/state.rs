@@ -153,6 +153,16 @@ impl Root {
         self.lab_dir(lab).join("drive")
     }
 
+    /// The password of a user that pgbox has made one up for. It outlives the nodes, as the data does whose user it is;
+    /// no volume can be called so.
+    pub fn user_file(&self, lab: &Name, user: &str) -> PathBuf {
+        self.users_dir(lab).join(user)
+    }
+
+    pub fn users_dir(&self, lab: &Name) -> PathBuf {
+        self.0.join("volumes").join(lab).join(".users")
+    }
+
     /// The file that all nodes of a lab see as /etc/hosts.
     pub fn hosts_file(&self, lab: &Name) -> PathBuf {
         self.lab_dir(lab).join("hosts")
@@ -209,6 +219,11 @@ impl Root {
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
     pub fn lock(&self, lab: &Name) -> Result<Lock> {
         self.lock_file(&format!("lab-{lab}"))
+    }
+
+    /// Takes the lock of those who compare a lab with a wanted one and make it so. Before any other lock.
+    pub fn lock_up(&self, lab: &Name) -> Result<Lock> {
+        self.lock_file(&format!("up-{lab}"))
     }
 
     /// Takes the lock on what all labs share: ports, address ranges, images. Held from the question whether

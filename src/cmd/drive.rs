@@ -63,6 +63,16 @@ fn stop(context: &Context, args: &cli::DriveReport) -> Result<i32> {
     show(args, &run)
 }
 
+/// Ends the writers of a lab, if there are any; their lab goes.
+pub fn end(context: &Context) -> Result<()> {
+    let Some(run) = run::all(&context.root, &context.lab)?.pop() else { return Ok(()) };
+    if run.is_running()? {
+        process::stop(&run)?;
+        note(context, "the writers are stopped; their ledger goes with the lab");
+    }
+    Ok(())
+}
+
 /// The run that began last.
 fn last(context: &Context) -> Result<Run> {
     run::all(&context.root, &context.lab)?.pop().ok_or_else(|| {

@@ -10,7 +10,7 @@ use super::{Context, need_root};
 use crate::{
     cli,
     engine::{endpoint, ready::Answer},
-    facts::{self, cluster::Cluster, node},
+    facts::{self, Asker, cluster::Cluster, node},
     hint::advise,
     plan::POSTGRES_PORT,
     show::{self, plan::Depth, table},
@@ -120,7 +120,8 @@ pub fn state(context: &Context) -> Result<LabState> {
     }
 }
 
-fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
+/// Lets ports of this host lead to the endpoints.
+pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
     let _shared = context.root.lock_shared()?;
     let mut state = state(context)?;
@@ -144,7 +145,7 @@ fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
             "give one of them another port",
         ));
     }
-    facts::check_ports_free(&context.root, &wanted, Some(&context.lab))?;
+    facts::check_ports_free(&context.root, &wanted, Asker::Endpoints(&context.lab))?;
     context.root.save_lab(&context.lab, &state)?;
     endpoint::settle(&context.root, &context.lab, None)
 }

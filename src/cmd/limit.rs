@@ -8,15 +8,16 @@ use crate::{
     facts::{self, node},
     hint::advise,
     plan,
-    spec::quantity::{Bound, human_bytes},
+    spec::{
+        Name, NodeLimits,
+        quantity::{Bound, human_bytes},
+    },
     step::HostStep,
     sys::cgroup::{self, Cgroup, CpuQuota, Limits, UNLIMITED, Unmet},
 };
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     need_root("pgbox limit")?;
-    let _lock = context.root.lock(&context.lab)?;
-    let mut node = node::find(&context.root, &context.lab, &args.node)?;
     let asked = &args.limits;
     if asked.memory.is_none() && asked.cpus.is_none() && asked.pids.is_none() {
         return Err(advise(
@@ -24,8 +25,15 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
             format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node),
         ));
     }
-    let before = plan::limits(&node.state.spec);
-    let limits = &mut node.state.spec.limits;
+    change_by(context, &args.node, |limits| apply(asked, limits)).map(|()| 0)
+}
+
+/// Gives a node these limits.
+pub fn set(context: &Context, name: &Name, wanted: NodeLimits) -> Result<()> {
+    change_by(context, name, |limits| *limits = NodeLimits { shm_size: limits.shm_size, ..wanted })
+}
+
+fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
     if let Some(memory) = asked.memory {
         // Swap is limited together with memory.
         let kept = limits.swap.filter(|_| memory != Bound::Max);
@@ -33,6 +41,14 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     }
     limits.milli_cpus = asked.cpus.map_or(limits.milli_cpus, Bound::limit);
     limits.pids = asked.pids.map_or(limits.pids, Bound::limit);
+}
+
+fn change_by(context: &Context, name: &Name, change_limits: impl FnOnce(&mut NodeLimits)) -> Result<()> {
+    let _lock = context.root.lock(&context.lab)?;
+    let mut node = node::find(&context.root, &context.lab, name)?;
+    let before = plan::limits(&node.state.spec);
+    let limits = &mut node.state.spec.limits;
+    change_limits(limits);
     facts::check_cpus(limits)?;
     if let Some(text) = node.state.spec.contradiction() {
         return Err(advise(text, "leave --swap out"));
@@ -50,8 +66,7 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
             *step = plan::set_limits(&hierarchy, path, wanted.clone());
         }
     }
-    node.dir.save(&node.state)?;
-    Ok(0)
+    node.dir.save(&node.state)
 }
 
 /// Sets all of the limits, or none.

@@ -2,6 +2,7 @@
 //! and print. Results go to standard output, talk to standard error.
 
 mod crash;
+mod down;
 mod drive;
 mod endpoint;
 mod exec;
@@ -29,6 +30,7 @@ mod stop;
 mod switchover;
 mod sync;
 mod talk;
+mod up;
 mod uri;
 mod verify;
 mod volume;
@@ -59,6 +61,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Replica(args) => replica::run(&context, &args),
+        Command::Up(args) => up::run(&context, &args),
+        Command::Down(args) => down::run(&context, &args),
         Command::Promote(args) => failover::promote(&context, &args),
         Command::Failover(args) => failover::failover(&context, &args),
         Command::Switchover(args) => switchover::run(&context, &args),

@@ -137,7 +137,8 @@ fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
     root.volume_home(&state.spec.lab, state.data.as_deref()?)
 }
 
-fn generated() -> Result<String> {
+/// A new password.
+pub fn generated() -> Result<String> {
     let mut bytes = [0; 18];
     fs::File::open("/dev/urandom").and_then(|mut f| f.read_exact(&mut bytes)).context("read /dev/urandom")?;
     Ok(password::from_random(bytes))

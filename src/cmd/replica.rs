@@ -6,10 +6,10 @@ use super::{Context, need_root, run};
 use crate::{
     cli,
     engine::sync,
-    facts::node,
+    facts::node::{self, Node},
     hint::advise,
     postgres::{settings, standby},
-    spec::{Follow, NodeSpec, Volume, VolumeSource, quantity::Bound},
+    spec::{Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
 };
 
 pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
@@ -32,17 +32,23 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
     Ok(code)
 }
 
-/// As the node that it follows was asked for, but for what would collide with that, and for what is said here.
-fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
-    let of = node::find(&context.root, &context.lab, &args.of)?;
+/// The node that a standby is to follow, if it can be followed at all.
+pub fn check_upstream(context: &Context, name: &Name) -> Result<Node> {
+    let of = node::find(&context.root, &context.lab, name)?;
     of.login()?;
     let major = of.state.postgres().map_or(0, |postgres| postgres.major);
     if major < standby::LEAST_MAJOR {
         return Err(advise(
-            format!("`{}` runs PostgreSQL {major}; standbys need {} or later", args.of, standby::LEAST_MAJOR),
+            format!("`{name}` runs PostgreSQL {major}; standbys need {} or later", standby::LEAST_MAJOR),
             "make the primary from an image with a later version",
         ));
     }
+    Ok(of)
+}
+
+/// As the node that it follows was asked for, but for what would collide with that, and for what is said here.
+fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
+    let of = check_upstream(context, &args.of)?;
     let mut spec = of.state.spec.clone();
     spec.node = args.node.clone();
     spec.publish = args.publish.clone();

@@ -33,6 +33,8 @@ const START: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
     need_root("pgbox set")?;
+    // A server that does not come up with it may have to be started anew.
+    crate::sys::exe::reexec_read_only()?;
     let (names, changes) = read(args)?;
     let clusters = match args.all {
         true => cluster::all(&context.root, &context.lab)?,
@@ -129,6 +131,23 @@ fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Chang
         }
     }
     Ok(())
+}
+
+/// Brings changes to one node of a cluster whose order the caller has worked out. Where no server of its image runs, its
+/// start is what tells whether it can live with them.
+pub fn in_turn(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
+    if cluster.nodes.iter().any(|other| other.pidfd.is_some() && other.state.image == node.state.image) {
+        check::everything(context, &cluster, node, changes)?;
+    }
+    bring(context, name, changes)
+}
+
+/// Waits until a standby knows what its primary has written by now.
+pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    replayed(context, name, goal::write_lsn(cluster.head())?)
 }
 
 /// Waits until a standby knows what its primary had written.

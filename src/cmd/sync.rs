@@ -69,7 +69,8 @@ fn effect(sync: &Sync) -> &str {
     }
 }
 
-fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
+/// Changes the rule, and waits until the primary goes by it.
+pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     need_root("pgbox sync")?;
     let _lock = context.root.lock(&context.lab)?;
     let cluster = cluster::main(&context.root, &context.lab)?;

@@ -13,6 +13,7 @@ pub mod interrupt;
 pub mod launch;
 pub mod loss;
 pub mod orders;
+pub mod publish;
 pub mod ready;
 pub mod settings;
 pub mod slots;

@@ -4,6 +4,7 @@
 
 pub mod cluster;
 pub mod image;
+pub mod lab;
 pub mod node;
 pub mod recovery;
 pub mod replication;
@@ -60,6 +61,28 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
     let others = nodes(root, &spec.lab)?;
     check_name(root, spec)?;
     let lab = lab(root, spec)?;
+    let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
+    let address = free_address(&lab, &taken)
+        .with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
+    gather_at(root, spec, image, &lab, address)
+}
+
+/// The same for a node that is there and is to be planned anew: its name and address are its own.
+///
+/// # Errors
+/// When something else that it needs is taken.
+pub fn gather_again(root: &Root, state: &NodeState, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> {
+    let lab = lab(root, spec)?;
+    gather_at(root, spec, image, &lab, state.address.addr())
+}
+
+fn gather_at(
+    root: &Root,
+    spec: &NodeSpec,
+    image: ImageFacts,
+    lab: &LabState,
+    address: Ipv4Addr,
+) -> Result<Facts> {
     let cgroups = cgroup::detect().map_err(|e| {
         advise(
             format!("this host has no usable cgroups: {e:#}"),
@@ -75,9 +98,6 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
             VolumeSource::Named(_) => None,
         })
     };
-    let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
-    let address = free_address(&lab, &taken)
-        .with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
     let with_prefix = |address| Ipv4Net::new(address, lab.subnet.prefix_len()).context("prefix length");
     Ok(Facts {
         root: root.clone(),
@@ -128,7 +148,7 @@ pub fn check_cpus(limits: &NodeLimits) -> Result<()> {
 
 /// Whether the kernel can do NAT. Where the lab's table stands already, it can; asking costs 15 ms, because
 /// the kernel waits for all readers before it forgets the table that it was asked about.
-fn nat(root: &Root, spec: &NodeSpec) -> bool {
+pub fn nat(root: &Root, spec: &NodeSpec) -> bool {
     let table = ObjectNames::new(root.path(), &spec.lab, &spec.node).nat_table;
     let stands = nft::list().is_ok_and(|tables| tables.iter().any(|t| t.name == table));
     stands || nft::supported().unwrap_or(false)
@@ -265,29 +285,40 @@ fn free_range(root: &Root, spec: &NodeSpec) -> Result<Ipv4Net> {
     })
 }
 
-fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
+/// Refuses ports that are taken, or can't be published at all.
+pub fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
     if !nat && !spec.publish.is_empty() {
         return Err(advise(
             "this kernel can't publish ports: it has no nf_tables of the family ip",
             "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
         ));
     }
-    check_ports_free(root, &spec.publish, None)
+    check_ports_free(root, &spec.publish, Asker::Node(&spec.lab, &spec.node))
 }
 
-/// Refuses ports of this host that are taken, but for those of the endpoints of the lab `own`.
-pub fn check_ports_free(root: &Root, wanted: &[Publish], own: Option<&Name>) -> Result<()> {
+/// Who wants to publish ports. What is its own already is not taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asker<'a> {
+    /// A node of a lab.
+    Node(&'a Name, &'a Name),
+    /// The endpoints of a lab.
+    Endpoints(&'a Name),
+}
+
+/// Refuses ports of this host that are taken by somebody else.
+pub fn check_ports_free(root: &Root, wanted: &[Publish], asker: Asker<'_>) -> Result<()> {
     if wanted.is_empty() {
         return Ok(());
     }
     for lab in root.labs()? {
-        for (name, state) in nodes(root, &lab)? {
+        let is_other = |name: &Name| asker != Asker::Node(&lab, name);
+        for (name, state) in nodes(root, &lab)?.into_iter().filter(|(name, _)| is_other(name)) {
             let other = &state.spec.publish;
             if let Some(port) = wanted.iter().find(|p| other.iter().any(|o| o.collides(p))) {
                 return Err(taken(port, &format!("node `{name}` of lab `{lab}` has it")));
             }
         }
-        let state = root.load_lab(&lab)?.filter(|_| own != Some(&lab));
+        let state = root.load_lab(&lab)?.filter(|_| asker != Asker::Endpoints(&lab));
         let other = state.iter().flat_map(|lab| Endpoint::BOTH.into_iter().flat_map(|e| lab.published(e)));
         if let Some(port) = wanted.iter().find(|p| other.clone().any(|o| o.collides(p))) {
             return Err(taken(port, &format!("an endpoint of lab `{lab}` has it")));

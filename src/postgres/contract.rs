@@ -19,6 +19,18 @@ pub const DEFAULT_USER: &str = "postgres";
 /// The longest password in bytes: it goes to initdb through a pipe that nobody reads yet, and holds 64 KiB.
 const LONGEST_SECRET: usize = 8192;
 
+/// What counts when the data directory is made, and never again.
+pub const WHEN_MADE: [&str; 8] = [
+    "POSTGRES_USER",
+    "POSTGRES_USER_FILE",
+    "POSTGRES_DB",
+    "POSTGRES_DB_FILE",
+    "POSTGRES_INITDB_ARGS",
+    "POSTGRES_INITDB_ARGS_FILE",
+    "POSTGRES_INITDB_WALDIR",
+    "POSTGRES_HOST_AUTH_METHOD",
+];
+
 /// A longer file of a `*_FILE` variable can't be meant.
 pub const LARGEST_FILE: u64 = 64 << 10;
 

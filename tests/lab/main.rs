@@ -12,3 +12,4 @@ mod faults;
 mod replica;
 mod settings;
 mod status;
+mod up;

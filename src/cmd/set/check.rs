@@ -69,9 +69,9 @@ fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()
     let options: Vec<String> =
         set.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]).collect();
     let (Some(postgres), false) = (node.state.postgres(), options.is_empty()) else { return Ok(()) };
-    // A child of its own: who has entered a node does not come back.
-    let program = std::env::current_exe().context("find the program itself")?;
-    let output = Command::new(program)
+    // A child of its own: who has entered a node does not come back. By the link: what it leads to has no path where this
+    // program was executed through a mount of its own.
+    let output = Command::new("/proc/self/exe")
         .arg("--root")
         .arg(context.root.path())
         .args(["--lab", context.lab.as_str(), "exec", "--user"])

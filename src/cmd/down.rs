@@ -1,0 +1,113 @@
+//! `pgbox down`: a whole lab goes; its data stay unless told otherwise.
+//!
+//! The rule that surprises people: the primary has to *stop* first, and to be *removed* last. A primary that shuts down
+//! waits until its standbys have all that it has, so the next `up` finds them level; and a standby takes its slot along,
+//! which it can only do while there is somebody to ask.
+
+use std::{cmp::Reverse, fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use super::{Context, drive, need_root, rm, up, volume};
+use crate::{
+    cli,
+    engine::halt::{self, Shutdown},
+    facts::node::{self, Node},
+    spec::Name,
+    state::Role,
+};
+
+pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
+    need_root("pgbox down")?;
+    let named = args.file.as_deref().map(|file| up::context(context, file)).transpose()?;
+    let context = named.as_ref().unwrap_or(context);
+    let _up = context.root.lock_up(&context.lab)?;
+    let mut nodes = node::all(&context.root, &context.lab)?;
+    nodes.sort_by_cached_key(|node| depth(&context.root.clone(), node));
+    let volumes = if args.volumes { context.root.volumes(&context.lab)? } else { Vec::new() };
+    if nodes.is_empty() && volumes.is_empty() {
+        super::note(context, &format!("lab `{}` has no nodes", context.lab));
+        return Ok(0);
+    }
+    if args.dry_run {
+        return foretell(context, &nodes, volumes);
+    }
+    drive::end(context)?;
+    stop(context, &nodes)?;
+    nodes.sort_by_cached_key(|node| Reverse(depth(&context.root.clone(), node)));
+    let names: Vec<Name> = nodes.into_iter().map(|node| node.name).collect();
+    let rm = cli::Rm { nodes: names, volumes: false, force: true, dry_run: false };
+    let code = rm::run(context, &rm)?;
+    rm.nodes.iter().for_each(|name| println!("{name} is removed"));
+    if !args.volumes {
+        return Ok(code);
+    }
+    volume::run(context, cli::Volumes::Rm { volumes: volumes.clone(), dry_run: false })?;
+    forget_users(context)?;
+    volumes.iter().for_each(|volume| println!("volume {volume} is removed, with all data"));
+    Ok(code)
+}
+
+/// How many nodes are above a node.
+fn depth(root: &crate::state::Root, node: &Node) -> usize {
+    let mut role = node.state.role();
+    let mut depth = 0;
+    while let Role::Standby { of } = role {
+        depth += 1;
+        let upstream = root.node(&node.lab, &of).load().ok().flatten();
+        // A circle can't be; a limit costs nothing.
+        match upstream.filter(|_| depth < 100) {
+            Some(state) => role = state.role(),
+            None => break,
+        }
+    }
+    depth
+}
+
+/// Ends what runs, upstream first. The network stays: who is removed next may ask for a slot, and is told at once that
+/// nobody is there.
+fn stop(context: &Context, nodes: &[Node]) -> Result<()> {
+    let _lock = context.root.lock(&context.lab)?;
+    for node in nodes.iter().filter(|node| node.pidfd.is_some()) {
+        if halt::thaw(&context.root, node)? {
+            super::note(context, &format!("`{}` was frozen, and is thawed to end", node.name));
+        }
+        let patience = Duration::from_secs(node.state.spec.stop_timeout);
+        if halt::end(node, Shutdown::Fast, patience)? {
+            super::warn(
+                context,
+                &format!(
+                    "`{}` did not stop in time and was stopped at once; the next start recovers",
+                    node.name
+                ),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn foretell(context: &Context, nodes: &[Node], volumes: Vec<Name>) -> Result<i32> {
+    let running = nodes.iter().filter(|node| node.pidfd.is_some());
+    running.for_each(|node| println!("stop: {}", node.name));
+    nodes.iter().rev().for_each(|node| println!("remove: {}", node.name));
+    let kept = if volumes.is_empty() { context.root.volumes(&context.lab)? } else { Vec::new() };
+    kept.iter().for_each(|volume| println!("keep: volume {volume}"));
+    volumes.iter().for_each(|volume| println!("remove with all data: volume {volume}"));
+    Ok(0)
+}
+
+/// The passwords of users that were in the data.
+fn forget_users(context: &Context) -> Result<()> {
+    let users = context.root.users_dir(&context.lab);
+    match fs::remove_dir_all(&users) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("remove {}", users.display()));
+        }
+        _ => {}
+    }
+    // With the last volume the lab's own directory there is empty.
+    if let Some(lab) = users.parent() {
+        let _ = fs::remove_dir(lab);
+    }
+    Ok(())
+}

@@ -1,0 +1,141 @@
+//! `pgbox up`: a whole lab as it is wanted. What is there is compared with that, and only the difference is done, by the
+//! same functions as the commands for single nodes have; so a second `up` does nothing, and one that was interrupted goes
+//! on.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    time::Instant,
+};
+
+use anyhow::{Context as _, Result};
+
+use super::{Context, need_root};
+use crate::{
+    cli, facts,
+    hint::advise,
+    lab::{
+        file::{DEFAULT_IMAGE, LabFile},
+        wanted::Wanted,
+    },
+    plan::changes::{self, Action, Changes},
+    show,
+    spec::name::DEFAULT_LAB,
+};
+
+mod apply;
+mod content;
+mod node;
+
+pub fn run(context: &Context, args: &cli::Up) -> Result<i32> {
+    need_root("pgbox up")?;
+    crate::sys::exe::reexec_read_only()?;
+    match &args.file {
+        Some(path) => with_file(context, args, path),
+        None => bring(context, args, &without_file(context)?),
+    }
+}
+
+fn without_file(context: &Context) -> Result<Wanted> {
+    let servers =
+        facts::nodes(&context.root, &context.lab)?.into_iter().filter(|(_, s)| s.postgres().is_some());
+    let there: Vec<_> = servers.map(|(name, _)| name).collect();
+    Wanted::without_file(&context.lab, DEFAULT_IMAGE, &there).map_err(anyhow::Error::msg)
+}
+
+fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
+    // Two at once would both make what is missing.
+    let _up = context.root.lock_up(&context.lab)?;
+    let begun = Instant::now();
+    let first = difference(context, args, wanted)?;
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);
+        return Ok(0);
+    }
+    first.notes.iter().for_each(|note| super::note(context, note));
+    first.refused.iter().for_each(|text| super::warn(context, text));
+    let code = i32::from(!first.refused.is_empty());
+    if first.actions.is_empty() {
+        println!("nothing to do: lab `{}` is as it is wanted", context.lab);
+        return Ok(code);
+    }
+    if args.diff {
+        print!("{}", show::changes::render(&first));
+        return Ok(code);
+    }
+    let (content, nodes): (Vec<Action>, Vec<Action>) =
+        first.actions.into_iter().partition(Action::is_content);
+    nodes.iter().try_for_each(|action| apply::apply(context, action, args.timeout))?;
+    if !content.is_empty() {
+        // Now there is somebody who says what is missing.
+        let rest = difference(context, args, wanted)?.actions.into_iter().filter(Action::is_content);
+        rest.into_iter().try_for_each(|action| apply::apply(context, &action, args.timeout))?;
+    }
+    println!("lab `{}` is as it is wanted ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
+    Ok(code)
+}
+
+fn difference(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<Changes> {
+    let actual = {
+        let _lock = context.root.lock(&context.lab)?;
+        facts::lab::look(&context.root, &context.lab, wanted)?
+    };
+    Ok(changes::changes(wanted, &actual, args.prune))
+}
+
+/// A lab file, and the context of the lab that it is about.
+struct Opened {
+    file: LabFile,
+    path: PathBuf,
+    context: Context,
+}
+
+fn open(context: &Context, path: &Path) -> Result<Opened> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let file = LabFile::parse(&path.display().to_string(), &text)?;
+    let mut context =
+        Context { root: context.root.clone(), lab: context.lab.clone(), options: context.options.clone() };
+    if let Some(named) = file.lab().filter(|named| **named != context.lab) {
+        if context.lab.as_str() != DEFAULT_LAB {
+            return Err(advise(
+                format!("{} is about lab `{named}`, and not `{}`", path.display(), context.lab),
+                "leave --lab out, or take `lab` out of the file",
+            ));
+        }
+        context.lab = named.clone();
+        context.options += &format!(" --lab {named}");
+    }
+    Ok(Opened { file, path: std::path::absolute(path)?, context })
+}
+
+/// The context of the lab that a file is about.
+pub fn context(context: &Context, file: &Path) -> Result<Context> {
+    open(context, file).map(|opened| opened.context)
+}
+
+fn with_file(context: &Context, args: &cli::Up, path: &Path) -> Result<i32> {
+    let Opened { file, path, context } = open(context, path)?;
+    let dir = path.parent().unwrap_or(Path::new("/"));
+    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path))?;
+    if file.has_passwords() && fs::metadata(&path)?.permissions().mode() & 0o044 != 0 {
+        super::warn(
+            &context,
+            &format!("{0} has a password in it, and others can read it: chmod 600 {0}", path.display()),
+        );
+    }
+    check_range(&context, &wanted)?;
+    bring(&context, args, &wanted)
+}
+
+/// A lab keeps the range that it was made with.
+fn check_range(context: &Context, wanted: &Wanted) -> Result<()> {
+    let asked = wanted.nodes.first().and_then(|node| node.spec.subnet);
+    match (context.root.load_lab(&context.lab)?, asked) {
+        (Some(lab), Some(asked)) if asked.trunc() != lab.subnet => Err(advise(
+            format!("lab `{}` has the address range {}, and not {asked}", context.lab, lab.subnet),
+            "take `subnet` out of the file; or `pgbox down`, which keeps the data, and then `pgbox up` again",
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,87 @@
+//! One action after the other: each is what a command of its own does.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{content, node};
+use crate::{
+    cli,
+    cmd::{Context, endpoint, limit, replica, rm, run, set, start, sync, wait},
+    engine::{self, halt, settings::Change},
+    facts,
+    lab::wanted::WantedNode,
+    plan::changes::Action,
+    show,
+    spec::Name,
+};
+
+pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()> {
+    match action {
+        Action::Clear { node } => return clear(context, node),
+        Action::Create { node, .. } => return create(context, node, timeout),
+        Action::Start { node } => return start::start(context, node, timeout, start::STREAM),
+        Action::Wait { node } => {
+            let args = cli::Wait { node: node.clone(), goal: cli::Goal::Ready, timeout };
+            wait::run(context, &args)?;
+        }
+        Action::Limit { node, limits, .. } => limit::set(context, node, limits.clone())?,
+        Action::Publish { node, publish } => node::publish(context, node, publish)?,
+        Action::Follow { node, delay_ms, rate_kb } => node::follow(context, node, *delay_ms, *rate_kb)?,
+        Action::Policy { node, restart, stop_timeout } => {
+            node::policy(context, node, *restart, *stop_timeout)?;
+        }
+        Action::Set { node, settings, .. } => return set::in_turn(context, node, &changes(settings)),
+        Action::Replayed { node } => return set::caught_up(context, node),
+        Action::Remake { spec, effect, .. } => node::remake(context, spec, *effect, timeout)?,
+        Action::User { name, password, need } => content::user(context, name, password.as_deref(), *need)?,
+        Action::Database { name, owner, need } => content::database(context, name, owner.as_deref(), *need)?,
+        Action::Run { sql } => content::run(context, sql)?,
+        Action::Sync { rule } => return sync::change(context, rule.clone()),
+        Action::Endpoints { rw, ro } => {
+            let (publish_rw, publish_ro) = (rw.map(Into::into), ro.map(Into::into));
+            let args = cli::Endpoint { publish_rw, publish_ro, explain: false, json: false };
+            endpoint::publish(context, &args)?;
+        }
+        Action::Remove { node } => remove(context, node)?,
+    }
+    println!("{}", show::changes::line(action));
+    Ok(())
+}
+
+fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()> {
+    if let Some(follow) = &node.spec.follow {
+        replica::check_upstream(context, &follow.of)?;
+    }
+    let how = run::How {
+        dry_run: false,
+        explain: false,
+        timeout,
+        foreground: false,
+        remove: false,
+        detach: true,
+        tty: false,
+        interactive: false,
+    };
+    run::create(context, node.spec.clone(), node.secret.clone(), &how)?;
+    match node.spec.follow {
+        Some(_) => engine::sync::joined(&context.root, &context.lab, &node.spec.node),
+        None => Ok(()),
+    }
+}
+
+fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
+    settings.iter().map(|(name, value)| Change { name: name.clone(), value: value.clone() }).collect()
+}
+
+/// Removes what a killed command has left of a node that never had a process.
+fn clear(context: &Context, name: &Name) -> Result<()> {
+    let _lock = context.root.lock(&context.lab)?;
+    let node = facts::node::find(&context.root, &context.lab, name)?;
+    halt::remove(&context.root, &node)
+}
+
+fn remove(context: &Context, node: &Name) -> Result<()> {
+    let args = cli::Rm { nodes: vec![node.clone()], volumes: false, force: true, dry_run: false };
+    rm::run(context, &args).map(drop)
+}

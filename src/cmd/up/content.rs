@@ -1,0 +1,78 @@
+//! What is in the databases of a lab, brought to its primary.
+
+use std::{fs, time::Duration};
+
+use anyhow::{Context as _, Result};
+
+use crate::{
+    cmd::{Context, password},
+    facts::{cluster, lab},
+    lab::wanted::Sql,
+    plan::changes::{self, Need},
+    postgres::{content, password::verifier},
+    sql::Login,
+    state,
+};
+
+/// How long init SQL may take: it may load data.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+fn primary(context: &Context) -> Result<Login> {
+    let cluster = cluster::main(&context.root, &context.lab)?;
+    cluster.head().awake()?;
+    cluster.head().login()
+}
+
+/// Makes a user, or gives it the password that it should have.
+pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> Result<()> {
+    let password = match given {
+        Some(password) => password.to_owned(),
+        None => generated(context, name)?,
+    };
+    let verifier = verifier(&password);
+    let sql = match need {
+        Need::Differs => content::set_password(name, &verifier),
+        _ => content::create_user(name, &verifier),
+    };
+    primary(context)?
+        .ask(PATIENCE, move |client| client.batch_execute(&sql))
+        .with_context(|| format!("user `{name}`"))
+}
+
+/// The password of a user of whom none was said: the one that it had in these data before, or a new one.
+fn generated(context: &Context, name: &str) -> Result<String> {
+    let path = context.root.user_file(&context.lab, name);
+    if let Ok(password) = fs::read_to_string(&path)
+        && !password.is_empty()
+    {
+        return Ok(password);
+    }
+    let password = password::generated()?;
+    let dir = context.root.users_dir(&context.lab);
+    fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
+    state::write_secret(&path, &password)?;
+    println!("the password of {name} is in {}", path.display());
+    Ok(password)
+}
+
+pub fn database(context: &Context, name: &str, owner: Option<&str>, need: Need) -> Result<()> {
+    let sql = match (need, owner) {
+        (Need::Differs, Some(owner)) => content::set_owner(name, owner),
+        _ => content::create_database(name, owner),
+    };
+    primary(context)?
+        .ask(PATIENCE, move |client| client.batch_execute(&sql))
+        .with_context(|| format!("database `{name}`"))
+}
+
+/// Runs SQL, and notes in the same transaction that it has run.
+pub fn run(context: &Context, sql: &Sql) -> Result<()> {
+    let mut server = primary(context)?;
+    let known = lab::ask(&server)?;
+    server.database = sql.database.clone().unwrap_or(known.database);
+    let here = known.done.into_iter().filter(|(database, _)| *database == server.database);
+    let mut digests: Vec<String> = here.map(|(_, digest)| digest).collect();
+    digests.push(changes::digest(&sql.text));
+    let text = content::run_once(&sql.text, &server.database, &digests);
+    server.ask(PATIENCE, move |client| client.batch_execute(&text)).with_context(|| sql.shown.clone())
+}

@@ -1,0 +1,35 @@
+//! Other published ports for a node that is there. They are a table of their own in the kernel, so that nothing else has to
+//! change for them.
+
+use anyhow::Result;
+
+use crate::{
+    facts::{self, node::Node},
+    plan,
+    spec::Publish,
+    state::Root,
+    step::HostStep,
+};
+
+/// Changes the ports, at once if the node runs. The caller holds the lab's lock and the shared one.
+///
+/// # Errors
+/// When one of them is taken; everything is then as it was.
+pub fn change(root: &Root, node: &Node, wanted: &[Publish]) -> Result<()> {
+    let mut state = node.state.clone();
+    state.spec.publish = wanted.to_vec();
+    facts::check_ports(root, &state.spec, facts::nat(root, &state.spec))?;
+    let old = plan::set_publish(&mut state.plan, &state.spec, &node.names(root), state.address.addr());
+    let new = state.plan.host.iter().find(|step| matches!(step, HostStep::PublishPorts { .. }));
+    if node.pidfd.is_some() {
+        old.iter().try_for_each(HostStep::undo)?;
+        if let Err(error) = new.map_or(Ok(()), HostStep::apply) {
+            let back = old.iter().try_for_each(HostStep::apply);
+            return Err(match back {
+                Ok(()) => error.context("the published ports are as they were"),
+                Err(back) => error.context(format!("nothing is published now ({back:#})")),
+            });
+        }
+    }
+    super::orders::save(&node.dir, &state)
+}

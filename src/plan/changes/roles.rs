@@ -1,0 +1,156 @@
+//! Who follows whom, as far as it is to be decided: of nodes that are there it is what it is, and new ones follow those
+//! whom the file means, which after a switchover are others than those whom it names.
+
+use super::{Actual, Changes, Data};
+use crate::{
+    lab::wanted::{Wanted, WantedNode},
+    spec::{Follow, Name},
+    state::Role,
+};
+
+/// The wanted nodes with the roles that they can have, upstream first.
+pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<WantedNode> {
+    let mut nodes = wanted.nodes.clone();
+    let roots =
+        wanted.nodes.iter().filter(|node| node.spec.follow.is_none() && node.spec.command().is_none());
+    for root in roots.map(|node| &node.spec.node) {
+        settle_cluster(root, wanted, actual, &mut nodes, changes);
+    }
+    for node in &mut nodes {
+        // Of those that are there, what they do counts.
+        match actual.node(&node.spec.node).map(|there| &there.role) {
+            Some(Role::Standby { of }) => {
+                let wanted = node.spec.follow.take();
+                let (delay_ms, rate_kb) = wanted.map_or((None, None), |f| (f.delay_ms, f.rate_kb));
+                node.spec.follow = Some(Follow { of: of.clone(), delay_ms, rate_kb });
+            }
+            Some(Role::Primary) => node.spec.follow = None,
+            _ => {}
+        }
+    }
+    nodes.retain(|node| is_member(&node.spec.node, actual, changes));
+    let depths: Vec<usize> = nodes.iter().map(|node| depth_of(&nodes, node)).collect();
+    let mut sorted: Vec<(usize, WantedNode)> = depths.into_iter().zip(nodes).collect();
+    sorted.sort_by_key(|(depth, _)| *depth);
+    sorted.into_iter().map(|(_, node)| node).collect()
+}
+
+/// Finds the primary of the cluster that the file has below `root`, and lets everybody follow that.
+fn settle_cluster(
+    root: &Name,
+    wanted: &Wanted,
+    actual: &Actual,
+    nodes: &mut Vec<WantedNode>,
+    changes: &mut Changes,
+) {
+    let members: Vec<&Name> =
+        wanted.nodes.iter().map(|node| &node.spec.node).filter(|name| leads_to(wanted, name, root)).collect();
+    let is_primary = |name: &&&Name| actual.node(name).is_some_and(|node| node.role == Role::Primary);
+    let has_primary_data = |name: &&&Name| actual.data.get(**name) == Some(&Data::Primary);
+    let root_data = actual.data.get(root).copied().unwrap_or_default();
+    let head = match actual.node(root).map(|node| &node.role) {
+        Some(Role::Primary | Role::Command) => return,
+        Some(Role::Standby { of }) => Some(of.clone()),
+        Some(Role::Superseded { by }) => Some(by.clone()),
+        None => members.iter().find(is_primary).map(|name| (*name).clone()),
+    };
+    let head = head.or_else(|| {
+        let one = members.iter().filter(has_primary_data).collect::<Vec<_>>();
+        (root_data == Data::Standby && one.len() == 1).then(|| (*one[0]).clone())
+    });
+    let Some(head) = head.map(|name| top(actual, name)) else {
+        return refuse_orphans(root, root_data, actual, nodes, changes);
+    };
+    changes.notes.push(format!(
+        "`{head}` is the primary now, and not `{root}` as it was meant; to change that: `pgbox switchover {root}`"
+    ));
+    for node in nodes.iter_mut().filter(|node| leads_to(wanted, &node.spec.node, root)) {
+        if node.spec.node == head {
+            node.spec.follow = None;
+            continue;
+        }
+        let follow =
+            node.spec.follow.get_or_insert(Follow { of: head.clone(), delay_ms: None, rate_kb: None });
+        if follow.of == *root {
+            follow.of = head.clone();
+        }
+    }
+}
+
+/// A new primary of that name would be another cluster than the one that its standbys are of.
+fn refuse_orphans(
+    root: &Name,
+    data: Data,
+    actual: &Actual,
+    nodes: &mut Vec<WantedNode>,
+    changes: &mut Changes,
+) {
+    let orphan = actual.nodes.iter().find(|node| node.role == Role::Standby { of: root.clone() });
+    let (None, Data::None, Some(orphan)) = (actual.node(root), data, orphan) else { return };
+    changes.refused.push(format!(
+        "`{root}` is gone with its data, and `{0}` follows it: an empty `{root}` would be no primary for it; \
+         first: `pgbox promote {0}`",
+        orphan.spec.node
+    ));
+    nodes.retain(|node| node.spec.node != *root);
+}
+
+/// Leaves an old primary out: it must not start.
+fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
+    let Some(Role::Superseded { by }) = actual.node(name).map(|node| &node.role) else { return true };
+    changes.notes.push(format!(
+        "`{name}` was the primary, and `{by}` was promoted in its place; to bring it back: `pgbox rejoin {name}`"
+    ));
+    false
+}
+
+/// Goes up from a node that is there as far as it goes.
+fn top(actual: &Actual, mut name: Name) -> Name {
+    for _ in 0..actual.nodes.len() {
+        match actual.node(&name).map(|node| &node.role) {
+            Some(Role::Standby { of: next } | Role::Superseded { by: next }) => name = next.clone(),
+            _ => break,
+        }
+    }
+    name
+}
+
+/// How many nodes are above one that is there.
+pub fn depth(actual: &Actual, name: &Name) -> usize {
+    let mut name = name.clone();
+    for depth in 0..actual.nodes.len() {
+        match actual.node(&name).map(|node| &node.role) {
+            Some(Role::Standby { of }) => name = of.clone(),
+            _ => return depth,
+        }
+    }
+    actual.nodes.len()
+}
+
+fn follows<'w>(nodes: &'w [WantedNode], name: &Name) -> Option<&'w Name> {
+    let node = nodes.iter().find(|node| node.spec.node == *name)?;
+    node.spec.follow.as_ref().map(|follow| &follow.of)
+}
+
+/// Whether the way up from a node ends at `root`.
+fn leads_to(wanted: &Wanted, name: &Name, root: &Name) -> bool {
+    let mut name = name;
+    for _ in 0..=wanted.nodes.len() {
+        match follows(&wanted.nodes, name) {
+            Some(of) => name = of,
+            None => return name == root,
+        }
+    }
+    false
+}
+
+fn depth_of(nodes: &[WantedNode], node: &WantedNode) -> usize {
+    let mut name = &node.spec.node;
+    for depth in 0..nodes.len() {
+        match follows(nodes, name) {
+            Some(of) => name = of,
+            None => return depth,
+        }
+    }
+    nodes.len()
+}

@@ -1,0 +1,79 @@
+//! What is in a cluster besides tables: users, databases, and which SQL has run (PostgreSQL manual 22, 23, 20.1.3).
+//!
+//! The rule that surprises people: `CREATE ROLE ... PASSWORD 'x'` puts x into the server's log when statements are logged.
+//! A verifier in its place is taken over as it is.
+
+use super::quote;
+
+/// Roles, each with the verifier of its password.
+pub const ROLES: &str = "SELECT rolname::text, rolpassword FROM pg_authid";
+
+/// Databases and their owners.
+pub const DATABASES: &str =
+    "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE NOT datistemplate";
+
+/// The settings of databases, one a row.
+pub const DATABASE_SETTINGS: &str = "SELECT datname::text, unnest(setconfig) FROM pg_db_role_setting \
+     JOIN pg_database ON pg_database.oid = setdatabase WHERE setrole = 0";
+
+/// Parameters that take a restart.
+pub const RESTARTS: &str = "SELECT name FROM pg_settings WHERE context = 'postmaster'";
+
+/// The setting of a database that names what has run in it. The server knows nothing of it: its prefix makes it a
+/// placeholder, and like all settings of a database it is copied to standbys and into dumps.
+const DONE: &str = "pgbox.init";
+
+/// Makes a role that can log in, with this verifier as its password.
+pub fn create_user(name: &str, verifier: &str) -> String {
+    format!("CREATE ROLE {} LOGIN PASSWORD {}", quote::identifier(name), quote::literal(verifier))
+}
+
+/// Gives a role another password.
+pub fn set_password(name: &str, verifier: &str) -> String {
+    format!("ALTER ROLE {} PASSWORD {}", quote::identifier(name), quote::literal(verifier))
+}
+
+pub fn create_database(name: &str, owner: Option<&str>) -> String {
+    let owner = owner.map_or(String::new(), |owner| format!(" OWNER {}", quote::identifier(owner)));
+    format!("CREATE DATABASE {}{owner}", quote::identifier(name))
+}
+
+pub fn set_owner(name: &str, owner: &str) -> String {
+    format!("ALTER DATABASE {} OWNER TO {}", quote::identifier(name), quote::identifier(owner))
+}
+
+/// The digests in a setting of a database, if it is the one that names what has run.
+pub fn done(setting: &str) -> Option<Vec<String>> {
+    let value = setting.strip_prefix(DONE)?.strip_prefix('=')?;
+    Some(value.split(',').filter(|digest| !digest.is_empty()).map(str::to_owned).collect())
+}
+
+/// SQL, and in the same transaction the note that it has run.
+pub fn run_once(sql: &str, database: &str, digests: &[String]) -> String {
+    // In lines of its own: the SQL may end in a comment.
+    format!(
+        "{sql}\n;\nALTER DATABASE {} SET {DONE} = {};\n",
+        quote::identifier(database),
+        quote::literal(&digests.join(","))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_has_run_is_read_back() {
+        assert_eq!(done("pgbox.init=ab,cd"), Some(vec!["ab".to_owned(), "cd".to_owned()]));
+        assert_eq!(done("pgbox.init="), Some(vec![]));
+        assert_eq!(done("work_mem=4MB"), None);
+        let sql = run_once("SELECT 1 -- x", "my \"db\"", &["ab".to_owned()]);
+        assert_eq!(sql, "SELECT 1 -- x\n;\nALTER DATABASE \"my \"\"db\"\"\" SET pgbox.init = 'ab';\n");
+    }
+
+    #[test]
+    fn names_are_quoted() {
+        assert_eq!(create_user("a b", "v'"), "CREATE ROLE \"a b\" LOGIN PASSWORD 'v'''");
+        assert_eq!(create_database("x", Some("A")), "CREATE DATABASE \"x\" OWNER \"A\"");
+    }
+}

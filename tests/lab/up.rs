@@ -1,0 +1,348 @@
+//! Whole labs: made, left alone, edited, started, taken down, and several beside each other.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use crate::{
+    harness::{Host, run, text},
+    replica::until,
+};
+
+const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
+
+/// Writes a lab file.
+fn write(host: &Host, name: &str, content: &str) -> PathBuf {
+    let path = host.scratch("files").join(name);
+    fs::write(&path, content).expect("write the lab file");
+    path
+}
+
+fn up(host: &Host, path: &Path) -> String {
+    host.pgbox(&["up", path.to_str().expect("UTF-8")])
+}
+
+/// `pgbox up --diff --json` as lines of `node action effect`.
+fn diff(host: &Host, path: &Path) -> Vec<String> {
+    let found = host.json(&["up", path.to_str().expect("UTF-8"), "--diff", "--json"]);
+    let word = |change: &serde_json::Value, key: &str| change[key].as_str().unwrap_or("-").to_owned();
+    let changes = found["changes"].as_array().expect("changes").iter();
+    changes.map(|c| [word(c, "node"), word(c, "action"), word(c, "effect")].join(" ")).collect()
+}
+
+#[test]
+fn a_lab_without_a_file_is_a_primary_and_a_standby_and_stays_so() {
+    let Some(host) = Host::new() else { return };
+    assert!(host.pgbox(&["up", "--diff"]).contains("+ replica: a standby of primary"));
+    host.is_clean();
+    host.pgbox(&["up"]);
+    assert_eq!(host.sql("primary", &[], STREAMS), "replica streaming");
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    let pids = ["primary", "replica"].map(|node| host.init_pid(node));
+    assert!(host.pgbox(&["up"]).contains("nothing to do"));
+    assert_eq!(["primary", "replica"].map(|node| host.init_pid(node)), pids, "nothing was restarted");
+    host.pgbox(&["stop", "primary", "replica"]);
+    host.pgbox(&["up"]);
+    until("replica streaming", || host.sql("primary", &[], STREAMS));
+
+    let foretold = host.pgbox(&["down", "--dry-run"]);
+    let order = "stop: primary\nstop: replica\nremove: replica\nremove: primary\n";
+    assert!(foretold.starts_with(order) && foretold.contains("keep: volume primary"), "{foretold}");
+    host.pgbox(&["down"]);
+    host.is_forgotten();
+    host.pgbox(&["up"]);
+    until("replica streaming", || host.sql("primary", &[], STREAMS));
+    assert_eq!(host.sql("replica", &[], "SELECT i FROM t"), "7", "the data stayed");
+    host.pgbox(&["down", "-v"]);
+    assert_eq!(host.pgbox(&["volume", "ls", "-q", "--all-labs"]), "");
+    host.is_forgotten();
+}
+
+#[test]
+fn after_a_switchover_up_keeps_the_roles_also_through_down() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["up"]);
+    host.pgbox(&["switchover", "replica"]);
+    let output = host.try_pgbox(&["up"]);
+    assert!(text(&output.stdout).contains("nothing to do"), "{output:?}");
+    assert!(text(&output.stderr).contains("`replica` is the primary now"), "{output:?}");
+    host.sql("replica", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["down"]);
+    host.pgbox(&["up"]);
+    until("primary streaming", || host.sql("replica", &[], STREAMS));
+    assert_eq!(host.sql("primary", &[], "SELECT i FROM t"), "7");
+}
+
+#[test]
+fn a_file_describes_a_lab_with_what_is_in_it() {
+    let Some(host) = Host::new() else { return };
+    fs::write(host.scratch("files").join("secret"), "geheim\n").unwrap();
+    fs::write(host.scratch("files").join("seed.sql"), "CREATE TABLE item (id int); -- the end").unwrap();
+    let file = write(
+        &host,
+        "lab.toml",
+        "sync = 'any 1 (r1)'\npublish-rw = '127.0.0.1:5440'\n\
+         [defaults]\nimage = 'postgres:15'\n\
+         [nodes.primary]\npublish = ['127.0.0.1:5433:5432']\nsettings = { work_mem = '9MB', log_statement = 'all' }\n\
+         [nodes.r1]\nof = 'primary'\n[nodes.late]\nof = 'r1'\ndelay = '2s'\n\
+         [users.app]\n[users.given]\npassword-file = 'secret'\n\
+         [databases.shop]\nowner = 'app'\n\
+         [[init]]\ndatabase = 'shop'\nfile = 'seed.sql'\n[[init]]\nsql = 'CREATE SCHEMA extra'\n",
+    );
+    up(&host, &file);
+    assert!(up(&host, &file).contains("nothing to do"));
+    assert_eq!(host.sql("primary", &["--published"], "SHOW work_mem"), "9MB");
+    assert_eq!(host.sql("r1", &[], "SHOW work_mem"), "9MB", "a standby is as its primary");
+    let published = host.pgbox(&["uri", "--rw", "--published"]);
+    assert!(published.contains("5440"), "{published}");
+    assert_eq!(run("psql", &["-XAtqc", "SELECT pg_is_in_recovery()", published.trim()]), "f");
+    assert_eq!(host.sql("late", &[], "SHOW recovery_min_apply_delay"), "2s");
+    assert_eq!(host.sql("primary", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r1\")");
+    assert_eq!(host.sql("r1", &[], STREAMS), "late streaming");
+    // As a client of the database, with the password that pgbox has made up, and with the given one.
+    let made = host.root.join("volumes/default/.users/app");
+    assert_eq!(run("stat", &["-c", "%a", &made.display().to_string()]), "600");
+    for (user, password) in [("app", fs::read_to_string(&made).unwrap().as_str()), ("given", "geheim")] {
+        let address = host.json(&["uri", "--json", "primary"])["host"].as_str().unwrap().to_owned();
+        let asked = std::process::Command::new("psql")
+            .args(["-XAtc", "SELECT count(*) FROM pg_tables WHERE tablename = 'item'"])
+            .arg(format!("host={address} user={user} dbname=shop"))
+            .env("PGPASSWORD", password)
+            .output()
+            .unwrap();
+        assert_eq!(text(&asked.stdout).trim(), "1", "{user}: {}", text(&asked.stderr));
+    }
+    // Nowhere else is either of them, though the server writes down every statement.
+    let password = fs::read_to_string(&made).unwrap();
+    let root = host.root.display().to_string();
+    let found = |secret: &str| {
+        let args = ["-rlF", "--exclude-dir=images", "--exclude-dir=layers", "-e", secret, &root];
+        text(&std::process::Command::new("grep").args(args).output().expect("grep").stdout)
+    };
+    assert_eq!(found(&password).trim(), made.display().to_string());
+    assert_eq!(found("geheim"), "");
+    let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'shop'";
+    assert_eq!(host.sql("primary", &[], owner), "app");
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_namespace WHERE nspname = 'extra'"), "1");
+    // What has run is known to the data themselves: they go through `down`, and so does the password.
+    let password = fs::read_to_string(&made).unwrap();
+    host.pgbox(&["down"]);
+    assert_eq!(fs::read_to_string(&made).unwrap(), password);
+    let said = up(&host, &file);
+    assert!(!said.contains("seed.sql") && !said.contains("user app"), "{said}");
+}
+
+#[test]
+fn sql_that_fails_leaves_nothing_and_runs_again_when_it_is_mended() {
+    let Some(host) = Host::new() else { return };
+    let lab = |sql: &str| format!("[nodes.primary]\nimage = 'postgres:15'\n[[init]]\nsql = '{sql}'\n");
+    let file = write(&host, "lab.toml", &lab("CREATE TABLE a (); SELECT nonsense"));
+    let said = host.fails(1, &["up", file.to_str().unwrap()]);
+    assert!(said.contains("the SQL of") && said.contains("nonsense"), "{said}");
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"), "0");
+    let file = write(&host, "lab.toml", &lab("CREATE TABLE a (); CREATE TABLE b ()"));
+    up(&host, &file);
+    assert!(up(&host, &file).contains("nothing to do"));
+}
+
+#[test]
+fn an_edited_file_costs_no_more_than_it_must() {
+    let Some(host) = Host::new() else { return };
+    let lab = |primary: &str, r1: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n{primary}\n[nodes.r1]\nof = 'primary'\n{r1}\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    up(&host, &lab("publish = ['5433:5432']", ""));
+    let pids = ["primary", "r1"].map(|node| host.init_pid(node));
+    let started = host.sql("primary", &[], "SELECT pg_postmaster_start_time()");
+
+    let file =
+        lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'", "memory = 'max'\ndelay = '1s'");
+    let expected =
+        ["r1 policy at its next start", "r1 follow reload", "primary limit live", "primary publish live"];
+    let found = diff(&host, &file);
+    assert!(expected.iter().all(|change| found.contains(&(*change).to_owned())), "{found:?}");
+    up(&host, &file);
+    assert_eq!(["primary", "r1"].map(|node| host.init_pid(node)), pids, "nothing was restarted");
+    assert_eq!(host.sql("primary", &["--published"], "SELECT pg_postmaster_start_time()"), started);
+    let rules = run("nft", &["list", "ruleset"]);
+    assert!(rules.contains("5434") && !rules.contains("5433"), "{rules}");
+    until("1s", || host.sql("r1", &[], "SHOW recovery_min_apply_delay"));
+    assert_eq!(host.json(&["stats", "--json", "primary"])[0]["memory_max"].as_u64(), Some(1 << 30));
+    assert!(up(&host, &file).contains("nothing to do"));
+
+    // A container can't grow its /dev/shm; data and address stay.
+    let address = |node: &str| host.json(&["uri", "--json", node])["host"].as_str().unwrap().to_owned();
+    let before = ["primary", "r1"].map(address);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    let file =
+        lab("publish = ['5434:5432']\nmemory = '1g'\nrestart = 'on-crash'\nshm-size = '300m'", "delay = 0");
+    assert!(
+        diff(&host, &file).ends_with(&["r1 remake restart".to_owned(), "primary remake restart".to_owned()])
+    );
+    up(&host, &file);
+    assert_eq!(["primary", "r1"].map(address), before);
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    let size = host.pgbox(&["exec", "primary", "--", "df", "-k", "--output=size", "/dev/shm"]);
+    assert!(size.contains("307200"), "{size}");
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
+    assert!(up(&host, &file).contains("nothing to do"));
+}
+
+#[test]
+fn settings_of_an_edited_file_are_reloaded_or_restart_servers_in_the_order_of_hot_standby() {
+    let Some(host) = Host::new() else { return };
+    let lab = |settings: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\nsettings = {{ {settings} }}\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    let started = |node: &str| host.sql(node, &[], "SELECT pg_postmaster_start_time()");
+    up(&host, &lab("work_mem = '8MB'"));
+    let before = ["primary", "r1"].map(started);
+    let file = lab("work_mem = '9MB'");
+    assert_eq!(diff(&host, &file), ["r1 set reload", "primary set reload"]);
+    up(&host, &file);
+    for node in ["primary", "r1"] {
+        assert_eq!(host.sql(node, &[], "SHOW work_mem"), "9MB");
+    }
+    assert_eq!(["primary", "r1"].map(started), before, "no server was restarted");
+
+    let pids = ["primary", "r1"].map(|node| host.init_pid(node));
+    for (connections, order) in [("120", ["r1", "primary"]), ("80", ["primary", "r1"])] {
+        let file = lab(&format!("work_mem = '9MB', max_connections = {connections}"));
+        let restarts: Vec<String> =
+            diff(&host, &file).into_iter().filter(|c| c.ends_with("set restart")).collect();
+        assert_eq!(restarts, order.map(|node| format!("{node} set restart")));
+        up(&host, &file);
+        for node in ["primary", "r1"] {
+            assert_eq!(host.sql(node, &[], "SHOW max_connections"), connections);
+        }
+        until("r1 streaming", || host.sql("primary", &[], STREAMS));
+        assert!(up(&host, &file).contains("nothing to do"));
+    }
+    assert_eq!(["primary", "r1"].map(|node| host.init_pid(node)), pids, "servers restart in place");
+    let log = host.pgbox(&["logs", "r1"]);
+    assert!(!log.contains("insufficient parameter settings"), "{log}");
+
+    // What the server does not know is refused while it runs.
+    let said = host.fails(1, &["up", lab("wrok_mem = '9MB'").to_str().unwrap()]);
+    assert!(said.contains("knows no parameter wrok_mem"), "{said}");
+    assert_eq!(host.sql("primary", &[], "SHOW max_connections"), "80");
+}
+
+#[test]
+fn nodes_that_the_file_forgets_go_only_when_told() {
+    let Some(host) = Host::new() else { return };
+    let lab = |rest: &str| {
+        write(
+            &host,
+            "lab.toml",
+            &format!("[nodes.primary]\nimage = 'postgres:15'\n[nodes.r1]\nof = 'primary'\n{rest}"),
+        )
+    };
+    up(&host, &lab("[nodes.r2]\nof = 'primary'\n"));
+    let file = lab("");
+    let output = host.try_pgbox(&["up", file.to_str().unwrap()]);
+    assert!(text(&output.stdout).contains("nothing to do"), "{output:?}");
+    assert!(text(&output.stderr).contains("`r2` is not in the file"), "{output:?}");
+    host.pgbox(&["up", file.to_str().unwrap(), "--prune"]);
+    assert_eq!(host.pgbox(&["ps", "-q"]), "primary\nr1\n");
+    assert!(host.pgbox(&["volume", "ls", "-q"]).contains("r2"), "its data stays");
+    assert_eq!(
+        host.sql("primary", &[], "SELECT string_agg(slot_name, ',') FROM pg_replication_slots"),
+        "pgbox_r1"
+    );
+}
+
+#[test]
+fn an_interrupted_up_goes_on() {
+    let Some(host) = Host::new() else { return };
+    for milliseconds in [5, 60, 300, 700, 1000] {
+        let mut child =
+            host.command(&["up"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("start pgbox");
+        std::thread::sleep(Duration::from_millis(milliseconds));
+        child.kill().expect("kill it");
+        child.wait().expect("wait");
+        host.pgbox(&["up"]);
+        assert_eq!(host.sql("primary", &[], STREAMS), "replica streaming", "killed after {milliseconds} ms");
+        host.pgbox(&["down", "-v"]);
+        host.is_forgotten();
+    }
+}
+
+#[test]
+fn two_at_once_make_one_lab() {
+    let Some(host) = Host::new() else { return };
+    let start =
+        || host.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("start pgbox");
+    let outputs = [start(), start()].map(|child| child.wait_with_output().expect("wait"));
+    for output in &outputs {
+        assert!(output.status.success(), "{output:?}");
+    }
+    let idle = outputs.iter().filter(|output| text(&output.stdout).contains("nothing to do"));
+    assert_eq!(idle.count(), 1, "{outputs:?}");
+}
+
+#[test]
+fn what_is_wrong_in_a_file_is_said_before_anything_is_made() {
+    let Some(host) = Host::new() else { return };
+    let file = write(&host, "lab.toml", "[nodes.primary]\nmemroy = '1g'\n");
+    let said = host.fails(1, &["up", file.to_str().unwrap()]);
+    assert!(said.contains("lab.toml:2: unknown field `memroy`"), "{said}");
+    let file = write(&host, "lab.toml", "lab = 'shop'\n[nodes.primary]\n");
+    let said = host.fails(1, &["--lab", "other", "up", file.to_str().unwrap()]);
+    assert!(said.contains("is about lab `shop`, and not `other`"), "{said}");
+    host.is_forgotten();
+}
+
+/// Whether a TCP connection to Postgres can be made from inside a node.
+fn reaches(host: &Host, lab: &str, address: &str) -> bool {
+    let connect = format!("timeout 2 bash -c '</dev/tcp/{address}/5432'");
+    host.try_pgbox(&["--lab", lab, "exec", "primary", "--", "bash", "-c", &connect]).status.success()
+}
+
+#[test]
+fn labs_stand_beside_each_other_and_none_reaches_the_other() {
+    let Some(host) = Host::new() else { return };
+    let lab = |name: &str| {
+        write(
+            &host,
+            name,
+            &format!("lab = '{name}'\n[nodes.primary]\nimage = 'postgres:15'\n[nodes.r1]\nof = 'primary'\n"),
+        )
+    };
+    for name in ["blue", "green"] {
+        up(&host, &lab(name));
+    }
+    let address = |lab: &str, node: &str| {
+        host.json(&["--lab", lab, "uri", "--json", node])["host"].as_str().unwrap().to_owned()
+    };
+    let (blue, green) = (address("blue", "primary"), address("green", "primary"));
+    assert_ne!(blue.rsplit_once('.').unwrap().0, green.rsplit_once('.').unwrap().0, "each has its own range");
+    let bridges = run("ip", &["-o", "link", "show", "type", "bridge"]);
+    assert!(bridges.lines().count() == 2, "{bridges}");
+    // The same question is answered within a lab, so it is the right one.
+    assert!(reaches(&host, "blue", &address("blue", "r1")) && reaches(&host, "green", &green));
+    assert!(!reaches(&host, "blue", &green) && !reaches(&host, "green", &blue));
+    // Nor by the way of the other lab's stable addresses.
+    let stable = |lab: &str, which: &str| {
+        host.json(&["--lab", lab, "uri", which, "--json"])["host"].as_str().unwrap().to_owned()
+    };
+    assert!(reaches(&host, "blue", &stable("blue", "--rw")));
+    for which in ["--rw", "--ro"] {
+        assert!(!reaches(&host, "blue", &stable("green", which)), "{which}");
+    }
+    for lab in ["blue", "green"] {
+        let uri = host.pgbox(&["--lab", lab, "uri", "primary"]);
+        assert_eq!(run("psql", &["-XAtqc", "SELECT 1", uri.trim()]), "1", "the host reaches {lab}");
+    }
+    host.pgbox(&["--lab", "blue", "down", "-v"]);
+    assert_eq!(host.pgbox(&["--lab", "green", "ps", "-q"]), "primary\nr1\n");
+}
