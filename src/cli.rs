@@ -2,6 +2,7 @@
 //! from the definitions below.
 
 mod drive;
+mod environment;
 mod fault;
 mod image;
 
@@ -13,6 +14,7 @@ use ipnet::Ipv4Net;
 mod role;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
+pub use environment::{Env, With};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
@@ -67,6 +69,10 @@ pub enum Command {
     Psql(Psql),
     /// Print a connection string for a node
     Uri(Uri),
+    /// Print PGHOST and the like for a shell: eval "$(pgbox env)"
+    Env(Env),
+    /// Run a command of this host with PGHOST and the like set for a node
+    With(With),
     /// Show everything about nodes
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
@@ -320,15 +326,25 @@ pub enum Goal {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Names of the nodes
-    #[arg(required = true, value_name = "NODE")]
-    pub nodes: Vec<Name>,
+    #[command(flatten)]
+    pub which: Which,
     /// Time, in seconds or as 5s or 2min, until an immediate shutdown follows
     #[arg(short, long = "time", value_name = "TIME", value_parser = quantity::duration)]
     pub timeout: Option<Duration>,
     /// Shutdown mode of Postgres
     #[arg(long, default_value = "fast")]
     pub mode: Mode,
+}
+
+/// Nodes by name, or every one.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Names of the nodes
+    #[arg(required_unless_present = "all", value_name = "NODE")]
+    pub nodes: Vec<Name>,
+    /// All nodes of the lab, a primary before its standbys
+    #[arg(short, long, conflicts_with = "nodes")]
+    pub all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -343,9 +359,8 @@ pub enum Mode {
 
 #[derive(Debug, Args)]
 pub struct Start {
-    /// Names of the nodes
-    #[arg(required = true, value_name = "NODE")]
-    pub nodes: Vec<Name>,
+    #[command(flatten)]
+    pub which: Which,
     /// Stay in the foreground, show the log, and stop the node on Ctrl-C
     #[arg(long)]
     pub foreground: bool,

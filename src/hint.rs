@@ -28,9 +28,10 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 29] = [
+const NAMED: [&str; 31] = [
     "crash",
     "drive",
+    "env",
     "exec",
     "failover",
     "freeze",
@@ -58,6 +59,7 @@ const NAMED: [&str; 29] = [
     "verify",
     "volume",
     "wait",
+    "with",
 ];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the

@@ -50,6 +50,9 @@ pub struct NodeState {
     pub spec: NodeSpec,
     /// The image's manifest digest.
     pub image: String,
+    /// The C library of that image; its collations shape every index on text.
+    #[serde(default)]
+    pub libc: Option<String>,
     /// The node's address for life, with the lab's prefix.
     pub address: Ipv4Net,
     /// Where PGDATA is on the host, unless the node runs another command.

@@ -7,7 +7,10 @@ use anyhow::{Context as _, Error, Result};
 use super::{Context, each, need_root};
 use crate::{
     cli,
-    engine::halt::{self, Shutdown},
+    engine::{
+        halt::{self, Shutdown},
+        membership,
+    },
     facts::{
         self,
         node::{self, Node},
@@ -33,13 +36,15 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         foretell(context, args, &node);
         return Ok(());
     }
+    if node.pidfd.is_some() && !args.force {
+        return Err(advise(
+            format!("node `{name}` runs"),
+            format!("stop it first, or use: pgbox rm --force {name}"),
+        ));
+    }
+    // Before it ends: no commit may hang.
+    leave_rule(context, name);
     if node.pidfd.is_some() {
-        if !args.force {
-            return Err(advise(
-                format!("node `{name}` runs"),
-                format!("stop it first, or use: pgbox rm --force {name}"),
-            ));
-        }
         if halt::thaw(&context.root, &node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
         }
@@ -47,6 +52,7 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
     halt::remove(&context.root, &node)?;
+    settle(context);
     for volume in volumes {
         match volume::users(&context.root, &volume)?.first() {
             Some(other) => {
@@ -61,6 +67,39 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     Ok(())
 }
 
+/// Takes a node out of the lab's rule, and says so.
+fn leave_rule(context: &Context, name: &Name) {
+    let departure = match membership::leave(&context.root, &context.lab, name) {
+        Ok(departure) => departure,
+        Err(error) => {
+            let text = format!(
+                "commits may wait for `{name}` for ever: {error:#}; to let them go: `pgbox sync off`"
+            );
+            return super::warn(context, &text);
+        }
+    };
+    match departure.rule {
+        None => {}
+        Some(Some(rule)) => {
+            super::note(context, &format!("`{name}` leaves the lab's sync rule, which is {rule} now"))
+        }
+        Some(None) => {
+            super::note(context, &format!("`{name}` was the last in the lab's sync rule, which goes with it"))
+        }
+    }
+    if let Some(change) = departure.change {
+        super::tell_change(context, &change);
+    }
+}
+
+/// Puts in order what the servers that are left keep for a node that is gone.
+fn settle(context: &Context) {
+    match membership::settle(&context.root, &context.lab) {
+        Ok(changes) => changes.iter().for_each(|change| super::tell_change(context, change)),
+        Err(error) => super::warn(context, &format!("a slot may be left on another node: {error:#}")),
+    }
+}
+
 /// Removes a node by the names of its objects alone: what was remembered of it is lost or damaged.
 fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
     let found = facts::remains(&context.root, &context.lab, name)?;
@@ -71,7 +110,9 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         found.iter().for_each(|what| println!("remove: {what}"));
         return Ok(());
     }
+    leave_rule(context, name);
     halt::remove_remains(&context.root, &context.lab, name)?;
+    settle(context);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"
     );

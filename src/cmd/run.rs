@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Context, need_root,
+    Context, collation, need_root,
     password::{self, Origin},
     start, talk,
 };
@@ -54,6 +54,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         timeout: args.timeout,
         foreground: args.foreground,
         remove: args.rm,
+        force: false,
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
@@ -71,6 +72,8 @@ pub struct How {
     pub foreground: bool,
     /// To be removed when it ends.
     pub remove: bool,
+    /// A standby may have another C library than the server that it follows.
+    pub force: bool,
     /// A command, too, is left to itself.
     pub detach: bool,
     /// A command gets a terminal, or at least the caller's standard input.
@@ -90,6 +93,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
+    collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
         print!("{}", show::plan::render(&plan, depth));
@@ -103,6 +107,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         version: NodeState::VERSION,
         spec,
         image: facts.image.digest.clone(),
+        libc: facts.image.postgres.as_ref().and_then(|postgres| postgres.libc.clone()),
         address: facts.address,
         data,
         plan,
@@ -131,7 +136,10 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
         super::note(context, &text);
     }
-    remember_volume(&state, &facts, &answer)?;
+    remember_volume(context, &state, &answer)?;
+    if state.postgres().is_some() {
+        super::settle(context);
+    }
     if how.foreground || stdio != Stdio::Log {
         let attention = start::Attention { remove: how.remove, shown: 0 };
         return start::attend(context, &state, spawned, &interrupts, &attention);
@@ -310,8 +318,8 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&P
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
     }
-    if spec.command().is_none() {
-        warn_of_libc(context, spec, facts, data);
+    if let (None, Some(postgres)) = (spec.command(), &facts.image.postgres) {
+        collation::warn_of_data(context, &spec.node, data, postgres.libc.as_deref());
         warn_of_memory(spec, facts);
     }
 }
@@ -336,23 +344,6 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
     }
 }
 
-/// An index on text follows the collations of the C library; under another one it may miss rows.
-fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    let Some(volume) = data.and_then(|data| facts.root.volume_home(&spec.lab, data)) else { return };
-    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
-    let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
-    if let (Some(known), Some(now)) = (known, now)
-        && known != now
-    {
-        let text = format!(
-            "the data was written under {known}, this image has {now}: text may sort differently; \
-             check with `pgbox psql {} -c '\\l'` and REINDEX",
-            spec.node
-        );
-        super::warn(context, &text);
-    }
-}
-
 /// Writes the state and, apart from it, the password. Takes the node's name: from here on it is taken.
 fn remember(
     context: &Context,
@@ -374,19 +365,13 @@ fn remember(
 }
 
 /// Keeps beside a named volume what the next node on it should know.
-fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> Result<()> {
-    let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
-    let Some(volume) = facts.root.volume_home(&state.spec.lab, data) else { return Ok(()) };
-    let node = facts.root.node(&state.spec.lab, &state.spec.node);
+fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
+    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
     if *answer == Answer::Ready {
-        password::remember(&node, state, &volume)?;
+        password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;
     }
-    let known = state::VolumeState {
-        version: state::VolumeState::VERSION,
-        image: facts.image.digest.clone(),
-        libc: postgres.libc.clone(),
-    };
-    state::save_volume(&volume, &known)
+    collation::remember(&volume, state)
 }
 
 fn announce(context: &Context, state: &NodeState) {

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::Context;
 use crate::{
     cli,
-    facts::node,
+    facts::node::{self, Node},
     hint::advise,
     plan::POSTGRES_PORT,
     postgres::uri::{Target, encode},
@@ -27,18 +27,8 @@ struct Json {
 
 pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    let login = node.login()?;
-    let address = match (args.published, node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT)) {
-        (false, _) => login.address,
-        (true, Some(port)) => SocketAddrV4::new(port.reachable_at(), port.host_port),
-        (true, None) => {
-            return Err(advise(
-                format!("node `{}` publishes no port {POSTGRES_PORT}", args.node),
-                "leave --published out",
-            ));
-        }
-    };
-    let Login { user, database, .. } = login;
+    let address = address(&node, args.published)?;
+    let Login { user, database, .. } = node.login()?;
     let host = address.ip().to_string();
     let pass_file = node.dir.pass_file();
     let passfile = pass_file.exists().then_some(pass_file.as_path()).filter(|_| !args.with_password);
@@ -62,4 +52,16 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
         println!("{uri}");
     }
     Ok(0)
+}
+
+/// Where the server of a node is reached from this host.
+pub fn address(node: &Node, published: bool) -> Result<SocketAddrV4> {
+    match (published, node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT)) {
+        (false, _) => Ok(node.login()?.address),
+        (true, Some(port)) => Ok(SocketAddrV4::new(port.reachable_at(), port.host_port)),
+        (true, None) => Err(advise(
+            format!("node `{}` publishes no port {POSTGRES_PORT}", node.name),
+            "leave --published out",
+        )),
+    }
 }

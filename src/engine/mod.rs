@@ -10,6 +10,7 @@ pub mod halt;
 pub mod interrupt;
 pub mod launch;
 pub mod loss;
+pub mod membership;
 pub mod orders;
 pub mod ready;
 pub mod slots;

@@ -96,6 +96,11 @@ pub fn stream_state(name: &str) -> String {
     format!("SELECT state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
 }
 
+/// Asks a server how commits treat a standby: `async`, `sync`, `quorum`, or `potential`.
+pub fn sync_state(name: &str) -> String {
+    format!("SELECT sync_state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
+}
+
 /// Asks a server how far base backups from it are: bytes sent, and all of them once that is known.
 pub const BACKUP_PROGRESS: &str =
     "SELECT backup_streamed, backup_total FROM pg_stat_progress_basebackup WHERE backup_total > 0";
