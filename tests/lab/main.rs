@@ -5,8 +5,11 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod collation;
 mod drive;
+mod environment;
 mod failover;
 mod faults;
 mod members;
+mod outage;
 mod replica;
