@@ -142,34 +142,35 @@ fn bring_up(
 }
 
 /// Puts the server that a standby follows into its plan as it is now: it may have been removed, and made again at another
-/// address. What stands at the old one then may be anybody, who would keep WAL for this node for ever.
+/// address. What stands at the old one then may be anybody, who would keep WAL for this node for ever. Of a server that
+/// does not run nothing is asked; it makes the slot when it starts.
 fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Result<()> {
     let (Role::Standby { of }, Some(follow)) = (state.role(), state.spec.follow.clone()) else {
         return Ok(());
     };
-    let upstream = match cluster::of(&context.root, &context.lab, &of) {
-        Ok(cluster) => {
-            let server = cluster.node(&of).context("the cluster has lost a node")?.login()?;
-            Some(Upstream { server, primary: cluster.head().login()? })
-        }
-        // Of a standby that is left alone itself.
-        Err(_) if facts::load(&context.root, &context.lab, &of)?.is_some() => {
-            let server = node::find(&context.root, &context.lab, &of)?.login()?;
-            Some(Upstream { primary: server.clone(), server })
-        }
-        Err(_) => None,
-    };
-    let Some(upstream) = upstream else {
+    let name = &state.spec.node;
+    if facts::load(&context.root, &context.lab, &of)?.is_none() {
         let text = format!(
-            "`{0}` follows `{of}`, which is gone, and gets nothing new; to make it the primary: `pgbox promote {0}`",
-            state.spec.node
+            "`{name}` follows `{of}`, which is gone, and gets nothing new; to make it the primary: `pgbox promote {name}`"
         );
         super::note(context, &text);
         follow::alone(state);
         return Ok(());
+    }
+    let server = node::find(&context.root, &context.lab, &of)?;
+    if server.pidfd.is_none() {
+        super::note(context, &format!("`{name}` does not stream: `{of}`, which it follows, does not run"));
+        follow::alone(state);
+        return Ok(());
+    }
+    let server = server.login()?;
+    // A standby that is left alone itself has no primary.
+    let primary = match cluster::of(&context.root, &context.lab, &of) {
+        Ok(cluster) => cluster.head().login()?,
+        Err(_) => server.clone(),
     };
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
-    follow::follow(state, follow, &upstream, renew, dir.replicator_file());
+    follow::follow(state, follow, &Upstream { server, primary }, renew, dir.replicator_file());
     Ok(())
 }
 
