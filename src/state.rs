@@ -144,6 +144,9 @@ pub struct VolumeState {
     pub image: String,
     /// The C library of that image, whose collations the indexes follow.
     pub libc: Option<String>,
+    /// The node that was promoted in the place of the one that these data were of.
+    #[serde(default)]
+    pub superseded_by: Option<Name>,
 }
 
 impl VolumeState {

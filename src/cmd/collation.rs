@@ -35,7 +35,10 @@ pub fn warn_of_data(context: &Context, node: &Name, data: Option<&Path>, now: Op
 /// Keeps beside a named volume under what its data is written from now on.
 pub fn remember(volume: &Path, state: &NodeState) -> Result<()> {
     let (image, libc) = (state.image.clone(), state.libc.clone());
-    state::save_volume(volume, &VolumeState { version: VolumeState::VERSION, image, libc })
+    state::save_volume(
+        volume,
+        &VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: None },
+    )
 }
 
 /// The same for a node that has started again, perhaps after another one on the same volume.

@@ -9,15 +9,16 @@ use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        membership,
+        membership, slots, takeover,
     },
     facts::{
-        self,
+        self, cluster,
         node::{self, Node},
         volume,
     },
     hint::advise,
     spec::Name,
+    state::{self, Role, VolumeState},
     step::HostStep,
 };
 
@@ -42,8 +43,9 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
             format!("stop it first, or use: pgbox rm --force {name}"),
         ));
     }
-    // Before it ends: no commit may hang.
+    // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
     leave_rule(context, name);
+    hand_on(context, &node, &args.nodes)?;
     if node.pidfd.is_some() {
         if halt::thaw(&context.root, &node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
@@ -51,6 +53,7 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
+    remember_loser(context, &node)?;
     halt::remove(&context.root, &node)?;
     settle(context);
     for volume in volumes {
@@ -63,6 +66,51 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
                 fs::remove_dir_all(&volume).with_context(|| format!("remove volume {}", volume.display()))?
             }
         }
+    }
+    Ok(())
+}
+
+/// Keeps beside the data of an old primary that another one has taken its place: they stay when the node goes, and must
+/// not come up under the next one.
+fn remember_loser(context: &Context, node: &Node) -> Result<()> {
+    let Role::Superseded { by } = node.state.role() else { return Ok(()) };
+    let home = node.state.data.as_deref().and_then(|data| context.root.volume_home(&node.lab, data));
+    let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
+    let (image, libc) = (node.state.image.clone(), node.state.libc.clone());
+    let state = VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: Some(by) };
+    state::save_volume(&volume, &state)
+}
+
+/// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of.
+fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<()> {
+    let all = match node::all(&context.root, &context.lab) {
+        Ok(all) => all,
+        // One that can't be read keeps none from being removed.
+        Err(error) => {
+            return Ok(super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name)));
+        }
+    };
+    let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
+    let followers: Vec<&Node> =
+        all.iter().filter(follows).filter(|node| !going.contains(&node.name)).collect();
+    let upstream = match node.state.role() {
+        Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),
+        _ => None,
+    };
+    for follower in &followers {
+        let (name, gone) = (&follower.name, &node.name);
+        let text = match &upstream {
+            Some(of) => {
+                takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
+                format!("`{name}` follows `{}` now", of.name)
+            }
+            None => format!("`{name}` followed `{gone}`; to make it the primary: `pgbox promote {name}`"),
+        };
+        super::note(context, &text);
+    }
+    if let (Some(of), false) = (upstream, followers.is_empty()) {
+        // While the slot of the one that goes still keeps what they may lack.
+        slots::settle(&cluster::of(&context.root, &context.lab, &of.name)?)?;
     }
     Ok(())
 }

@@ -27,8 +27,8 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
-    state::{self, NodeState, Plan},
+    spec::{Name, NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    state::{self, NodeState, Plan, Role},
     step::InnerStep,
 };
 
@@ -100,7 +100,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(&facts, &plan, data.as_deref())?;
+    check_data(context, &facts, &plan, data.as_deref())?;
     check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
@@ -132,20 +132,26 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let answer =
         launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress)?;
     drop(progress);
-    let node = context.root.node(&state.spec.lab, &state.spec.node);
-    if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
-        super::note(context, &text);
-    }
-    remember_volume(context, &state, &answer)?;
-    if state.postgres().is_some() {
-        super::settle(context);
-    }
+    settle_in(context, &state, origin, &answer)?;
     if how.foreground || stdio != Stdio::Log {
         let attention = start::Attention { remove: how.remove, shown: 0 };
         return start::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);
     Ok(0)
+}
+
+/// What is left to do for a node that has come up.
+fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answer) -> Result<()> {
+    let node = context.root.node(&state.spec.lab, &state.spec.node);
+    if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
+        super::note(context, &text);
+    }
+    remember_volume(context, state, answer)?;
+    if state.postgres().is_some() {
+        super::settle(context);
+    }
+    Ok(())
 }
 
 /// Refuses what can't be meant.
@@ -252,7 +258,7 @@ pub fn variable(name: &str) -> Result<&str> {
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
+fn check_data(context: &Context, facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
     if data.exists() && !data.is_dir() {
         return Err(advise(
@@ -282,7 +288,42 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
             "one data directory can serve one server; give the new node a volume of its own with -v",
         ));
     }
+    check_loser(context, data)?;
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+/// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
+fn check_loser(context: &Context, data: &Path) -> Result<()> {
+    let of_node = |(name, state): (Name, NodeState)| match state.role() {
+        Role::Superseded { by } if state.data.as_deref() == Some(data) => {
+            Some((by, format!("`pgbox rejoin {name}`")))
+        }
+        _ => None,
+    };
+    let of_volume = || {
+        let volume = context.root.volume_home(&context.lab, data)?;
+        let by = state::load_volume(&volume).ok()??.superseded_by?;
+        let volume = volume.file_name()?.to_string_lossy().into_owned();
+        Some((
+            by.clone(),
+            format!(
+                "make a standby of `{by}` from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
+            ),
+        ))
+    };
+    let nodes = facts::nodes(&context.root, &context.lab)?;
+    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
+    // Without that one nobody's commits are in danger, and these data may be all that is left.
+    if facts::load(&context.root, &context.lab, &by)?.is_none() {
+        return Ok(());
+    }
+    Err(advise(
+        format!(
+            "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",
+            data.display()
+        ),
+        way_out,
+    ))
 }
 
 /// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.

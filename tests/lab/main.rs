@@ -13,3 +13,4 @@ mod faults;
 mod members;
 mod outage;
 mod replica;
+mod rules;

@@ -142,3 +142,30 @@ fn nobody_keeps_wal_for_a_standby_that_follows_another_server() {
     assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r1 pgbox_r2");
     assert_eq!(host.sql("r1", &[], SLOTS), "");
 }
+
+#[test]
+fn the_standbys_of_a_standby_that_goes_follow_the_server_above_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    host.pgbox(&["replica", "r3", "--of", "r1"]);
+    host.pgbox(&["stop", "r3"]);
+    let output = host.try_pgbox(&["rm", "-f", "-v", "r1"]);
+    let said = text(&output.stderr);
+    for name in ["r2", "r3"] {
+        assert!(
+            output.status.success() && said.contains(&format!("`{name}` follows `primary` now")),
+            "{said}"
+        );
+    }
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r2 pgbox_r3");
+    until("r2 async", || host.sql("primary", &[], STATES));
+    host.pgbox(&["start", "r3"]);
+    assert_eq!(host.sql("primary", &[], STATES), "r2 async, r3 async");
+    // Those of a primary have nobody to follow; who goes with it need not be told of.
+    let said = text(&host.try_pgbox(&["rm", "-f", "-v", "primary", "r3"]).stderr);
+    assert!(said.contains("`pgbox promote r2`") && !said.contains("r3"), "{said}");
+    assert!(host.pgbox(&["promote", "r2"]).contains("r2 is the primary"));
+    assert_eq!(host.sql("r2", &[], SLOTS), "");
+}

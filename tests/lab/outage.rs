@@ -126,8 +126,16 @@ fn by_no_command_and_no_order_does_an_old_primary_come_back_as_a_second_one() {
         );
         is_down(command);
     }
-    // Nor does its data without its name: another node on them would be a primary of the lost timeline.
-    host.pgbox(&["rejoin", "primary"]);
+    // Nor do its data without its name, nor its name with its data.
+    let mount = "primary:/var/lib/postgresql/data";
+    let said = host.fails(1, &["run", "other", "postgres:15", "-v", mount]);
+    assert!(said.contains("`r1` was promoted") && said.contains("pgbox rejoin primary"), "{said}");
+    host.pgbox(&["rm", "primary"]);
+    let said = host.fails(1, &["run", "primary", "postgres:15"]);
+    assert!(said.contains("`r1` was promoted") && said.contains("pgbox volume rm primary"), "{said}");
+    host.fails(1, &["run", "other", "postgres:15", "-v", mount]);
+    host.pgbox(&["volume", "rm", "primary"]);
+    host.pgbox(&["replica", "primary", "--of", "r1"]);
     soon("it streams", 20, || host.sql("r1", &[], STREAMS) == "primary streaming");
     assert_eq!(host.sql("primary", &[], "SELECT pg_is_in_recovery()"), "t");
 }
