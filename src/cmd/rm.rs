@@ -87,7 +87,8 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<()> {
         Ok(all) => all,
         // One that can't be read keeps none from being removed.
         Err(error) => {
-            return Ok(super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name)));
+            super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name));
+            return Ok(());
         }
     };
     let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };

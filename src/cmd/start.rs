@@ -135,7 +135,12 @@ fn bring_up(
         super::note(context, &text);
     }
     if state.postgres().is_some() {
-        collation::remember_again(context, &state)?;
+        if let Err(error) = collation::remember_again(context, &state) {
+            super::warn(
+                context,
+                &format!("what `{name}` runs on is not recorded beside its data: {error:#}"),
+            );
+        }
         super::settle(context);
     }
     Ok(Some((state, spawned)))
