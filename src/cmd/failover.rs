@@ -116,7 +116,8 @@ fn leave_behind(
 fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<loss::Loss>) -> anyhow::Error {
     let what = match loss {
         Some(loss) => format!(
-            "`{target}` lacks {} acknowledged transactions with {} rows that are on the disk of `{}`",
+            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
+            if loss.at_least { "at least " } else { "" },
             loss.acknowledged(),
             loss.rows,
             head.name

@@ -1,14 +1,21 @@
 //! What is lost when a standby takes the place of a primary, read from the primary's own disk.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context, Result};
 
 use super::{sync, takeover};
 use crate::{
     facts::{cluster::Cluster, node::Node, wal},
-    postgres::lsn::Lsn,
+    postgres::{
+        lsn::Lsn,
+        wal::{Scan, Table},
+    },
     spec::{Name, SyncRule},
+    sql::{self, Login},
 };
 
 /// How long what is on its way may take to arrive.
@@ -21,9 +28,11 @@ pub struct Loss {
     pub received: Lsn,
     /// Where the primary's WAL ends.
     pub end: Lsn,
-    /// Transactions that were committed in between, and the rows that they changed.
+    /// Transactions that were committed in between and that somebody would miss, and the rows that they changed.
     pub commits: u64,
     pub rows: u64,
+    /// Whether there may be more: the WAL that is left begins later, or in the middle of a transaction.
+    pub at_least: bool,
     /// Whether every commit had to be on the standby before anybody was told of it.
     pub synchronous: bool,
 }
@@ -36,7 +45,8 @@ impl Loss {
 
     /// In words.
     pub fn told(&self, head: &Name, target: &Name) -> String {
-        let Self { received, end, commits, rows, synchronous } = self;
+        let Self { received, end, commits, rows, at_least, synchronous } = self;
+        let least = if *at_least { "at least " } else { "" };
         match (commits, synchronous) {
             (0, _) => {
                 format!("nothing is lost: `{target}` has every transaction of `{head}` ({received} of {end})")
@@ -45,7 +55,7 @@ impl Loss {
                 "nothing acknowledged is lost: {commits} transactions of `{head}` after {received} still waited for `{target}`"
             ),
             (_, false) => format!(
-                "{commits} transactions with {rows} rows are lost: `{head}` committed them after {received}"
+                "{least}{commits} transactions with {rows} rows are lost: `{head}` committed them after {received}"
             ),
         }
     }
@@ -63,14 +73,42 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     loop {
         let scan = wal::lost(data, received)?;
         let now = takeover::received(&server)?;
-        if scan.commits == 0 || (now == received && begun.elapsed() > ARRIVAL) {
+        let commits = scan.commits - scan.idle;
+        if commits == 0 || (now == received && begun.elapsed() > ARRIVAL) {
+            let rows = if commits == 0 { 0 } else { rows(&scan, &server) };
+            let at_least = !scan.exact || scan.since > received;
             let synchronous = is_synchronous(cluster, head, target, received);
-            return Ok(Loss { received, end: scan.end, commits: scan.commits, rows: scan.rows, synchronous });
+            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
         // The receiver writes what the kernel has for it, and ends only then.
         std::thread::sleep(Duration::from_millis(10));
         received = now;
     }
+}
+
+/// The rows that users know of. A value too large for its row is some rows of a table of TOAST, and which tables those
+/// are only a catalog tells; the standby's is the same, but for what is lost.
+fn rows(scan: &Scan, standby: &Login) -> u64 {
+    let mut toast = BTreeSet::new();
+    for database in scan.tables.keys().map(|table| table.database).collect::<BTreeSet<_>>() {
+        // A standby that can't be asked, or knows no such database, leaves the count a little too high.
+        toast.extend(toast_tables(standby, database).unwrap_or_default());
+    }
+    scan.rows_but(|table| toast.contains(&table))
+}
+
+fn toast_tables(standby: &Login, database: u32) -> Result<Vec<Table>> {
+    let name = standby.ask(sql::PATIENCE, move |client| {
+        let row = client.query_opt("SELECT datname FROM pg_database WHERE oid = $1", &[&database])?;
+        Ok(row.map(|row| row.get::<_, String>(0)))
+    })?;
+    let login = Login { database: name.context("no such database")?, ..standby.clone() };
+    let files = login.ask(sql::PATIENCE, |client| {
+        let sql = "SELECT pg_relation_filenode(oid) FROM pg_class WHERE relkind = 't'";
+        let rows = client.query(sql, &[])?;
+        Ok(rows.iter().filter_map(|row| row.get::<_, Option<u32>>(0)).collect::<Vec<_>>())
+    })?;
+    Ok(files.into_iter().map(|file| Table { database, file }).collect())
 }
 
 /// Whether every acknowledged commit is on the standby: it is one of those that commits wait for, so many of them can

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{follower, slots, sync};
+use super::{follower, slots, sync, takeover};
 use crate::{
     facts::cluster::{self, Cluster},
     spec::{Name, SyncRule},
@@ -57,7 +57,11 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     for cluster in cluster::all(root, lab)? {
         slots::settle(&cluster)?;
         if let Some(waits_for) = due(root, &cluster)? {
-            sync::give(cluster.head(), &waits_for)?;
+            let head = cluster.head();
+            sync::give(head, &waits_for)?;
+            if head.pidfd.is_some() && !head.frozen {
+                takeover::wait_for_setting(&head.login()?, waits_for.clone())?;
+            }
             changes.push(Change { primary: cluster.head().name.clone(), waits_for });
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod faults;
 pub mod follower;
+pub mod goal;
 pub mod halt;
 pub mod interrupt;
 pub mod launch;
@@ -13,6 +14,7 @@ pub mod loss;
 pub mod membership;
 pub mod orders;
 pub mod ready;
+pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod takeover;

@@ -14,3 +14,5 @@ mod members;
 mod outage;
 mod replica;
 mod rules;
+mod settings;
+mod status;
