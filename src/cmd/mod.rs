@@ -4,6 +4,7 @@
 mod collation;
 mod crash;
 mod drive;
+mod endpoint;
 mod environment;
 mod exec;
 mod failover;
@@ -76,6 +77,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Uri(args) => uri::run(&context, &args),
         Command::Env(args) => environment::env(&context, &args),
         Command::With(args) => environment::with(&context, &args),
+        Command::Endpoint(args) => endpoint::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Stats(args) => stats::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),

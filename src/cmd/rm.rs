@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Error, Result};
 
-use super::{Context, each, need_root};
+use super::{Context, each, endpoint, need_root};
 use crate::{
     cli,
     engine::{
@@ -56,6 +56,7 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     remember_loser(context, &node)?;
     halt::remove(&context.root, &node)?;
     settle(context);
+    endpoint::settle(context, None);
     for volume in volumes {
         match volume::users(&context.root, &volume)?.first() {
             Some(other) => {
@@ -162,6 +163,7 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
     leave_rule(context, name);
     halt::remove_remains(&context.root, &context.lab, name)?;
     settle(context);
+    endpoint::settle(context, None);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"
     );

@@ -7,6 +7,7 @@ mod harness;
 
 mod collation;
 mod drive;
+mod endpoint;
 mod environment;
 mod failover;
 mod faults;
