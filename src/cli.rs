@@ -2,6 +2,7 @@
 //! from the definitions below.
 
 mod drive;
+mod environment;
 mod fault;
 mod image;
 mod lab;
@@ -15,6 +16,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
+pub use environment::{Env, With};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
@@ -76,6 +78,10 @@ pub enum Command {
     Psql(Psql),
     /// Print a connection string for a node, or for whichever one takes writes or reads
     Uri(Uri),
+    /// Print PGHOST and the like for a shell: eval "$(pgbox env)"
+    Env(Env),
+    /// Run a command of this host with PGHOST and the like set for a node
+    With(With),
     /// Show where the lab's two stable addresses lead, or publish them on this host
     Endpoint(Endpoint),
     /// Show everything about nodes
@@ -305,15 +311,25 @@ pub struct Psql {
 
 #[derive(Debug, Args)]
 pub struct Stop {
-    /// Names of the nodes
-    #[arg(required = true, value_name = "NODE")]
-    pub nodes: Vec<Name>,
+    #[command(flatten)]
+    pub which: Which,
     /// Time, in seconds or as 5s or 2min, until an immediate shutdown follows
     #[arg(short, long = "time", value_name = "TIME", value_parser = quantity::duration)]
     pub timeout: Option<Duration>,
     /// Shutdown mode of Postgres
     #[arg(long, default_value = "fast")]
     pub mode: Mode,
+}
+
+/// Nodes by name, or every one.
+#[derive(Debug, Args)]
+pub struct Which {
+    /// Names of the nodes
+    #[arg(required_unless_present = "all", value_name = "NODE")]
+    pub nodes: Vec<Name>,
+    /// All nodes of the lab, a primary before its standbys
+    #[arg(short, long, conflicts_with = "nodes")]
+    pub all: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -328,9 +344,8 @@ pub enum Mode {
 
 #[derive(Debug, Args)]
 pub struct Start {
-    /// Names of the nodes
-    #[arg(required = true, value_name = "NODE")]
-    pub nodes: Vec<Name>,
+    #[command(flatten)]
+    pub which: Which,
     /// Stay in the foreground, show the log, and stop the node on Ctrl-C
     #[arg(long)]
     pub foreground: bool,

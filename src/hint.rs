@@ -28,11 +28,12 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 34] = [
+const NAMED: [&str; 36] = [
     "crash",
     "down",
     "drive",
     "endpoint",
+    "env",
     "exec",
     "failover",
     "freeze",
@@ -63,6 +64,7 @@ const NAMED: [&str; 34] = [
     "verify",
     "volume",
     "wait",
+    "with",
 ];
 
 /// Puts the user's own `--root` and `--lab` into the commands that a text shows, which are written for the

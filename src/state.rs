@@ -51,6 +51,9 @@ pub struct NodeState {
     pub spec: NodeSpec,
     /// The image's manifest digest.
     pub image: String,
+    /// The C library of that image; its collations shape every index on text.
+    #[serde(default)]
+    pub libc: Option<String>,
     /// The node's address for life, with the lab's prefix.
     pub address: Ipv4Net,
     /// Where PGDATA is on the host, unless the node runs another command.
@@ -121,6 +124,9 @@ pub struct VolumeState {
     pub image: String,
     /// The C library of that image, whose collations the indexes follow.
     pub libc: Option<String>,
+    /// The node that was promoted in the place of the one that these data were of.
+    #[serde(default)]
+    pub superseded_by: Option<Name>,
 }
 
 impl VolumeState {

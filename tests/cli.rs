@@ -216,7 +216,7 @@ fn unknown(reference: &[(Vec<String>, String)], call: &str) -> Option<String> {
     let help = &reference.iter().find(|(known, _)| *known == command)?.1;
     // What follows psql is psql's.
     let foreign = command.last().is_some_and(|name| name == "psql" || name == "exec");
-    options.into_iter().find(|option| !foreign && !help.split([' ', ',']).any(|word| word == option))
+    options.into_iter().find(|option| !foreign && !help.split([' ', ',', '\n']).any(|word| word == option))
 }
 
 #[test]

@@ -380,3 +380,19 @@ fn no_path_of_the_workplace() {
     }
     none("paths of the machine this was written on", wrong);
 }
+
+/// The table of rules names tests of `tests/lab` that there are; what is to come stands behind these words.
+#[test]
+fn the_tests_that_hold_the_rules_exist() {
+    let page = fs::read_to_string(root().join("docs/RULES.md")).unwrap();
+    let mut checked = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ")) {
+        let now = row.split("to come:").next().unwrap_or_default();
+        for (module, name) in now.split('`').filter_map(|piece| piece.split_once("::")) {
+            let code = fs::read_to_string(root().join(format!("tests/lab/{module}.rs"))).unwrap_or_default();
+            assert!(code.contains(&format!("fn {name}()")), "no test {module}::{name}");
+            checked += 1;
+        }
+    }
+    assert!(checked >= 10, "{checked}");
+}

@@ -9,7 +9,7 @@ use crate::spec::{Name, Publish, Restart, Volume, quantity};
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pgbox replica r1 --of primary\n  pgbox replica late --of primary --delay 5min -p 5434:5432"
+    after_help = "Examples:\n  pgbox replica r1 --of primary --sync\n  pgbox replica late --of primary --delay 5min -p 5434:5432"
 )]
 pub struct Replica {
     /// Name of the new node
@@ -17,9 +17,18 @@ pub struct Replica {
     /// The node that it follows; a standby will do as well
     #[arg(long, value_name = "NODE")]
     pub of: Name,
+    /// Have commits wait for it: it joins the lab's rule, or makes one, `any 1 (NAME)`
+    #[arg(long)]
+    pub sync: bool,
     /// Apply changes this much later than the primary
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     pub delay: Option<Duration>,
+    /// The image; that of the other node unless given, whatever its name stands for by now
+    #[arg(long, value_name = "IMAGE")]
+    pub image: Option<String>,
+    /// Make it even if its C library is another one, under which indexes on text may miss rows
+    #[arg(short, long)]
+    pub force: bool,
     /// Bytes a second that the base backup may take, for example 20m
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     pub rate: Option<u64>,

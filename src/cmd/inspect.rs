@@ -38,7 +38,7 @@ fn describe(context: &Context, node: &Node) -> Result<Value> {
         "state": node.word(),
         "status": node.status,
         "pid": node.pidfd.as_ref().and(node.state.init).map(|init| init.pid),
-        "image": { "reference": node.state.spec.image, "digest": node.state.image },
+        "image": { "reference": node.state.spec.image, "digest": node.state.image, "libc": node.state.libc },
         "network": {
             "address": node.state.address,
             "bridge": names.bridge,

@@ -1,10 +1,12 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+mod collation;
 mod crash;
 mod down;
 mod drive;
 mod endpoint;
+mod environment;
 mod exec;
 mod failover;
 mod freeze;
@@ -35,12 +37,16 @@ mod uri;
 mod verify;
 mod volume;
 mod wait;
+mod which;
 
 use anyhow::Result;
 
 use crate::{
     cli::{Cli, Command},
-    engine::StepFailed,
+    engine::{
+        StepFailed,
+        membership::{self, Change},
+    },
     hint::{self, advise},
     spec::Name,
     state::Root,
@@ -73,6 +79,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Exec(args) => exec::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Uri(args) => uri::run(&context, &args),
+        Command::Env(args) => environment::env(&context, &args),
+        Command::With(args) => environment::with(&context, &args),
         Command::Endpoint(args) => endpoint::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Stats(args) => stats::run(&context, &args),
@@ -132,6 +140,24 @@ fn each(context: &Context, nodes: &[Name], mut f: impl FnMut(&Name) -> Result<()
 /// Whether the user has ended the command: then the other nodes are not meant any more either.
 fn was_interrupted(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StepFailed>().is_some_and(|failed| failed.code > 128)
+}
+
+/// Puts slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
+/// done is done with the next node that comes or goes.
+fn settle(context: &Context) {
+    match membership::settle_unlocked(&context.root, &context.lab) {
+        Ok(changes) => changes.iter().for_each(|change| tell_change(context, change)),
+        Err(error) => warn(context, &format!("slots and synchronous standbys are not in order: {error:#}")),
+    }
+}
+
+fn tell_change(context: &Context, change: &Change) {
+    let Change { primary, waits_for } = change;
+    let text = match waits_for.as_str() {
+        "" => format!("commits on `{primary}` wait for nobody now"),
+        rule => format!("commits on `{primary}` wait for {rule} now"),
+    };
+    note(context, &text);
 }
 
 /// Says something on standard error that is no failure.

@@ -4,12 +4,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root, start};
+use super::{Context, collation, need_root, start};
 use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        orders, takeover,
+        orders, slots, takeover,
     },
     facts::{
         cluster,
@@ -44,6 +44,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let cluster = cluster::of(&context.root, &context.lab, name)?;
     let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
     check(node, primary)?;
+    collation::warn_of_upstream(context, &node.state, &primary.state);
     if dry_run {
         println!("{}: `{name}` becomes a standby of `{}`", shown(how), primary.name);
         return Ok(0);
@@ -69,6 +70,8 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let renew = Renew { stamp: stamp(), how };
     follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
     orders::save(&node.dir, &state)?;
+    // The server that it followed before keeps nothing for it any more.
+    slots::settle(&cluster::of(&context.root, &context.lab, &primary.name)?)?;
     halt::take_down(&node::find(&context.root, &context.lab, name)?)?;
     drop(lock);
     start::start(context, name, timeout, timeout)?;

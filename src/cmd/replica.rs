@@ -1,15 +1,22 @@
 //! `pgbox replica`: a standby of a running node, by a base backup over the lab's own bridge.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use super::{Context, need_root, run};
 use crate::{
     cli,
     engine::sync,
-    facts::node::{self, Node},
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
     hint::advise,
+    image::Store,
     postgres::{settings, standby},
     spec::{Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
+    sql,
 };
 
 pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
@@ -21,15 +28,70 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         timeout: args.timeout,
         foreground: false,
         remove: false,
+        force: args.force,
         detach: true,
         tty: false,
         interactive: false,
     };
+    if args.sync {
+        check_sync(context, args)?;
+    }
     let code = run::create(context, spec(context, args)?, None, &how)?;
-    if !args.dry_run && !args.explain {
-        sync::joined(&context.root, &context.lab, &args.node)?;
+    if args.sync && !args.dry_run && !args.explain {
+        wait_for_it(context, args)?;
     }
     Ok(code)
+}
+
+/// Refuses a synchronous standby of a standby: a commit waits on the primary, which knows no others than its own.
+fn check_sync(context: &Context, args: &cli::Replica) -> Result<()> {
+    let cluster = cluster::of(&context.root, &context.lab, &args.of)?;
+    let primary = &cluster.head().name;
+    if *primary == args.of {
+        return Ok(());
+    }
+    Err(advise(
+        format!("commits can't wait for a standby of `{}`: that is a standby itself", args.of),
+        format!("follow the primary: --of {primary}; or leave --sync out"),
+    ))
+}
+
+/// How long the primary may take to go by the new rule.
+const RULE: Duration = Duration::from_secs(10);
+
+/// Puts the node into the lab's rule now that it streams, and returns when commits do wait for it.
+fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
+    let lock = context.root.lock(&context.lab)?;
+    let rule = sync::join(&context.root, &context.lab, &args.node)?;
+    drop(lock);
+    let primary = node::find(&context.root, &context.lab, &args.of)?.login()?;
+    let deadline = Instant::now() + RULE;
+    let sql = standby::sync_state(args.node.as_str());
+    loop {
+        let sql = sql.clone();
+        let rows = primary.ask(sql::PATIENCE, move |client| client.query(&sql, &[]))?;
+        let state = rows.first().map_or("nothing".to_owned(), |row| row.get::<_, String>(0));
+        match state.as_str() {
+            "sync" | "quorum" => println!("commits wait for {rule}"),
+            // Of `first 1 (a, b)` b is the one that is waited for when a is gone.
+            "potential" => println!("commits wait for {rule}; `{}` is the next in line", args.node),
+            _ if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+                continue;
+            }
+            other => {
+                return Err(advise(
+                    format!("`{}` streams, but `{}` says `{other}` of it", args.node, args.of),
+                    format!(
+                        "a synchronous_standby_names of ALTER SYSTEM wins over the lab's rule: \
+                         `pgbox psql {} -c 'ALTER SYSTEM RESET synchronous_standby_names'`, then reload",
+                        args.of
+                    ),
+                ));
+            }
+        }
+        return Ok(());
+    }
 }
 
 /// The node that a standby is to follow, if it can be followed at all.
@@ -50,6 +112,10 @@ pub fn check_upstream(context: &Context, name: &Name) -> Result<Node> {
 fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     let of = check_upstream(context, &args.of)?;
     let mut spec = of.state.spec.clone();
+    spec.image = match &args.image {
+        Some(image) => image.clone(),
+        None => image_of(context, &of)?,
+    };
     spec.node = args.node.clone();
     spec.publish = args.publish.clone();
     // What both may read can be shared; what one of them writes is its own.
@@ -72,6 +138,15 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
         rate_kb: args.rate.map(|rate| (rate / 1024).max(32)),
     });
     Ok(spec)
+}
+
+/// The image of a node as it was given, or by its digest where that name stands for another image by now.
+fn image_of(context: &Context, of: &Node) -> Result<String> {
+    let given = &of.state.spec.image;
+    let same = Store::open(context.root.path())?
+        .resolve(given)
+        .is_ok_and(|image| image.manifest.to_string() == of.state.image);
+    Ok(if same { given.clone() } else { of.state.image.clone() })
 }
 
 fn absolute(mut volume: Volume) -> Result<Volume> {

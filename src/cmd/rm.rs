@@ -9,7 +9,7 @@ use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        sync,
+        membership, slots, takeover,
     },
     facts::{
         self, cluster,
@@ -18,6 +18,7 @@ use crate::{
     },
     hint::advise,
     spec::Name,
+    state::{self, Role, VolumeState},
     step::HostStep,
 };
 
@@ -36,28 +37,26 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         foretell(context, args, &node);
         return Ok(());
     }
+    if node.pidfd.is_some() && !args.force {
+        return Err(advise(
+            format!("node `{name}` runs"),
+            format!("stop it first, or use: pgbox rm --force {name}"),
+        ));
+    }
+    // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
+    leave_rule(context, name);
+    hand_on(context, &node, &args.nodes)?;
     if node.pidfd.is_some() {
-        if !args.force {
-            return Err(advise(
-                format!("node `{name}` runs"),
-                format!("stop it first, or use: pgbox rm --force {name}"),
-            ));
-        }
         if halt::thaw(&context.root, &node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
         }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
-    let primary = cluster::of(&context.root, &context.lab, name).map(|cluster| cluster.head().name.clone());
+    remember_loser(context, &node)?;
     halt::remove(&context.root, &node)?;
+    settle(context);
     endpoint::settle(context, None);
-    // No commit may wait for a standby that never comes back.
-    if let Ok(primary) = primary.as_ref()
-        && let Ok(cluster) = cluster::of(&context.root, &context.lab, primary)
-    {
-        sync::settle(&context.root, &cluster)?;
-    }
     for volume in volumes {
         match volume::users(&context.root, &volume)?.first() {
             Some(other) => {
@@ -72,6 +71,85 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     Ok(())
 }
 
+/// Keeps beside the data of an old primary that another one has taken its place: they stay when the node goes, and must
+/// not come up under the next one.
+fn remember_loser(context: &Context, node: &Node) -> Result<()> {
+    let Role::Superseded { by } = node.state.role() else { return Ok(()) };
+    let home = node.state.data.as_deref().and_then(|data| context.root.volume_home(&node.lab, data));
+    let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
+    let (image, libc) = (node.state.image.clone(), node.state.libc.clone());
+    let state = VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: Some(by) };
+    state::save_volume(&volume, &state)
+}
+
+/// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of.
+fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<()> {
+    let all = match node::all(&context.root, &context.lab) {
+        Ok(all) => all,
+        // One that can't be read keeps none from being removed.
+        Err(error) => {
+            super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name));
+            return Ok(());
+        }
+    };
+    let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
+    let followers: Vec<&Node> =
+        all.iter().filter(follows).filter(|node| !going.contains(&node.name)).collect();
+    let upstream = match node.state.role() {
+        Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),
+        _ => None,
+    };
+    for follower in &followers {
+        let (name, gone) = (&follower.name, &node.name);
+        let text = match &upstream {
+            Some(of) => {
+                takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
+                format!("`{name}` follows `{}` now", of.name)
+            }
+            None => format!("`{name}` followed `{gone}`; to make it the primary: `pgbox promote {name}`"),
+        };
+        super::note(context, &text);
+    }
+    if let (Some(of), false) = (upstream, followers.is_empty()) {
+        // While the slot of the one that goes still keeps what they may lack.
+        slots::settle(&cluster::of(&context.root, &context.lab, &of.name)?)?;
+    }
+    Ok(())
+}
+
+/// Takes a node out of the lab's rule, and says so.
+fn leave_rule(context: &Context, name: &Name) {
+    let departure = match membership::leave(&context.root, &context.lab, name) {
+        Ok(departure) => departure,
+        Err(error) => {
+            let text = format!(
+                "commits may wait for `{name}` for ever: {error:#}; to let them go: `pgbox sync off`"
+            );
+            return super::warn(context, &text);
+        }
+    };
+    match departure.rule {
+        None => {}
+        Some(Some(rule)) => {
+            super::note(context, &format!("`{name}` leaves the lab's sync rule, which is {rule} now"))
+        }
+        Some(None) => {
+            super::note(context, &format!("`{name}` was the last in the lab's sync rule, which goes with it"))
+        }
+    }
+    if let Some(change) = departure.change {
+        super::tell_change(context, &change);
+    }
+}
+
+/// Puts in order what the servers that are left keep for a node that is gone.
+fn settle(context: &Context) {
+    match membership::settle(&context.root, &context.lab) {
+        Ok(changes) => changes.iter().for_each(|change| super::tell_change(context, change)),
+        Err(error) => super::warn(context, &format!("a slot may be left on another node: {error:#}")),
+    }
+}
+
 /// Removes a node by the names of its objects alone: what was remembered of it is lost or damaged.
 fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
     let found = facts::remains(&context.root, &context.lab, name)?;
@@ -82,7 +160,9 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         found.iter().for_each(|what| println!("remove: {what}"));
         return Ok(());
     }
+    leave_rule(context, name);
     halt::remove_remains(&context.root, &context.lab, name)?;
+    settle(context);
     endpoint::settle(context, None);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"

@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Context, endpoint, need_root,
+    Context, collation, endpoint, need_root,
     password::{self, Origin},
     start, talk,
 };
@@ -27,8 +27,8 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
-    state::{self, NodeState, Plan},
+    spec::{Name, NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    state::{self, NodeState, Plan, Role},
     step::InnerStep,
 };
 
@@ -54,6 +54,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         timeout: args.timeout,
         foreground: args.foreground,
         remove: args.rm,
+        force: false,
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
@@ -71,6 +72,8 @@ pub struct How {
     pub foreground: bool,
     /// To be removed when it ends.
     pub remove: bool,
+    /// A standby may have another C library than the server that it follows.
+    pub force: bool,
     /// A command, too, is left to itself.
     pub detach: bool,
     /// A command gets a terminal, or at least the caller's standard input.
@@ -90,19 +93,21 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
+    collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
         print!("{}", show::plan::render(&plan, depth));
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(&facts, &plan, data.as_deref())?;
+    check_data(context, &facts, &plan, data.as_deref())?;
     check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
         spec,
         image: facts.image.digest.clone(),
+        libc: facts.image.postgres.as_ref().and_then(|postgres| postgres.libc.clone()),
         address: facts.address,
         data,
         plan,
@@ -125,17 +130,26 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress);
     let answer = endpoint::settle_when_up(context, &state, answer)?;
     drop(progress);
-    let node = context.root.node(&state.spec.lab, &state.spec.node);
-    if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
-        super::note(context, &text);
-    }
-    remember_volume(&state, &facts, &answer)?;
+    settle_in(context, &state, origin, &answer)?;
     if how.foreground || stdio != Stdio::Log {
         let attention = start::Attention { remove: how.remove, shown: 0 };
         return start::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);
     Ok(0)
+}
+
+/// What is left to do for a node that has come up.
+fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answer) -> Result<()> {
+    let node = context.root.node(&state.spec.lab, &state.spec.node);
+    if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
+        super::note(context, &text);
+    }
+    remember_volume(context, state, answer)?;
+    if state.postgres().is_some() {
+        super::settle(context);
+    }
+    Ok(())
 }
 
 /// A server writes its log; a command has our own streams, unless it is left to itself.
@@ -251,7 +265,7 @@ pub fn variable(name: &str) -> Result<&str> {
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
+fn check_data(context: &Context, facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
     if data.exists() && !data.is_dir() {
         return Err(advise(
@@ -281,7 +295,42 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
             "one data directory can serve one server; give the new node a volume of its own with -v",
         ));
     }
+    check_loser(context, data)?;
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
+}
+
+/// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
+fn check_loser(context: &Context, data: &Path) -> Result<()> {
+    let of_node = |(name, state): (Name, NodeState)| match state.role() {
+        Role::Superseded { by } if state.data.as_deref() == Some(data) => {
+            Some((by, format!("`pgbox rejoin {name}`")))
+        }
+        _ => None,
+    };
+    let of_volume = || {
+        let volume = context.root.volume_home(&context.lab, data)?;
+        let by = state::load_volume(&volume).ok()??.superseded_by?;
+        let volume = volume.file_name()?.to_string_lossy().into_owned();
+        Some((
+            by.clone(),
+            format!(
+                "make a standby of `{by}` from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
+            ),
+        ))
+    };
+    let nodes = facts::nodes(&context.root, &context.lab)?;
+    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
+    // Without that one nobody's commits are in danger, and these data may be all that is left.
+    if facts::load(&context.root, &context.lab, &by)?.is_none() {
+        return Ok(());
+    }
+    Err(advise(
+        format!(
+            "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",
+            data.display()
+        ),
+        way_out,
+    ))
 }
 
 /// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
@@ -317,8 +366,8 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&P
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
     }
-    if spec.command().is_none() {
-        warn_of_libc(context, spec, facts, data);
+    if let (None, Some(postgres)) = (spec.command(), &facts.image.postgres) {
+        collation::warn_of_data(context, &spec.node, data, postgres.libc.as_deref());
         warn_of_memory(spec, facts);
     }
 }
@@ -343,23 +392,6 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
     }
 }
 
-/// An index on text follows the collations of the C library; under another one it may miss rows.
-fn warn_of_libc(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    let Some(volume) = data.and_then(|data| facts.root.volume_home(&spec.lab, data)) else { return };
-    let known = state::load_volume(&volume).ok().flatten().and_then(|v| v.libc);
-    let now = facts.image.postgres.as_ref().and_then(|p| p.libc.clone());
-    if let (Some(known), Some(now)) = (known, now)
-        && known != now
-    {
-        let text = format!(
-            "the data was written under {known}, this image has {now}: text may sort differently; \
-             check with `pgbox psql {} -c '\\l'` and REINDEX",
-            spec.node
-        );
-        super::warn(context, &text);
-    }
-}
-
 /// Writes the state and, apart from it, the password. Takes the node's name: from here on it is taken.
 fn remember(
     context: &Context,
@@ -381,19 +413,13 @@ fn remember(
 }
 
 /// Keeps beside a named volume what the next node on it should know.
-fn remember_volume(state: &NodeState, facts: &plan::Facts, answer: &Answer) -> Result<()> {
-    let (Some(data), Some(postgres)) = (&state.data, &facts.image.postgres) else { return Ok(()) };
-    let Some(volume) = facts.root.volume_home(&state.spec.lab, data) else { return Ok(()) };
-    let node = facts.root.node(&state.spec.lab, &state.spec.node);
+fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
+    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
     if *answer == Answer::Ready {
-        password::remember(&node, state, &volume)?;
+        password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;
     }
-    let known = state::VolumeState {
-        version: state::VolumeState::VERSION,
-        image: facts.image.digest.clone(),
-        libc: postgres.libc.clone(),
-    };
-    state::save_volume(&volume, &known)
+    collation::remember(&volume, state)
 }
 
 fn announce(context: &Context, state: &NodeState) {

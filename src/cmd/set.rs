@@ -208,7 +208,11 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
 
 /// Restarts the server in place. If it does not come up like this, it is started as it was.
 fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
-    let args = cli::Stop { nodes: Vec::new(), timeout: None, mode: cli::Mode::Fast };
+    let args = cli::Stop {
+        which: cli::Which { nodes: Vec::new(), all: false },
+        timeout: None,
+        mode: cli::Mode::Fast,
+    };
     let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
     let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
     let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:"));

@@ -14,7 +14,12 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{Context, each, endpoint, logs::Follower, need_root, talk};
+use super::{
+    Context, collation, each, endpoint,
+    logs::Follower,
+    need_root, talk,
+    which::{self, Going},
+};
 use crate::{
     cli,
     engine::{
@@ -22,26 +27,29 @@ use crate::{
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
-        sync,
     },
     enter,
-    facts::{self, node},
+    facts::{self, cluster, node},
     hint::advise,
-    plan,
+    plan::{
+        self,
+        follow::{self, Upstream},
+    },
     postgres::version,
     spawn::{Spawned, Stdio},
     spec::Name,
-    state::{NodeState, Role},
+    state::{NodeDir, NodeState, Role},
     sys::process,
 };
 
 pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     need_root("pgbox start")?;
     crate::sys::exe::reexec_read_only()?;
+    let nodes = which::nodes(context, &args.which, Going::Up)?;
     if !args.foreground {
-        return each(context, &args.nodes, |name| start(context, name, args.timeout, STREAM));
+        return each(context, &nodes, |name| start(context, name, args.timeout, STREAM));
     }
-    match &args.nodes[..] {
+    match &nodes[..] {
         [name] => start_in_foreground(context, name, args.timeout),
         _ => {
             Err(advise("only one node can be in the foreground", "name one node, or leave --foreground out"))
@@ -109,9 +117,11 @@ fn bring_up(
     }
     check_role(&node.state)?;
     check_data(context, &node.state)?;
+    collation::warn_of_data(context, name, node.state.data.as_deref(), node.state.libc.as_deref());
     halt::take_down(&node)?;
-    let mut state = node.state;
+    let mut state = node.state.clone();
     plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
+    find_upstream(context, &node.dir, &mut state)?;
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
     if let Err(error) = faults::renew(&context.root, &context.lab, name) {
@@ -126,10 +136,49 @@ fn bring_up(
     if let Some(text) = turned_away(&state, &answer) {
         super::note(context, &text);
     }
-    if let Err(error) = sync::joined(&context.root, &context.lab, name) {
-        super::warn(context, &format!("whether commits wait for `{name}` is not settled: {error:#}"));
+    if state.postgres().is_some() {
+        if let Err(error) = collation::remember_again(context, &state) {
+            super::warn(
+                context,
+                &format!("what `{name}` runs on is not recorded beside its data: {error:#}"),
+            );
+        }
+        super::settle(context);
     }
     Ok(Some((state, spawned)))
+}
+
+/// Puts the server that a standby follows into its plan as it is now: it may have been removed, and made again at another
+/// address. What stands at the old one then may be anybody, who would keep WAL for this node for ever. Of a server that
+/// does not run nothing is asked; it makes the slot when it starts.
+fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Result<()> {
+    let (Role::Standby { of }, Some(follow)) = (state.role(), state.spec.follow.clone()) else {
+        return Ok(());
+    };
+    let name = &state.spec.node;
+    if facts::load(&context.root, &context.lab, &of)?.is_none() {
+        let text = format!(
+            "`{name}` follows `{of}`, which is gone, and gets nothing new; to make it the primary: `pgbox promote {name}`"
+        );
+        super::note(context, &text);
+        follow::alone(state);
+        return Ok(());
+    }
+    let server = node::find(&context.root, &context.lab, &of)?;
+    if server.pidfd.is_none() {
+        super::note(context, &format!("`{name}` does not stream: `{of}`, which it follows, does not run"));
+        follow::alone(state);
+        return Ok(());
+    }
+    let server = server.login()?;
+    // A standby that is left alone itself has no primary.
+    let primary = match cluster::of(&context.root, &context.lab, &of) {
+        Ok(cluster) => cluster.head().login()?,
+        Err(_) => server.clone(),
+    };
+    let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
+    follow::follow(state, follow, &Upstream { server, primary }, renew, dir.replicator_file());
+    Ok(())
 }
 
 /// What to say of a server that is up but does not let pgbox in.

@@ -8,10 +8,14 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Context, each, endpoint, need_root, start};
+use super::{
+    Context, each, endpoint, need_root, start,
+    which::{self, Going},
+};
 use crate::{
     cli,
     engine::{
+        follower,
         halt::{self, Shutdown},
         ready,
     },
@@ -19,13 +23,15 @@ use crate::{
     hint::advise,
     postgres::report::Phase,
     spec::Name,
+    state::Role,
     step::AfterStep,
     sys::process,
 };
 
 pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox stop")?;
-    each(context, &args.nodes, |name| stop(context, args, name))
+    let nodes = which::nodes(context, &args.which, Going::Down)?;
+    each(context, &nodes, |name| stop(context, args, name))
 }
 
 fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
@@ -69,7 +75,8 @@ fn shutdown(mode: cli::Mode) -> Shutdown {
 pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox restart")?;
     crate::sys::exe::reexec_read_only()?;
-    each(context, &args.nodes, |name| restart_one(context, args, name))
+    let nodes = which::nodes(context, &args.which, Going::Up)?;
+    each(context, &nodes, |name| restart_one(context, args, name))
 }
 
 /// How long a server that was stopped may take to answer.
@@ -96,6 +103,7 @@ pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> R
             bail!("node `{name}` ended instead of restarting; `pgbox logs {name}` tells why");
         }
         if is_new(&node, before)? && ready::probe(&node.dir, *address)?.is_ready() {
+            wait_until_it_streams(context, &node);
             return Ok(());
         }
     }
@@ -103,6 +111,27 @@ pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> R
         format!("node `{name}` did not answer within {} s", patience.as_secs()),
         format!("see `pgbox logs {name}`"),
     ))
+}
+
+/// Gives a standby the time to stream again; that it does not is told, and no failure: it goes on trying by itself.
+fn wait_until_it_streams(context: &Context, node: &Node) {
+    let Role::Standby { of } = node.state.role() else { return };
+    let server = node::find(&context.root, &context.lab, &of).ok().filter(|server| server.pidfd.is_some());
+    let ask = |server: &Node| match server.login() {
+        Ok(login) => follower::streams(&login, node.name.as_str()),
+        Err(error) => Err(format!("{error:#}")),
+    };
+    let begun = Instant::now();
+    loop {
+        let answer = server.as_ref().map_or_else(|| Err(format!("`{of}` does not run")), ask);
+        match answer {
+            Ok(()) => return,
+            Err(_) if server.is_some() && begun.elapsed() < start::STREAM => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            Err(why) => return super::note(context, &format!("`{}` does not stream: {why}", node.name)),
+        }
+    }
 }
 
 fn is_new(node: &Node, before: i32) -> Result<bool> {

@@ -12,7 +12,7 @@ use serde::Serialize;
 use super::{Context, need_root};
 use crate::{
     cli,
-    engine::{orders, settings, sync},
+    engine::{settings, sync},
     facts::{
         cluster::{self, Cluster},
         replication::{self, Picture, Sync},
@@ -87,7 +87,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     lab.sync = rule;
     context.root.save_lab(&context.lab, &lab)?;
     let value = match is_off {
-        true => forget(&cluster)?,
+        true => sync::forget(&cluster).map(|()| String::new())?,
         false => sync::settle(&context.root, &cluster)?,
     };
     let Some(pidfd) = &head.pidfd else {
@@ -106,16 +106,6 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
         println!("{waited} that waited went through");
     }
     warn_of_absent(context, &cluster, &value)
-}
-
-/// Takes the rule from every server: a standby may have it from a time when it was the primary.
-fn forget(cluster: &Cluster) -> Result<String> {
-    for node in cluster.nodes.iter().filter(|node| !sync::told(&node.state).is_empty()) {
-        let mut state = node.state.clone();
-        sync::tell(&mut state, "");
-        orders::give(&node.dir, &state, node.pidfd.as_ref())?;
-    }
-    Ok(String::new())
 }
 
 /// A rule can only name standbys of the primary itself: it knows no others.

@@ -74,13 +74,18 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
 
 fn of_node(context: &Context, args: &cli::Uri, name: &Name) -> Result<Place> {
     let node = node::find(&context.root, &context.lab, name)?;
-    let own = node.login()?.address;
-    let published = node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT);
-    let host = match args.published {
-        false => own,
-        true => published_at(published, &format!("node `{name}` publishes no port {POSTGRES_PORT}"))?,
-    };
+    let host = address(&node, args.published)?;
     Ok(Place { endpoint: None, hosts: vec![host], node })
+}
+
+/// Where the server of a node is reached from this host.
+pub fn address(node: &Node, published: bool) -> Result<SocketAddrV4> {
+    let own = node.login()?.address;
+    let port = node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT);
+    match published {
+        false => Ok(own),
+        true => published_at(port, &format!("node `{}` publishes no port {POSTGRES_PORT}", node.name)),
+    }
 }
 
 fn of_endpoint(context: &Context, args: &cli::Uri, endpoint: Endpoint) -> Result<Place> {

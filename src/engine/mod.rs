@@ -12,6 +12,7 @@ pub mod halt;
 pub mod interrupt;
 pub mod launch;
 pub mod loss;
+pub mod membership;
 pub mod orders;
 pub mod publish;
 pub mod ready;

@@ -1,23 +1,45 @@
 //! Slots follow the nodes: each server has one for every standby that follows it, and none that is nobody's. A slot that
 //! is forgotten keeps WAL until the disk is full.
 
+use std::{collections::BTreeSet, fs, path::Path};
+
 use anyhow::Result;
 
 use crate::{
-    facts::cluster::Cluster,
+    facts::{cluster::Cluster, node::Node},
     postgres::standby,
     sql::{self, Login},
 };
 
 /// Makes and drops slots of pgbox on every server of a cluster that runs. A server that does not answer now is put right
-/// by its next start.
+/// by its next start, or by the next node that comes or goes.
 pub fn settle(cluster: &Cluster) -> Result<()> {
-    for node in cluster.nodes.iter().filter(|node| node.pidfd.is_some()) {
-        let wanted = cluster.followers(&node.name).map(|follower| standby::slot_name(follower.name.as_str()));
+    for node in unsettled(cluster) {
         // What it was asked in vain is asked again the next time.
-        let _ = settle_one(&node.login()?, wanted.collect());
+        let _ = settle_one(&node.login()?, wanted(cluster, node).into_iter().collect());
     }
     Ok(())
+}
+
+/// The servers of a cluster that could be asked and have other slots than they should.
+pub fn unsettled(cluster: &Cluster) -> impl Iterator<Item = &Node> {
+    let could = |node: &&Node| node.pidfd.is_some() && !node.frozen;
+    cluster.nodes.iter().filter(could).filter(|node| {
+        let data = node.state.data.as_deref();
+        data.and_then(on_disk).is_none_or(|slots| slots != wanted(cluster, node))
+    })
+}
+
+fn wanted(cluster: &Cluster, node: &Node) -> BTreeSet<String> {
+    cluster.followers(&node.name).map(|follower| standby::slot_name(follower.name.as_str())).collect()
+}
+
+/// The slots of pgbox in a data directory: each is a directory of its own. To look there costs a start nothing, and no
+/// lock; a session only for this would be a tenth of it.
+fn on_disk(data: &Path) -> Option<BTreeSet<String>> {
+    let entries = fs::read_dir(data.join("pg_replslot")).ok()?;
+    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+    Some(names.filter(|name| name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp")).collect())
 }
 
 /// Makes the slots of these names, and drops all others of pgbox that nobody uses.

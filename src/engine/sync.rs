@@ -1,13 +1,16 @@
 //! Whom commits wait for: the lab's rule, brought to the primary as far as its standbys are there.
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
-use super::{goal, orders, takeover};
+use super::orders;
 use crate::{
-    facts::cluster::{self, Cluster},
+    facts::{
+        cluster::{self, Cluster},
+        node::Node,
+    },
     postgres::launch::Orders,
-    spec::Name,
-    state::{NodeState, Role, Root},
+    spec::{Name, SyncRule},
+    state::{LabState, NodeState, Role, Root},
 };
 
 /// The setting, as every server of the cluster is told it: a standby has no use for it until it is promoted.
@@ -17,32 +20,48 @@ pub const SETTING: &str = "synchronous_standby_names";
 pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
     let head = cluster.head();
     let followers: Vec<Name> = cluster.followers(&head.name).map(|node| node.name.clone()).collect();
-    let mut state = head.state.clone();
     let Some(value) = in_effect(root, &head.lab, &head.name, &followers)? else {
-        return Ok(told(&state).to_owned());
+        return Ok(told(&head.state).to_owned());
     };
-    if state.role() == Role::Primary && told(&state) != value {
-        tell(&mut state, &value);
-        orders::give(&head.dir, &state, head.pidfd.as_ref())?;
-    }
+    give(head, &value)?;
     Ok(value)
 }
 
-/// A standby has come up: if the rule is to wait for it and it streams, commits do so from now on. One that does not stream
-/// yet would only make them hang.
-pub fn joined(root: &Root, lab: &Name, name: &Name) -> Result<()> {
-    if root.load_lab(lab)?.is_none_or(|lab| lab.sync.is_none())
-        || goal::reached(root, lab, name, goal::Goal::Streaming).is_err()
-    {
-        return Ok(());
+/// Has a primary go by this value, unless it does.
+pub fn give(head: &Node, value: &str) -> Result<()> {
+    let mut state = head.state.clone();
+    if state.role() == Role::Primary && told(&state) != value {
+        tell(&mut state, value);
+        orders::give(&head.dir, &state, head.pidfd.as_ref())?;
     }
-    let _lock = root.lock(lab)?;
-    let cluster = cluster::of(root, lab, name)?;
-    let value = settle(root, &cluster)?;
-    match cluster.head().pidfd {
-        Some(_) => takeover::wait_for_setting(&cluster.head().login()?, value),
-        None => Ok(()),
+    Ok(())
+}
+
+/// Makes a standby one of those that commits wait for. It should stream by now: they wait for it from here on.
+pub fn join(root: &Root, lab: &Name, name: &Name) -> Result<SyncRule> {
+    let mut state = load(root, lab)?;
+    let rule = match state.sync.take() {
+        Some(rule) => rule.with(name),
+        None => SyncRule::any(vec![name.clone()]),
+    };
+    state.sync = Some(rule.clone());
+    root.save_lab(lab, &state)?;
+    settle(root, &cluster::of(root, lab, name)?)?;
+    Ok(rule)
+}
+
+/// Takes the rule from every server: a standby may have it from a time when it was the primary.
+pub fn forget(cluster: &Cluster) -> Result<()> {
+    for node in cluster.nodes.iter().filter(|node| !told(&node.state).is_empty()) {
+        let mut state = node.state.clone();
+        tell(&mut state, "");
+        orders::give(&node.dir, &state, node.pidfd.as_ref())?;
     }
+    Ok(())
+}
+
+fn load(root: &Root, lab: &Name) -> Result<LabState> {
+    root.load_lab(lab)?.with_context(|| format!("nothing is remembered of lab `{lab}`"))
 }
 
 /// What a primary with these followers is to be told. `None` without a rule: then it is the user's own affair.

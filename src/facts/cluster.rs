@@ -70,6 +70,20 @@ pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
     (clusters.into_iter().map(head_first).collect(), rest)
 }
 
+/// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
+pub fn depth(nodes: &[Node], name: &Name) -> usize {
+    let mut depth = 0;
+    let mut at = nodes.iter().find(|node| node.name == *name);
+    // As many as there are nodes, if somebody has made a circle.
+    while let Some(Role::Standby { of }) = at.map(|node| node.state.role())
+        && depth < nodes.len()
+    {
+        depth += 1;
+        at = nodes.iter().find(|node| node.name == of);
+    }
+    depth
+}
+
 /// A standby whose upstream is gone, with everything that follows it.
 pub fn below(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     let node = node::find(root, lab, name)?;

@@ -92,8 +92,12 @@ impl DataDir {
 
     /// What was made aside takes the place of the cluster that is there, once all of it is on disk. The old one is whole
     /// until the new one is.
-    pub fn commit_over(&self) -> Result<()> {
+    pub fn commit_over(&self, waldir: Option<&Path>) -> Result<()> {
         self.sync()?;
+        if let Some(waldir) = waldir {
+            let directory = at(fs::File::open(waldir), "open", waldir)?;
+            at(syncfs(&directory), "syncfs", waldir)?;
+        }
         at(renameat(self.fd(), MAKING, self.fd(), NEW), "rename .pgbox-init in", &self.path)?;
         at(fsync(self.fd()), "fsync", &self.path)?;
         self.uncover()?;

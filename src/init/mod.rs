@@ -23,6 +23,7 @@ mod standby;
 mod start;
 mod talk;
 mod title;
+mod waldir;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 

@@ -35,7 +35,7 @@ impl Init<'_> {
         standby: &Standby,
     ) -> Result<()> {
         data.begin_aside(&self.config.user)?;
-        let copied = self.copy(postgres, data, standby);
+        let copied = self.copy(postgres, data, standby, None);
         match copied {
             Ok(()) => data.commit_aside(None),
             Err(error) => {
@@ -94,20 +94,19 @@ impl Init<'_> {
                 Err(error) => self.note(&format!("{error:#}; a new base backup replaces the data instead")),
             }
         }
-        if postgres.initdb_waldir.is_some() {
-            bail!(
-                "a base backup can't replace a data directory whose WAL is elsewhere (POSTGRES_INITDB_WALDIR)"
-            );
-        }
+        let (configured, number) = (postgres.initdb_waldir.as_deref(), renew.stamp);
+        let waldir = data.next_waldir(configured, number);
         data.begin_aside(&self.config.user)?;
-        match self.copy(postgres, data, standby) {
-            Ok(()) => data.commit_over(),
+        match self.copy(postgres, data, standby, waldir.as_deref()) {
+            Ok(()) => data.commit_over(waldir.as_deref())?,
             Err(error) => {
                 data.uncover()?;
                 data.discard_aside(None)?;
-                Err(error)
+                data.tidy_waldir(configured)?;
+                return Err(error);
             }
         }
+        data.tidy_waldir(configured)
     }
 
     fn rewind(&mut self, postgres: &PostgresPayload, data: &DataDir, standby: &Standby) -> Result<()> {
@@ -118,9 +117,15 @@ impl Init<'_> {
         data.sync()
     }
 
-    fn copy(&mut self, postgres: &PostgresPayload, data: &DataDir, standby: &Standby) -> Result<()> {
+    fn copy(
+        &mut self,
+        postgres: &PostgresPayload,
+        data: &DataDir,
+        standby: &Standby,
+        waldir: Option<&Path>,
+    ) -> Result<()> {
         self.phase(Phase::BaseBackup);
-        let argv = standby::base_backup(&postgres.bindir, &postgres.pgdata, standby);
+        let argv = standby::base_backup(&postgres.bindir, &postgres.pgdata, standby, waldir);
         self.run_on(postgres, data, argv).context("pg_basebackup")?;
         self.sign(postgres, standby)
     }

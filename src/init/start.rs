@@ -43,6 +43,7 @@ impl Init<'_> {
         let data = DataDir::lock(&postgres.pgdata, &self.config.user)?;
         make_owned_dir(Path::new(SOCKET_DIR), &self.config.user)?;
         self.say_leftover(data.recover(postgres.initdb_waldir.as_deref())?);
+        data.tidy_waldir(postgres.initdb_waldir.as_deref())?;
         self.write_passfile()?;
         let role = self.talk.orders(&postgres.orders).standby;
         match (data.content()?, &role) {

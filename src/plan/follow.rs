@@ -80,6 +80,11 @@ pub fn lead(state: &mut NodeState) {
     }
 }
 
+/// Leaves a standby whose server is gone as it is, but expects nothing of that server any more.
+pub fn alone(state: &mut NodeState) {
+    leave(&mut state.plan);
+}
+
 /// Takes the steps of a standby out of a plan.
 fn leave(plan: &mut Plan) {
     plan.host.retain(|step| !step.is_elsewhere());

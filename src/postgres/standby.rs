@@ -45,8 +45,9 @@ pub fn settings(standby: &Standby) -> Vec<(String, String)> {
     settings
 }
 
-/// The command line of pg_basebackup. Nothing is synced: whoever runs it syncs the whole file system once.
-pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
+/// The command line of pg_basebackup, with the write-ahead log in a directory of its own if there is one. Nothing is
+/// synced: whoever runs it syncs the whole file system once.
+pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby, waldir: Option<&Path>) -> Vec<String> {
     let mut argv = vec![bindir.join("pg_basebackup").display().to_string()];
     argv.push(format!("--pgdata={}", pgdata.display()));
     argv.push(format!("--dbname={}", conninfo(standby)));
@@ -55,6 +56,7 @@ pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<Strin
     argv.extend(
         ["--checkpoint=fast", "--wal-method=stream", "--no-password", "--no-sync"].map(str::to_owned),
     );
+    argv.extend(waldir.map(|waldir| format!("--waldir={}", waldir.display())));
     argv.extend(standby.rate_kb.map(|rate| format!("--max-rate={rate}k")));
     argv
 }
@@ -94,6 +96,11 @@ pub fn create_role(verifier: &str) -> String {
 /// Asks a server for the state of its stream to a standby: `streaming` when all is well.
 pub fn stream_state(name: &str) -> String {
     format!("SELECT state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
+}
+
+/// Asks a server how commits treat a standby: `async`, `sync`, `quorum`, or `potential`.
+pub fn sync_state(name: &str) -> String {
+    format!("SELECT sync_state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
 }
 
 /// Asks a server how far base backups from it are: bytes sent, and all of them once that is known.
@@ -160,7 +167,7 @@ mod tests {
 
     #[test]
     fn no_password_is_in_an_argument_or_a_setting() {
-        let argv = base_backup(Path::new("/b"), Path::new("/my data"), &standby());
+        let argv = base_backup(Path::new("/b"), Path::new("/my data"), &standby(), None);
         assert!(
             argv.contains(&"--pgdata=/my data".to_owned()) && argv.contains(&"--max-rate=20480k".to_owned())
         );

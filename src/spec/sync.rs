@@ -33,6 +33,27 @@ impl SyncRule {
         Self { method: Method::Any, count: 1, names }
     }
 
+    /// The rule with one more standby to choose from; how many of them a commit waits for stays the same.
+    pub fn with(mut self, name: &Name) -> Self {
+        if !self.names.contains(name) {
+            self.names.push(name.clone());
+        }
+        self
+    }
+
+    /// The rule without a node that is to go. The seat of a primary goes to those who sat in it: `heirs`, its followers.
+    /// `None` when nobody is left to wait for.
+    pub fn without(mut self, name: &Name, heirs: &[Name]) -> Option<Self> {
+        if self.names.contains(name) {
+            self.names.retain(|own| own != name);
+            let new = |heir: &&Name| !self.names.contains(heir);
+            let heirs: Vec<Name> = heirs.iter().filter(new).cloned().collect();
+            self.names.extend(heirs);
+        }
+        self.count = self.count.min(self.names.len());
+        (self.count > 0).then_some(self)
+    }
+
     /// What the primary of this name is to be told while these standbys follow it: a value for
     /// `synchronous_standby_names`, empty when nobody is left to wait for. A member that has become the primary has left
     /// its seat to whoever follows it now and is not in the rule.
@@ -115,6 +136,20 @@ mod tests {
         for bad in ["", "any (r1", "any 0 (r1)", "any 2 (r1)", "some 1 (r1)", "any 1 2 (r1)", "any 1 (R1)"] {
             assert!(bad.parse::<SyncRule>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn who_joins_is_one_more_to_choose_from_and_who_leaves_is_not_waited_for() {
+        let rule: SyncRule = "first 2 (r1, r2)".parse().unwrap();
+        let [r1, r2, r3, p] = &names(&["r1", "r2", "r3", "p"])[..] else { unreachable!() };
+        assert_eq!(rule.clone().with(r3).to_string(), "first 2 (r1, r2, r3)");
+        assert_eq!(rule.clone().with(r1), rule);
+        assert_eq!(rule.clone().without(r1, &[]).unwrap().to_string(), "first 1 (r2)");
+        assert_eq!(rule.clone().without(r3, &[]), Some(rule.clone()));
+        assert_eq!(rule.clone().without(r1, &[]).unwrap().without(r2, &[]), None);
+        // r1 had become the primary, and p sat in its place.
+        let seats = rule.without(r1, &[p.clone(), r2.clone()]).unwrap();
+        assert_eq!(seats.to_string(), "first 2 (r2, p)");
     }
 
     #[test]

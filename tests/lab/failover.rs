@@ -84,3 +84,42 @@ fn what_would_be_lost_is_counted_and_not_given_up_by_itself() {
     assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
     until("100", || host.sql("primary", &[], "SELECT string_agg(i::text, ',') FROM t"));
 }
+
+#[test]
+fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
+    let Some(host) = Host::new() else { return };
+    let env = "POSTGRES_INITDB_WALDIR=/wal/log";
+    host.pgbox(&["run", "primary", "postgres:15", "-e", env, "-v", "wal:/wal"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let volumes = host.root.join("volumes/default");
+    let log = || std::fs::read_link(volumes.join("primary/data/pg_wal")).unwrap().display().to_string();
+    let entries = || {
+        let dir = std::fs::read_dir(volumes.join("wal/data/log")).unwrap().flatten();
+        let mut names: Vec<_> =
+            dir.map(|entry| format!("/wal/log/{}", entry.file_name().display())).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(log(), "/wal/log");
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    std::fs::write(volumes.join("wal/data/log/notes"), "somebody's").unwrap();
+    host.pgbox(&["rejoin", "primary", "--clone"]);
+    let first = log();
+    assert_eq!(entries(), [first.clone(), "/wal/log/notes".to_owned()]);
+    until("primary streaming", || host.sql("r1", &[], STREAMS));
+    host.pgbox(&["reinit", "primary"]);
+    assert_ne!(log(), first);
+    assert_eq!(entries(), [log(), "/wal/log/notes".to_owned()]);
+    // It is the log that counts, also after a rewind.
+    host.pgbox(&["switchover", "primary"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (8)");
+    host.pgbox(&["restart", "primary"]);
+    until("7,8", || host.sql("r1", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    let output = host.try_pgbox(&["rejoin", "primary"]);
+    assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
+    until("7,8", || host.sql("primary", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+}

@@ -5,11 +5,16 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod collation;
 mod drive;
 mod endpoint;
+mod environment;
 mod failover;
 mod faults;
+mod members;
+mod outage;
 mod replica;
+mod rules;
 mod settings;
 mod status;
 mod up;

@@ -8,7 +8,7 @@ use super::{content, node};
 use crate::{
     cli,
     cmd::{Context, endpoint, limit, replica, rm, run, set, start, sync, wait},
-    engine::{self, halt, settings::Change},
+    engine::{halt, settings::Change},
     facts,
     lab::wanted::WantedNode,
     plan::changes::Action,
@@ -59,15 +59,12 @@ fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()>
         timeout,
         foreground: false,
         remove: false,
+        force: false,
         detach: true,
         tty: false,
         interactive: false,
     };
-    run::create(context, node.spec.clone(), node.secret.clone(), &how)?;
-    match node.spec.follow {
-        Some(_) => engine::sync::joined(&context.root, &context.lab, &node.spec.node),
-        None => Ok(()),
-    }
+    run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
 
 fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {

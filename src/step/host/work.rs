@@ -122,13 +122,14 @@ pub fn create_slot(server: &Login, slot: &str) -> Result<()> {
     server.ask(sql::PATIENCE, move |client| client.batch_execute(&sql))
 }
 
-/// A server that does not answer keeps the slot; its next start drops those that are nobody's.
+/// A server that is down, or does not answer, keeps the slot. Its next start drops those that are nobody's, and so does
+/// every node that comes or goes.
 pub fn drop_slot(server: &Login, slot: &str) -> Result<()> {
     if TcpStream::connect_timeout(&server.address.into(), Duration::from_secs(1)).is_err() {
         return Ok(());
     }
     let (release, drop) = (standby::release_slot(slot), standby::drop_slot(slot));
-    server.ask(sql::PATIENCE, move |client| {
+    let asked = server.try_ask(sql::PATIENCE, move |client| {
         client.batch_execute(&release)?;
         // The process that had it ends a moment later.
         for _ in 0..50 {
@@ -140,7 +141,19 @@ pub fn drop_slot(server: &Login, slot: &str) -> Result<()> {
             break;
         }
         Ok(())
-    })
+    });
+    match asked {
+        // What it says itself is an error, unless that is only that it starts or stops at this moment.
+        Ok(Err(error)) if error.as_db_error().is_some_and(|said| !is_passing(said.code())) => {
+            anyhow::bail!("{}", sql::reason(&error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Class 57P: the server goes down, or is not yet up (PostgreSQL manual, appendix A).
+fn is_passing(code: &postgres::error::SqlState) -> bool {
+    code.code().starts_with("57P")
 }
 
 pub fn remove_cgroup(path: &Path) -> Result<()> {

@@ -1,0 +1,105 @@
+//! `pgbox env` and `pgbox with`: how to connect, as the environment variables that libpq and all that is built on it read
+//! (PostgreSQL manual 34.15). The password is not among them: PGPASSFILE names the file that has it.
+//!
+//! The rule that surprises people: PGPASSWORD wins over PGPASSFILE, PGHOSTADDR over PGHOST, and PGSERVICE brings its own of
+//! each. What the caller has of these is taken away.
+
+use std::{io, os::unix::process::CommandExt, process::Command};
+
+use anyhow::{Result, anyhow};
+
+use super::{Context, uri};
+use crate::{
+    cli,
+    facts::{cluster, node},
+    show,
+    spec::Name,
+};
+
+/// What would lead somewhere else.
+const IN_THE_WAY: [&str; 5] =
+    ["PGHOSTADDR", "PGPASSWORD", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS"];
+
+pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
+    let (set, unset) = variables(context, args.node.as_ref(), args.published)?;
+    if args.json {
+        let map: serde_json::Map<String, serde_json::Value> =
+            set.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+        println!("{}", serde_json::to_string_pretty(&map)?);
+        return Ok(0);
+    }
+    println!("unset {}", unset.join(" "));
+    set.iter().for_each(|(name, value)| println!("export {name}={}", quoted(value)));
+    Ok(0)
+}
+
+/// Becomes the command: signals, terminal and exit code are its own.
+pub fn with(context: &Context, args: &cli::With) -> Result<i32> {
+    let (set, unset) = match variables(context, args.node.as_ref(), args.published) {
+        Ok(found) => found,
+        // As with `exec`: that pgbox failed, and not the command.
+        Err(error) => {
+            show::error::print(&error, &context.options);
+            return Ok(125);
+        }
+    };
+    let program = &args.command[0];
+    let mut command = Command::new(program);
+    command.args(&args.command[1..]);
+    for name in unset {
+        command.env_remove(name);
+    }
+    let error = command.envs(set).exec();
+    let code = if error.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
+    show::error::print(&anyhow!(error).context(format!("execute {program}")), &context.options);
+    Ok(code)
+}
+
+type Variables = (Vec<(&'static str, String)>, Vec<&'static str>);
+
+/// The variables to set and those to take away.
+fn variables(context: &Context, node: Option<&Name>, published: bool) -> Result<Variables> {
+    let name = match node {
+        Some(name) => name.clone(),
+        None => cluster::main(&context.root, &context.lab)?.head().name.clone(),
+    };
+    let node = node::find(&context.root, &context.lab, &name)?;
+    let address = uri::address(&node, published)?;
+    let login = node.login()?;
+    let mut set = vec![
+        ("PGHOST", address.ip().to_string()),
+        ("PGPORT", address.port().to_string()),
+        ("PGUSER", login.user),
+        ("PGDATABASE", login.database),
+    ];
+    let mut unset = IN_THE_WAY.to_vec();
+    let pass_file = node.dir.pass_file();
+    match pass_file.exists() {
+        true => set.push(("PGPASSFILE", pass_file.display().to_string())),
+        // Somebody else's would be asked for this server's password.
+        false => unset.push("PGPASSFILE"),
+    }
+    Ok((set, unset))
+}
+
+/// A word for a shell; a plain one stays as it is.
+fn quoted(text: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,=".contains(c);
+    match !text.is_empty() && text.chars().all(plain) {
+        true => text.to_owned(),
+        false => format!("'{}'", text.replace('\'', "'\\''")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_value_is_more_than_one_word_for_a_shell() {
+        assert_eq!(quoted("10.0.0.2"), "10.0.0.2");
+        assert_eq!(quoted("my db"), "'my db'");
+        assert_eq!(quoted("it's $(x)"), "'it'\\''s $(x)'");
+        assert_eq!(quoted(""), "''");
+    }
+}

@@ -1,0 +1,66 @@
+//! Which nodes a command is about, and in which order it takes all of a lab.
+//!
+//! The rule that surprises people: also to *stop* a cluster one begins with the primary. A primary that shuts down waits
+//! until its standbys have received everything; if they are gone by then, they come back behind it, and one that has to
+//! take its place lacks what was written last.
+
+use anyhow::Result;
+
+use super::{Context, note};
+use crate::{
+    cli,
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
+    postgres::report::Reason,
+    spec::Name,
+    state::Role,
+};
+
+/// What is done with them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Going {
+    Down,
+    Up,
+}
+
+/// The nodes that are named, as they are named; or all, each server after the one that it follows.
+pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<Name>> {
+    if !which.all {
+        return Ok(which.nodes.clone());
+    }
+    let nodes = node::all(&context.root, &context.lab)?;
+    if nodes.is_empty() {
+        note(context, &format!("lab `{}` has no nodes", context.lab));
+    }
+    // Other commands are the servers' clients: gone before them, there after them.
+    let place = |node: &Node| match (node.state.role(), going) {
+        (Role::Command, Going::Down) => 0,
+        (Role::Command, Going::Up) => usize::MAX,
+        _ => 1 + cluster::depth(&nodes, &node.name),
+    };
+    let mut chosen: Vec<(usize, &Node)> = nodes.iter().map(|node| (place(node), node)).collect();
+    chosen.sort_by(|(a, left), (b, right)| (a, &left.name).cmp(&(b, &right.name)));
+    let chosen = chosen
+        .into_iter()
+        .map(|(_, node)| node)
+        .filter(|node| going == Going::Down || is_to_be_up(context, node));
+    Ok(chosen.map(|node| node.name.clone()).collect())
+}
+
+/// Whether `--all` means a node to run: not one whose place was taken, nor a command that has done what it had to.
+fn is_to_be_up(context: &Context, node: &Node) -> bool {
+    match node.state.role() {
+        Role::Superseded { by } => {
+            let name = &node.name;
+            let text = format!(
+                "`{name}` stays down: `{by}` was promoted in its place; to bring it back: `pgbox rejoin {name}`"
+            );
+            note(context, &text);
+            false
+        }
+        Role::Command => node.pidfd.is_some() || node.status.reason != Some(Reason::Completed),
+        _ => true,
+    }
+}

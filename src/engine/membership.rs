@@ -1,0 +1,106 @@
+//! What follows from who is in a cluster: a slot for each standby on the server that it follows and no other, and commits
+//! that wait for those standbys of the lab's rule that are there. Settled whenever a node comes, goes or comes back.
+
+use anyhow::Result;
+
+use super::{follower, slots, sync, takeover};
+use crate::{
+    facts::cluster::{self, Cluster},
+    spec::{Name, SyncRule},
+    state::{Role, Root},
+};
+
+/// A primary whose commits wait for others than before.
+pub struct Change {
+    pub primary: Name,
+    /// As the server is told it; empty: for nobody.
+    pub waits_for: String,
+}
+
+/// What became of the lab's rule when a node was taken out of it.
+pub struct Departure {
+    /// The rule that is left, if the node was in the old one; `Some(None)`: nobody was left in it.
+    pub rule: Option<Option<SyncRule>>,
+    pub change: Option<Change>,
+}
+
+/// Lets no commit wait for a node that is to go, before it goes. The caller holds the lab's lock.
+pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
+    let mut departure = Departure { rule: None, change: None };
+    let Some(mut state) = root.load_lab(lab)? else { return Ok(departure) };
+    let Some(rule) = state.sync.clone() else { return Ok(departure) };
+    // Of a node that can't be looked at the name is enough.
+    let cluster = cluster::of(root, lab, name).ok();
+    let heirs = cluster.iter().flat_map(|cluster| cluster.followers(name)).map(|node| node.name.clone());
+    state.sync = rule.clone().without(name, &heirs.collect::<Vec<_>>());
+    if state.sync.as_ref() != Some(&rule) {
+        root.save_lab(lab, &state)?;
+        departure.rule = Some(state.sync.clone());
+    }
+    if let Some(mut cluster) = cluster.filter(|cluster| cluster.head().name != *name) {
+        cluster.nodes.retain(|node| node.name != *name);
+        let before = sync::told(&cluster.head().state).to_owned();
+        let waits_for = match state.sync {
+            // Also a node that is in no rule may sit in a seat that is free.
+            Some(_) => sync::settle(root, &cluster)?,
+            None => sync::forget(&cluster).map(|()| String::new())?,
+        };
+        let primary = cluster.head().name.clone();
+        departure.change = (waits_for != before).then_some(Change { primary, waits_for });
+    }
+    Ok(departure)
+}
+
+/// Settles every cluster of a lab. The caller holds the lab's lock.
+pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
+    let mut changes = Vec::new();
+    for cluster in cluster::all(root, lab)? {
+        slots::settle(&cluster)?;
+        if let Some(waits_for) = due(root, &cluster)? {
+            let head = cluster.head();
+            sync::give(head, &waits_for)?;
+            if head.pidfd.is_some() && !head.frozen {
+                takeover::wait_for_setting(&head.login()?, waits_for.clone())?;
+            }
+            changes.push(Change { primary: cluster.head().name.clone(), waits_for });
+        }
+    }
+    Ok(changes)
+}
+
+/// The same for who does not hold the lock. It is taken only if there is something to do: whoever has it may wait for a
+/// server that hangs.
+pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<Vec<Change>> {
+    let clusters = cluster::all(root, lab)?;
+    let is_settled = |cluster: &Cluster| {
+        slots::unsettled(cluster).next().is_none() && due(root, cluster).is_ok_and(|due| due.is_none())
+    };
+    if clusters.iter().all(is_settled) {
+        return Ok(Vec::new());
+    }
+    let _lock = root.lock(lab)?;
+    settle(root, lab)
+}
+
+/// What a primary is to be told about whom its commits wait for, unless it knows. They begin to wait for a standby when
+/// it streams, and not while its base backup is being made; and stop to wait when it leaves, and not when it is away.
+fn due(root: &Root, cluster: &Cluster) -> Result<Option<String>> {
+    let head = cluster.head();
+    if head.state.role() != Role::Primary {
+        return Ok(None);
+    }
+    let known = sync::told(&head.state).parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
+    let all: Vec<Name> = cluster.followers(&head.name).map(|node| node.name.clone()).collect();
+    let wanted = sync::in_effect(root, &head.lab, &head.name, &all)?;
+    if wanted.as_deref().is_none_or(|value| value == sync::told(&head.state)) {
+        return Ok(None);
+    }
+    let server = head.login()?;
+    let is_there = |name: &Name| {
+        known.contains(name)
+            || (head.pidfd.is_some() && !head.frozen && follower::streams(&server, name.as_str()).is_ok())
+    };
+    let followers: Vec<Name> = all.into_iter().filter(is_there).collect();
+    let value = sync::in_effect(root, &head.lab, &head.name, &followers)?;
+    Ok(value.filter(|value| value != sync::told(&head.state)))
+}

@@ -1,0 +1,171 @@
+//! Who is in a cluster, and what follows from it: slots, and whom commits wait for. Asked of the servers themselves.
+
+use std::{
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use crate::{
+    harness::{Host, text, until as soon},
+    replica::until,
+};
+
+const SLOTS: &str =
+    "SELECT coalesce(string_agg(slot_name, ' ' ORDER BY slot_name), '') FROM pg_replication_slots";
+const NAMES: &str = "SHOW synchronous_standby_names";
+const STATES: &str = "SELECT string_agg(application_name || ' ' || sync_state, ', ' ORDER BY application_name) FROM pg_stat_replication";
+
+/// Runs SQL in the background: it may hang.
+fn begin(host: &Host, node: &str, sql: &str) -> Child {
+    let uri = host.pgbox(&["uri", node]);
+    let mut command = std::process::Command::new("psql");
+    command.args(["-XAtq", "-c", sql, uri.trim()]).stdin(Stdio::null()).stderr(Stdio::piped());
+    command.spawn().expect("start psql")
+}
+
+#[test]
+fn a_synchronous_standby_is_waited_for_until_it_is_removed() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    let said = host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    assert!(
+        said.contains("r1 streams from primary") && said.contains("commits wait for any 1 (r1)"),
+        "{said}"
+    );
+    assert_eq!(host.sql("primary", &[], STATES), "r1 quorum");
+    host.pgbox(&["freeze", "r1"]);
+    let mut commit = begin(&host, "primary", "INSERT INTO t VALUES (1)");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    soon("the commit waits", 5, || host.sql("primary", &[], waits) == "1");
+    assert!(commit.try_wait().unwrap().is_none());
+    // The removal of the one that it waits for lets it go, and says so.
+    let output = host.try_pgbox(&["rm", "-f", "-v", "r1"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("`r1` was the last in the lab's sync rule"), "{said}");
+    assert!(said.contains("commits on `primary` wait for nobody now"), "{said}");
+    assert!(commit.wait().unwrap().success());
+    assert_eq!(host.sql("primary", &[], NAMES), "");
+    assert_eq!(host.sql("primary", &[], SLOTS), "");
+    assert_eq!(host.sql("primary", &[], "SELECT i FROM t"), "1");
+}
+
+#[test]
+fn a_second_synchronous_standby_joins_the_rule_and_leaves_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    let said = host.pgbox(&["replica", "r2", "--of", "primary", "--sync"]);
+    assert!(said.contains("commits wait for any 1 (r1, r2)"), "{said}");
+    assert_eq!(host.sql("primary", &[], STATES), "r1 quorum, r2 quorum");
+    // What follows a standby can't be waited for.
+    let said = host.fails(1, &["replica", "r3", "--of", "r1", "--sync"]);
+    assert!(said.contains("--of primary") && host.pgbox(&["ps", "-q"]) == "primary\nr1\nr2\n", "{said}");
+    host.pgbox(&["stop", "r1"]);
+    let output = host.try_pgbox(&["rm", "-v", "r1"]);
+    assert!(text(&output.stderr).contains("which is any 1 (r2) now"), "{}", text(&output.stderr));
+    soon("the server knows", 5, || host.sql("primary", &[], NAMES) == "ANY 1 (\"r2\")");
+    // Who takes the primary's place leaves its seat to the old one, as soon as that streams.
+    host.pgbox(&["switchover", "r2"]);
+    soon("the server knows", 5, || host.sql("r2", &[], NAMES) == "ANY 1 (\"primary\")");
+    until("primary quorum", || host.sql("r2", &[], STATES));
+    // A seat that is empty is nobody's: a commit does not hang.
+    let said = text(&host.try_pgbox(&["rm", "-f", "-v", "primary"]).stderr);
+    assert!(said.contains("commits on `r2` wait for nobody now"), "{said}");
+    host.sql("r2", &[], "CREATE TABLE t ()");
+}
+
+#[test]
+fn a_slot_goes_with_its_standby_even_if_its_server_does_not_answer() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    for name in ["r1", "r2", "r3"] {
+        host.pgbox(&["replica", name, "--of", "primary"]);
+    }
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r2 pgbox_r3");
+    host.pgbox(&["stop", "primary"]);
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    host.pgbox(&["start", "primary"]);
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r3");
+    // A frozen one accepts, and says nothing.
+    host.pgbox(&["freeze", "primary"]);
+    let begun = Instant::now();
+    host.pgbox(&["rm", "-f", "-v", "r3"]);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    host.pgbox(&["thaw", "primary"]);
+    host.pgbox(&["replica", "r4", "--of", "primary"]);
+    soon("nobody's slot is gone", 5, || host.sql("primary", &[], SLOTS) == "pgbox_r4");
+}
+
+#[test]
+fn data_that_comes_back_has_the_slots_of_those_who_follow_now() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    host.pgbox(&["stop", "r1"]);
+    // Another server stands at the address that r1 knew.
+    let other = host.pgbox(&["run", "other", "postgres:15"]);
+    let said = text(&host.try_pgbox(&["start", "r1"]).stderr);
+    assert!(said.contains("`r1` follows `primary`, which is gone"), "{said}");
+    assert_eq!(host.sql("other", &[], SLOTS), "", "{other}");
+    assert_eq!(host.sql("other", &[], "SELECT count(*) FROM pg_roles WHERE rolname = 'replicator'"), "0");
+    // The same data under the same name, at another address: r1 finds it.
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r1");
+    until("r1 async", || host.sql("primary", &[], STATES));
+    host.pgbox(&["restart", "r1"]);
+    host.pgbox(&["stop", "r1"]);
+    let output = host.try_pgbox(&["start", "r1"]);
+    assert!(output.status.success() && text(&output.stderr).is_empty(), "{}", text(&output.stderr));
+}
+
+#[test]
+fn nobody_keeps_wal_for_a_standby_that_follows_another_server() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    assert_eq!(host.sql("r1", &[], SLOTS), "pgbox_r2");
+    host.pgbox(&["rejoin", "primary"]);
+    assert_eq!(host.sql("r1", &[], SLOTS), "pgbox_primary pgbox_r2");
+    assert_eq!(host.sql("primary", &[], SLOTS), "");
+    // pg_rewind has brought the new primary's settings along; they are this node's again.
+    assert_eq!(host.sql("primary", &[], "SHOW primary_slot_name"), "pgbox_primary");
+    assert!(host.sql("primary", &[], "SHOW primary_conninfo").contains("application_name=primary"));
+    host.pgbox(&["switchover", "primary"]);
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r1 pgbox_r2");
+    assert_eq!(host.sql("r1", &[], SLOTS), "");
+}
+
+#[test]
+fn the_standbys_of_a_standby_that_goes_follow_the_server_above_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    host.pgbox(&["replica", "r3", "--of", "r1"]);
+    host.pgbox(&["stop", "r3"]);
+    let output = host.try_pgbox(&["rm", "-f", "-v", "r1"]);
+    let said = text(&output.stderr);
+    for name in ["r2", "r3"] {
+        assert!(
+            output.status.success() && said.contains(&format!("`{name}` follows `primary` now")),
+            "{said}"
+        );
+    }
+    assert_eq!(host.sql("primary", &[], SLOTS), "pgbox_r2 pgbox_r3");
+    until("r2 async", || host.sql("primary", &[], STATES));
+    host.pgbox(&["start", "r3"]);
+    assert_eq!(host.sql("primary", &[], STATES), "r2 async, r3 async");
+    // Those of a primary have nobody to follow; who goes with it need not be told of.
+    let said = text(&host.try_pgbox(&["rm", "-f", "-v", "primary", "r3"]).stderr);
+    assert!(said.contains("`pgbox promote r2`") && !said.contains("r3"), "{said}");
+    assert!(host.pgbox(&["promote", "r2"]).contains("r2 is the primary"));
+    assert_eq!(host.sql("r2", &[], SLOTS), "");
+}
