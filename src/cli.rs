@@ -6,13 +6,14 @@ mod environment;
 mod fault;
 mod image;
 mod lab;
+mod overview;
 mod role;
 mod uri;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
@@ -429,12 +430,16 @@ impl Cli {
 
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
-    Cli::parse_from(watch::lab_is_meant(std::env::args_os()))
+    let args = watch::lab_is_meant(std::env::args_os());
+    let command = match args.iter().any(|arg| arg == "--help") {
+        true => Cli::command(),
+        false => overview::first_help(Cli::command()),
+    };
+    Cli::from_arg_matches(&command.get_matches_from(args)).unwrap_or_else(|error| error.exit())
 }
 
 /// Writes the completion script of a shell to standard output.
 pub fn completions(shell: clap_complete::Shell) {
-    use clap::CommandFactory;
     clap_complete::generate(shell, &mut Cli::command(), "pgbox", &mut std::io::stdout());
 }
 

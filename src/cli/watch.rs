@@ -121,8 +121,10 @@ pub struct Sync {
 /// `set --lab max_connections=200`: no lab can have such a name, so the lab itself is meant.
 pub fn lab_is_meant(args: impl Iterator<Item = std::ffi::OsString>) -> Vec<std::ffi::OsString> {
     let mut args: Vec<_> = args.collect();
-    let Some(set) = args.iter().position(|arg| arg == "set") else { return args };
-    for at in set..args.len() {
+    let own = args.iter().take_while(|arg| *arg != "--");
+    let Some(set) = own.clone().position(|arg| arg == "set") else { return args };
+    let end = own.count();
+    for at in set..end {
         let next = args.get(at + 1).and_then(|next| next.to_str()).unwrap_or("-");
         if args[at] == "--lab" && (next.contains('=') || next.starts_with('-')) {
             args[at] = "--all".into();

@@ -101,8 +101,8 @@ fn a_server_that_recovers_for_longer_than_we_wait_is_left_to_it() {
 fn a_run_that_takes_too_long_says_where_it_was_and_leaves_nothing() {
     let Some(host) = Host::new() else { return };
     let scripts = slow_scripts(&host);
-    let said = host.fails(1, &["run", "n", "postgres:15", "-v", &scripts, "--timeout", "4s"]);
-    assert!(said.contains("no answer after 4s: init scripts") && said.contains("1.sql"), "{said}");
+    let said = host.fails(1, &["run", "n", "postgres:15", "-v", &scripts, "--timeout", "10s"]);
+    assert!(said.contains("no answer after 10s: init scripts") && said.contains("1.sql"), "{said}");
     host.is_clean();
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
 }
