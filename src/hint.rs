@@ -28,12 +28,13 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 29] = [
+const NAMED: [&str; 30] = [
     "crash",
     "drive",
     "exec",
     "failover",
     "freeze",
+    "guard",
     "image",
     "limit",
     "logs",

@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::postgres::{
     lsn::Lsn,
+    timeline::{self, Switch},
     wal::{self, Pages, Scan},
 };
 
@@ -30,13 +31,30 @@ pub fn last_checkpoint(data: &Path) -> Result<Lsn> {
 /// When its control file or its log can't be read.
 pub fn lost(data: &Path, from: Lsn) -> Result<Scan> {
     let control = control(data)?;
-    let directory = data.join("pg_wal");
-    let is_directory = std::fs::symlink_metadata(&directory).is_ok_and(|meta| meta.is_dir());
-    ensure!(is_directory, "{} is no directory: the log is elsewhere", directory.display());
     let redo = Lsn(number(&control, REDO));
-    let mut segments = Segments::list(directory)?;
+    let mut segments = Segments::list(data.join("pg_wal"))?;
     ensure!(segments.size > 0, "{} has no segment in it", segments.directory.display());
     Ok(wal::scan(&mut segments, redo, from))
+}
+
+/// The timeline of a data directory: that of its newest segment, which is there before the control file says it.
+pub fn timeline(data: &Path) -> Result<u32> {
+    let segments = Segments::list(data.join("pg_wal"))?;
+    let newest = segments.newest.values().max();
+    let newest = newest.with_context(|| format!("{} has no segment in it", segments.directory.display()))?;
+    u32::try_from(*newest).context("a timeline")
+}
+
+/// How a data directory has come to this timeline of its; the first one has no history.
+pub fn history(data: &Path, timeline: u32) -> Result<Vec<Switch>> {
+    if timeline == 1 {
+        return Ok(Vec::new());
+    }
+    let path = data.join("pg_wal").join(format!("{timeline:08X}.history"));
+    let mut text = String::new();
+    let read = plain(&path).and_then(|file| file.take(1 << 20).read_to_string(&mut text));
+    read.with_context(|| format!("read {}", path.display()))?;
+    Ok(timeline::parse_history(&text))
 }
 
 fn number(bytes: &[u8], at: usize) -> u64 {
@@ -69,6 +87,8 @@ struct Segments {
 
 impl Segments {
     fn list(directory: PathBuf) -> Result<Self> {
+        let is_directory = std::fs::symlink_metadata(&directory).is_ok_and(|meta| meta.is_dir());
+        ensure!(is_directory, "{} is no directory: the log is elsewhere", directory.display());
         let (mut newest, mut size) = (BTreeMap::new(), 0);
         let entries =
             std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
