@@ -41,7 +41,7 @@ impl Guard<'_> {
             }
         };
         let Some(cluster) = self.look()? else { return Ok(None) };
-        self.ask_again().await;
+        self.ask_again(cluster.head()).await;
         let sight = self.sight(&cluster);
         if !matches!(sight, Sight::Down(_) | Sight::Failing(_)) {
             let finding = self.judge(sight);

@@ -46,7 +46,18 @@ impl Probe {
     /// Asks once, for at most `limit`. A session that did not answer is not used again.
     pub async fn ask(&mut self, limit: Duration) -> Answer {
         let open = self.open.take();
-        match timeout(limit, ask(&self.login, open, limit)).await {
+        let login = &self.login;
+        let asked = async {
+            match open {
+                // That session may have been ended alone, by whoever is allowed to.
+                Some(open) => match ask(login, Some(open), limit).await {
+                    Err(_) => ask(login, None, limit).await,
+                    answer => answer,
+                },
+                None => ask(login, None, limit).await,
+            }
+        };
+        match timeout(limit, asked).await {
             Ok(Ok((open, names))) => {
                 self.open = Some(open);
                 Answer::Streams(names)

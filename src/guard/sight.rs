@@ -46,13 +46,15 @@ pub struct Judge {
     detect: Duration,
     /// The first sign of a failure.
     since: Option<Instant>,
+    /// When it was let be first.
+    away: Option<Instant>,
     /// What it was let be for when it was seen last.
     let_be: Option<String>,
 }
 
 impl Judge {
     pub fn new(detect: Duration) -> Self {
-        Self { detect, since: None, let_be: None }
+        Self { detect, since: None, away: None, let_be: None }
     }
 
     /// Forgets all of it, for another primary.
@@ -70,9 +72,14 @@ impl Judge {
         match sight {
             // What comes up after a failure is not back yet, but it is no failure any more either.
             Sight::Coming => Finding::Nothing,
-            Sight::Well => self.since.take().map_or(Finding::Nothing, |since| Finding::Back(now - since)),
+            Sight::Well => {
+                let away = self.since.take().or(self.away);
+                self.away = None;
+                away.map_or(Finding::Nothing, |since| Finding::Back(now - since))
+            }
             Sight::LetBe(what) => {
                 self.since = None;
+                self.away.get_or_insert(now);
                 if was_let_be.as_ref() == Some(&what) { Finding::Nothing } else { Finding::LetBe(what) }
             }
             Sight::Down(what) => {
@@ -163,6 +170,7 @@ mod tests {
         assert_eq!(judge.see(planned(), now, now), Finding::LetBe("was asked to stop".to_owned()));
         assert_eq!(judge.see(planned(), now, now), Finding::Nothing);
         assert_eq!(judge.see(Sight::Coming, now, now), Finding::Nothing);
+        assert_eq!(judge.see(Sight::Well, now, now), Finding::Back(Duration::ZERO));
         let killed = ended(&status(Phase::Running, None), true, true);
         let failed = Finding::Failed { what: "was killed".to_owned(), after: Duration::ZERO };
         assert_eq!(judge.see(killed, now, now), failed);

@@ -182,7 +182,8 @@ impl Guard<'_> {
     fn meet(&mut self, cluster: &Cluster) -> Result<()> {
         let node = cluster.head();
         let primary = node.name.clone();
-        let mut standbys: Vec<Name> = cluster.nodes.iter().skip(1).map(|node| node.name.clone()).collect();
+        let follows = |node: &&Node| matches!(node.state.role(), Role::Standby { .. });
+        let mut standbys: Vec<Name> = cluster.nodes.iter().filter(follows).map(|n| n.name.clone()).collect();
         standbys.sort();
         let known = self.head.as_ref().filter(|head| head.name == primary);
         let same_life = known.is_some_and(|head| head.init == node.state.init);
@@ -260,10 +261,11 @@ impl Guard<'_> {
     }
 
     /// Asks once more, not for long: what was silent may have begun to speak while somebody was waited for.
-    pub async fn ask_again(&mut self) {
+    pub async fn ask_again(&mut self, node: &Node) {
         let limit = self.watched.wish.detect.min(Duration::from_millis(250));
         if let Some(head) = &mut self.head
             && matches!(head.answer, Some(Answer::Silence(_)))
+            && !node.frozen
         {
             head.answer = Some(head.probe.ask(limit).await);
         }
@@ -305,8 +307,10 @@ impl Guard<'_> {
                 sleep(LOOK).await;
                 return Instant::now();
             };
-            if answer.is_some() {
-                sleep((detect / 4).clamp(LOOK, Duration::from_millis(500))).await;
+            match answer {
+                None => {}
+                Some(Answer::Silence(_)) => sleep(LOOK).await,
+                Some(_) => sleep((detect / 4).clamp(LOOK, Duration::from_millis(500))).await,
             }
             let begun = Instant::now();
             // Two that fail, one after the other, are needed for a verdict.

@@ -8,4 +8,5 @@ mod harness;
 mod drive;
 mod failover;
 mod faults;
+mod guard;
 mod replica;
