@@ -126,8 +126,9 @@ fn a_primary_that_dies_is_replaced_at_once_and_nothing_is_lost() {
     let done = guard.sees("failed-over", |_| true);
     let before = acknowledged(&host);
     until("it writes again", 10, || acknowledged(&host) > before);
-    // On two cores, with other tests beside it; a fifth of a second is usual.
-    assert!(killed.elapsed() < Duration::from_secs(4), "{:?}\n{}", killed.elapsed(), guard.text());
+    // On two cores, with other tests beside it; half a second is usual.
+    let (took, logs) = (killed.elapsed(), ["r1", "r2"].map(|node| host.pgbox(&["logs", node])));
+    assert!(took < Duration::from_secs(4), "{took:?}\n{}\n{}", guard.text(), logs.join("\n==\n"));
     assert_eq!((&done["old"], &done["timeline"]), (&Value::from("primary"), &Value::from(2)));
     let new = done["new"].as_str().expect("a name").to_owned();
     // It watches the new one, and the old one among its standbys as soon as it is back.
@@ -158,6 +159,8 @@ fn what_somebody_wants_is_no_failure() {
     host.pgbox(&["crash", "primary"]);
     guard.sees("trouble", |_| true);
     until("it is back", 10, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    until("r1 streams again", 10, || host.sql("primary", &[], streams) == "1");
     // A change by hand is followed.
     host.pgbox(&["switchover", "r1"]);
     guard.sees("watching", |event| event["primary"] == "r1");
