@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::harness::{Host, until};
 
 /// A guard in the background; it ends with the test.
-struct Guard {
+pub struct Guard {
     child: Child,
     log: PathBuf,
 }
@@ -24,7 +24,7 @@ struct Guard {
 impl Guard {
     /// Returns when it watches `primary`.
     #[track_caller]
-    fn start(host: &Host, primary: &str, args: &[&str]) -> Self {
+    pub fn start(host: &Host, primary: &str, args: &[&str]) -> Self {
         let log = host.scratch("guard").join("log");
         let out = File::create(&log).expect("create the log");
         let error = out.try_clone().expect("dup");
@@ -35,7 +35,7 @@ impl Guard {
         guard
     }
 
-    fn text(&self) -> String {
+    pub fn text(&self) -> String {
         std::fs::read_to_string(&self.log).expect("the log")
     }
 
@@ -66,7 +66,7 @@ impl Guard {
 
     /// Ends it as a user does; it must end well.
     #[track_caller]
-    fn end(mut self) -> String {
+    pub fn end(mut self) -> String {
         kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("signal the guard");
         let status = self.child.wait().expect("wait");
         assert!(status.success(), "{status}: {}", self.text());

@@ -10,3 +10,4 @@ mod failover;
 mod faults;
 mod guard;
 mod replica;
+mod torture;
