@@ -4,6 +4,7 @@
 mod drive;
 mod fault;
 mod image;
+mod watch;
 
 use std::{path::PathBuf, time::Duration};
 
@@ -16,6 +17,7 @@ pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
+pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
     Name, Publish, Restart, Volume, name,
@@ -73,8 +75,18 @@ pub enum Command {
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
     Stats(Listing),
-    /// Wait until a node is ready or has stopped
+    /// Show the lab: who follows whom, how far each one is, and what waits
+    Status(Status),
+    /// Show how far standbys are behind
+    Lag(Lag),
+    /// Show replication slots and what they keep, or drop one
+    Slots(Slots),
+    /// Wait until a node is ready, streams, has caught up, has a role, or has stopped
     Wait(Wait),
+    /// Change settings of servers; restarts what must be restarted, in the right order
+    Set(Set),
+    /// Say whom commits wait for, or show how many wait
+    Sync(Sync),
     /// Stop nodes: a fast shutdown, data and address are kept
     Stop(Stop),
     /// Start stopped nodes: same address, same data
@@ -301,26 +313,6 @@ pub struct Uri {
 }
 
 #[derive(Debug, Args)]
-pub struct Wait {
-    /// Name of the node
-    pub node: Name,
-    /// What to wait for
-    #[arg(long = "for", value_name = "STATE", default_value = "ready")]
-    pub goal: Goal,
-    /// How long to wait
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
-    pub timeout: Duration,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Goal {
-    /// Its Postgres answers a query
-    Ready,
-    /// It has ended
-    Stopped,
-}
-
-#[derive(Debug, Args)]
 pub struct Stop {
     /// Names of the nodes
     #[arg(required = true, value_name = "NODE")]
@@ -431,7 +423,7 @@ impl Cli {
 
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
-    Cli::parse()
+    Cli::parse_from(watch::lab_is_meant(std::env::args_os()))
 }
 
 /// Writes the completion script of a shell to standard output.

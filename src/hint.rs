@@ -28,7 +28,7 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 30] = [
+const NAMED: [&str; 33] = [
     "crash",
     "drive",
     "exec",
@@ -36,6 +36,7 @@ const NAMED: [&str; 30] = [
     "freeze",
     "guard",
     "image",
+    "lag",
     "limit",
     "logs",
     "net",
@@ -48,6 +49,8 @@ const NAMED: [&str; 30] = [
     "restart",
     "rm",
     "run",
+    "set",
+    "slots",
     "start",
     "status",
     "stop",

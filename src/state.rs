@@ -285,11 +285,13 @@ fn try_lock(file: &File, path: &Path) -> Result<bool> {
 
 /// Makes a directory that only root may enter.
 fn private_directory(path: &Path) -> io::Result<()> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
-        Ok(()) if fs::metadata(path)?.permissions().mode() & 0o077 == 0 => Ok(()),
-        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700)),
-        other => other,
+    let is_private =
+        |path: &Path| fs::metadata(path).is_ok_and(|m| m.is_dir() && m.permissions().mode() & 0o077 == 0);
+    if is_private(path) {
+        return Ok(());
     }
+    DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+    fs::set_permissions(path, Permissions::from_mode(0o700))
 }
 
 /// Proof that this process may change a lab, or what all labs share.

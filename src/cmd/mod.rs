@@ -9,6 +9,7 @@ mod freeze;
 mod guard;
 mod image;
 mod inspect;
+mod lag;
 mod limit;
 mod logs;
 mod net;
@@ -19,10 +20,14 @@ mod rejoin;
 mod replica;
 mod rm;
 mod run;
+mod set;
+mod slots;
 mod start;
 mod stats;
+mod status;
 mod stop;
 mod switchover;
+mod sync;
 mod talk;
 mod uri;
 mod verify;
@@ -67,6 +72,11 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Uri(args) => uri::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Stats(args) => stats::run(&context, &args),
+        Command::Status(args) => status::run(&context, &args),
+        Command::Lag(args) => lag::run(&context, &args),
+        Command::Slots(args) => slots::run(&context, &args),
+        Command::Set(args) => set::run(&context, &args),
+        Command::Sync(args) => sync::run(&context, &args),
         Command::Wait(args) => wait::run(&context, &args),
         Command::Stop(args) => stop::run(&context, &args),
         Command::Start(args) => start::run(&context, &args),

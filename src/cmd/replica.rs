@@ -5,6 +5,7 @@ use anyhow::Result;
 use super::{Context, need_root, run};
 use crate::{
     cli,
+    engine::sync,
     facts::node,
     hint::advise,
     postgres::{settings, standby},
@@ -24,7 +25,11 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         tty: false,
         interactive: false,
     };
-    run::create(context, spec(context, args)?, None, &how)
+    let code = run::create(context, spec(context, args)?, None, &how)?;
+    if !args.dry_run && !args.explain {
+        sync::joined(&context.root, &context.lab, &args.node)?;
+    }
+    Ok(code)
 }
 
 /// As the node that it follows was asked for, but for what would collide with that, and for what is said here.

@@ -7,9 +7,12 @@ use anyhow::{Context as _, Error, Result};
 use super::{Context, each, need_root};
 use crate::{
     cli,
-    engine::halt::{self, Shutdown},
+    engine::{
+        halt::{self, Shutdown},
+        sync,
+    },
     facts::{
-        self,
+        self, cluster,
         node::{self, Node},
         volume,
     },
@@ -46,7 +49,14 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
+    let primary = cluster::of(&context.root, &context.lab, name).map(|cluster| cluster.head().name.clone());
     halt::remove(&context.root, &node)?;
+    // No commit may wait for a standby that never comes back.
+    if let Ok(primary) = primary.as_ref()
+        && let Ok(cluster) = cluster::of(&context.root, &context.lab, primary)
+    {
+        sync::settle(&context.root, &cluster)?;
+    }
     for volume in volumes {
         match volume::users(&context.root, &volume)?.first() {
             Some(other) => {

@@ -22,6 +22,7 @@ use crate::{
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
+        sync,
     },
     enter,
     facts::{self, node},
@@ -122,6 +123,9 @@ fn bring_up(
     drop(progress);
     if let Some(text) = turned_away(&state, &answer) {
         super::note(context, &text);
+    }
+    if let Err(error) = sync::joined(&context.root, &context.lab, name) {
+        super::warn(context, &format!("whether commits wait for `{name}` is not settled: {error:#}"));
     }
     Ok(Some((state, spawned)))
 }

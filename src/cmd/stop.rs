@@ -73,7 +73,7 @@ pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
 const START: Duration = Duration::from_secs(300);
 
 /// Postgres alone restarts: pid 1, namespaces and address stay.
-fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
         return start::start(context, name, START, start::STREAM);

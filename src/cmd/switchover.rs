@@ -130,7 +130,7 @@ fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
 /// Waits until the standby has replayed the old primary's shutdown checkpoint.
 fn has_all(old: &Node, target: &Node) -> Result<()> {
     let data = old.state.data.as_deref().context("the primary has no data directory")?;
-    let end = facts::wal::last_checkpoint(data)?;
+    let end = facts::wal::control(data)?.checkpoint;
     let server = target.login()?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {

@@ -1,4 +1,4 @@
-//! `pgbox wait`: until a node is ready, or has ended.
+//! `pgbox wait`: until a node is ready, has ended, or is in its cluster what it is to be.
 
 use std::{
     os::fd::AsFd,
@@ -10,7 +10,7 @@ use anyhow::Result;
 use super::Context;
 use crate::{
     cli::{self, Goal},
-    engine::ready,
+    engine::{goal, ready},
     facts::node,
     hint::advise,
     step::AfterStep,
@@ -33,6 +33,12 @@ pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
             },
         ))
     };
+    if !matches!(args.goal, Goal::Ready | Goal::Stopped) {
+        return match in_cluster(context, args, Instant::now() + args.timeout) {
+            Some(why) => too_late(&why),
+            None => Ok(0),
+        };
+    }
     if args.goal == Goal::Stopped {
         return match &node.pidfd {
             Some(pidfd) if !process::has_ended(pidfd.as_fd(), args.timeout)? => too_late("it runs"),
@@ -71,5 +77,41 @@ fn word(goal: Goal) -> &'static str {
     match goal {
         Goal::Ready => "ready",
         Goal::Stopped => "stopped",
+        Goal::Streaming => "streaming",
+        Goal::CaughtUp => "caught up",
+        Goal::Primary => "a primary",
+        Goal::Standby => "a standby",
     }
+}
+
+/// Waits for what a node is to others. It may stop, start and change its role meanwhile: another command is at work. Gives
+/// the reason when it was not so in time.
+fn in_cluster(context: &Context, args: &cli::Wait, deadline: Instant) -> Option<String> {
+    let mut wanted = None;
+    let mut look = || -> Result<()> {
+        if wanted.is_none() {
+            wanted = Some(lookup(context, args)?);
+        }
+        match wanted.flatten() {
+            Some(goal) => goal::reached(&context.root, &context.lab, &args.node, goal),
+            None => Ok(()),
+        }
+    };
+    loop {
+        match look() {
+            Ok(()) => return None,
+            Err(why) if Instant::now() >= deadline => return Some(format!("{why:#}")),
+            Err(_) => std::thread::sleep(Duration::from_millis(20)),
+        }
+    }
+}
+
+/// The goal, with what had been written when the wait began. `None`: a primary is always where it is itself.
+fn lookup(context: &Context, args: &cli::Wait) -> Result<Option<goal::Goal>> {
+    Ok(match args.goal {
+        Goal::Streaming => Some(goal::Goal::Streaming),
+        Goal::CaughtUp => goal::written(&context.root, &context.lab, &args.node)?.map(goal::Goal::Replayed),
+        Goal::Primary => Some(goal::Goal::Primary),
+        _ => Some(goal::Goal::Standby),
+    })
 }

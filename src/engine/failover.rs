@@ -87,7 +87,8 @@ pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss
 pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
     match loss {
         Some(loss) => format!(
-            "`{target}` lacks {} acknowledged transactions with {} rows that are on the disk of `{}`",
+            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
+            if loss.at_least { "at least " } else { "" },
             loss.acknowledged(),
             loss.rows,
             head.name

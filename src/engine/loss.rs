@@ -2,6 +2,7 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeSet,
     time::{Duration, Instant},
 };
 
@@ -10,7 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use super::{sync, takeover};
 use crate::{
     facts::{cluster::Cluster, node::Node, wal},
-    postgres::lsn::Lsn,
+    postgres::{
+        lsn::Lsn,
+        wal::{Scan, Table},
+    },
     spec::{Name, SyncRule},
     sql::{self, Login},
     state::Role,
@@ -26,9 +30,11 @@ pub struct Loss {
     pub received: Lsn,
     /// Where the primary's WAL ends.
     pub end: Lsn,
-    /// Transactions that were committed in between, and the rows that they changed.
+    /// Transactions that were committed in between and that somebody would miss, and the rows that they changed.
     pub commits: u64,
     pub rows: u64,
+    /// Whether there may be more: the WAL that is left begins later, or in the middle of a transaction.
+    pub at_least: bool,
     /// Whether every commit had to be on the standby before anybody was told of it.
     pub synchronous: bool,
 }
@@ -41,7 +47,8 @@ impl Loss {
 
     /// In words.
     pub fn told(&self, head: &Name, target: &Name) -> String {
-        let Self { received, end, commits, rows, synchronous } = self;
+        let Self { received, end, commits, rows, at_least, synchronous } = self;
+        let least = if *at_least { "at least " } else { "" };
         match (commits, synchronous) {
             (0, _) => {
                 format!("nothing is lost: `{target}` has every transaction of `{head}` ({received} of {end})")
@@ -50,7 +57,7 @@ impl Loss {
                 "nothing acknowledged is lost: {commits} transactions of `{head}` after {received} still waited for `{target}`"
             ),
             (_, false) => format!(
-                "{commits} transactions with {rows} rows are lost: `{head}` committed them after {received}"
+                "{least}{commits} transactions with {rows} rows are lost: `{head}` committed them after {received}"
             ),
         }
     }
@@ -73,9 +80,12 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
         let receives = receives(&server)?;
         let now = takeover::received(&server)?;
         let settled = now == received && (!receives || begun.elapsed() > ARRIVAL);
-        if scan.commits == 0 || settled {
+        let commits = scan.commits - scan.idle;
+        if commits == 0 || settled {
+            let rows = if commits == 0 { 0 } else { rows(&scan, &server) };
+            let at_least = !scan.exact || scan.since > received;
             let synchronous = is_synchronous(cluster, head, target, received);
-            return Ok(Loss { received, end: scan.end, commits: scan.commits, rows: scan.rows, synchronous });
+            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
         // The receiver writes what the kernel has for it, and ends only then.
         std::thread::sleep(Duration::from_millis(10));
@@ -87,6 +97,31 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
 pub fn receives(server: &Login) -> Result<bool> {
     let sql = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'";
     Ok(!server.ask(sql::PATIENCE, |client| client.query(sql, &[]))?.is_empty())
+}
+
+/// The rows that users know of. A value too large for its row is some rows of a table of TOAST, and which tables those
+/// are only a catalog tells; the standby's is the same, but for what is lost.
+fn rows(scan: &Scan, standby: &Login) -> u64 {
+    let mut toast = BTreeSet::new();
+    for database in scan.tables.keys().map(|table| table.database).collect::<BTreeSet<_>>() {
+        // A standby that can't be asked, or knows no such database, leaves the count a little too high.
+        toast.extend(toast_tables(standby, database).unwrap_or_default());
+    }
+    scan.rows_but(|table| toast.contains(&table))
+}
+
+fn toast_tables(standby: &Login, database: u32) -> Result<Vec<Table>> {
+    let name = standby.ask(sql::PATIENCE, move |client| {
+        let row = client.query_opt("SELECT datname FROM pg_database WHERE oid = $1", &[&database])?;
+        Ok(row.map(|row| row.get::<_, String>(0)))
+    })?;
+    let login = Login { database: name.context("no such database")?, ..standby.clone() };
+    let files = login.ask(sql::PATIENCE, |client| {
+        let sql = "SELECT pg_relation_filenode(oid) FROM pg_class WHERE relkind = 't'";
+        let rows = client.query(sql, &[])?;
+        Ok(rows.iter().filter_map(|row| row.get::<_, Option<u32>>(0)).collect::<Vec<_>>())
+    })?;
+    Ok(files.into_iter().map(|file| Table { database, file }).collect())
 }
 
 /// Whether every acknowledged commit is on the standby: it is one of those that commits wait for, so many of them can
@@ -131,13 +166,12 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
 /// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
 fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {
-    let data = |node: &Node| node.state.data.clone().context("it has no data directory");
-    let (head_data, own) = (data(head)?, wal::timeline(&data(standby)?)?);
-    let current = wal::timeline(&head_data)?;
+    let timeline = |node: &Node| wal::timeline(node.state.data.as_deref().context("it has no data directory")?);
+    let ((own, _), (current, history)) = (timeline(standby)?, timeline(head)?);
     if own == current {
         return Ok(());
     }
-    let left = wal::history(&head_data, current)?.into_iter().find(|switch| switch.timeline == own);
+    let left = history.into_iter().find(|switch| switch.timeline == own);
     let Some(left) = left else {
         bail!("`{}` is on timeline {own}, which is no part of the history of `{}`", standby.name, head.name)
     };

@@ -7,12 +7,14 @@
 pub mod failover;
 pub mod faults;
 pub mod follower;
+pub mod goal;
 pub mod halt;
 pub mod interrupt;
 pub mod launch;
 pub mod loss;
 pub mod orders;
 pub mod ready;
+pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod takeover;

@@ -2,9 +2,9 @@
 
 use anyhow::Result;
 
-use super::orders;
+use super::{goal, orders, takeover};
 use crate::{
-    facts::cluster::Cluster,
+    facts::cluster::{self, Cluster},
     postgres::launch::Orders,
     spec::Name,
     state::{NodeState, Role, Root},
@@ -26,6 +26,23 @@ pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
         orders::give(&head.dir, &state, head.pidfd.as_ref())?;
     }
     Ok(value)
+}
+
+/// A standby has come up: if the rule is to wait for it and it streams, commits do so from now on. One that does not stream
+/// yet would only make them hang.
+pub fn joined(root: &Root, lab: &Name, name: &Name) -> Result<()> {
+    if root.load_lab(lab)?.is_none_or(|lab| lab.sync.is_none())
+        || goal::reached(root, lab, name, goal::Goal::Streaming).is_err()
+    {
+        return Ok(());
+    }
+    let _lock = root.lock(lab)?;
+    let cluster = cluster::of(root, lab, name)?;
+    let value = settle(root, &cluster)?;
+    match cluster.head().pidfd {
+        Some(_) => takeover::wait_for_setting(&cluster.head().login()?, value),
+        None => Ok(()),
+    }
 }
 
 /// What a primary with these followers is to be told. `None` without a rule: then it is the user's own affair.

@@ -117,7 +117,7 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
 }
 
 /// Waits until a server has taken over what it was told; one second is plenty for a file of some lines.
-fn wait_for_setting(server: &Login, value: String) -> Result<()> {
+pub(super) fn wait_for_setting(server: &Login, value: String) -> Result<()> {
     server.ask(Duration::from_secs(2), move |client| {
         let begun = Instant::now();
         loop {

@@ -49,6 +49,27 @@ pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     Ok(gather(all, &head))
 }
 
+/// The clusters of a lab, in the order of their heads' names.
+pub fn all(root: &Root, lab: &Name) -> Result<Vec<Cluster>> {
+    Ok(sort(node::all(root, lab)?).0)
+}
+
+/// Sorts the nodes of a lab into clusters, and those that belong to none: other commands, and standbys of nodes that are
+/// gone. All of one look: a node whose role changes meanwhile must not be in two of them.
+pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
+    let heads: Vec<Option<Name>> = nodes.iter().map(|node| head_of(&nodes, &node.name)).collect();
+    let mut clusters: BTreeMap<Name, Vec<Node>> = BTreeMap::new();
+    let mut rest = Vec::new();
+    for (node, head) in nodes.into_iter().zip(heads) {
+        head.map_or(&mut rest, |head| clusters.entry(head).or_default()).push(node);
+    }
+    let head_first = |(head, mut nodes): (Name, Vec<Node>)| {
+        nodes.sort_by_key(|node| node.name != head);
+        Cluster { nodes }
+    };
+    (clusters.into_iter().map(head_first).collect(), rest)
+}
+
 /// A standby whose upstream is gone, with everything that follows it.
 pub fn below(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     let node = node::find(root, lab, name)?;

@@ -5,6 +5,8 @@
 pub mod cluster;
 pub mod image;
 pub mod node;
+pub mod recovery;
+pub mod replication;
 pub mod volume;
 pub mod wal;
 
@@ -322,7 +324,8 @@ pub fn resolv_conf() -> String {
         })
     };
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    let text = files.iter().filter_map(|path| fs::read_to_string(path).ok()).find(|text| usable(text));
+    let text =
+        files.iter().filter_map(|path| crate::sys::fs::read_to_string(path).ok()).find(|text| usable(text));
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
 }
 

@@ -1,131 +1,136 @@
-//! What is on a data directory's disk, read without its server. A container writes there: nothing is followed out of it.
+//! What a server that can't be asked any more left behind: its control file and its write-ahead log.
+//!
+//! The rule that surprises people: the directory belongs to the container, which may put anything there. So no
+//! symbolic link is followed below it, and nothing but a regular file is read.
 
-use std::{
-    collections::BTreeMap,
-    fs::{File, OpenOptions},
-    io::Read,
-    os::unix::fs::{FileExt, OpenOptionsExt},
-    path::{Path, PathBuf},
-};
+use std::{fs::File, io, io::Read, os::fd::OwnedFd, os::unix::fs::FileExt, path::Path};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::postgres::{
-    lsn::Lsn,
-    timeline::{self, Switch},
-    wal::{self, Pages, Scan},
+use crate::{
+    hint::advise,
+    postgres::{
+        control::Control,
+        lsn::Lsn,
+        timeline::{Switch, parse_history},
+        wal::{self, PAGE, Scan, Timelines},
+    },
+    sys::fs::{self, Kind},
 };
 
-/// Where the checkpoint of `pg_control` (`catalog/pg_control.h`) is, and its redo.
-const CHECKPOINT: usize = 32;
-const REDO: usize = 40;
-
-/// Where the last checkpoint record of a data directory begins: in one that was shut down, its last record.
-pub fn last_checkpoint(data: &Path) -> Result<Lsn> {
-    Ok(Lsn(number(&control(data)?, CHECKPOINT)))
-}
-
-/// What a data directory has in its log that ends after `from`.
+/// The control file of a data directory.
 ///
 /// # Errors
-/// When its control file or its log can't be read.
+/// When it is missing, damaged or of an unknown version.
+pub fn control(data: &Path) -> Result<Control> {
+    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
+    control_in(&dir, data)
+}
+
+/// What a server had committed after `from`: what a standby that has received the log up to there would lose if it
+/// became the primary. For a server that doesn't run; of one that does, this is what it had written at some moment.
+///
+/// # Errors
+/// When the directory can't be read, or its log is damaged before the latest checkpoint.
 pub fn lost(data: &Path, from: Lsn) -> Result<Scan> {
-    let control = control(data)?;
-    let redo = Lsn(number(&control, REDO));
-    let mut segments = Segments::list(data.join("pg_wal"))?;
-    ensure!(segments.size > 0, "{} has no segment in it", segments.directory.display());
-    Ok(wal::scan(&mut segments, redo, from))
+    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
+    let control = control_in(&dir, data)?;
+    let mut segments = Segments::open(&dir, data, &control)?;
+    let timeline = segments.timeline;
+    wal::committed_since(&control, timeline, from, &mut |at, page| segments.page(at, page))
+        .with_context(|| format!("read the WAL in {}/pg_wal", data.display()))
 }
 
-/// The timeline of a data directory: that of its newest segment, which is there before the control file says it.
-pub fn timeline(data: &Path) -> Result<u32> {
-    let segments = Segments::list(data.join("pg_wal"))?;
-    let newest = segments.newest.values().max();
-    let newest = newest.with_context(|| format!("{} has no segment in it", segments.directory.display()))?;
-    u32::try_from(*newest).context("a timeline")
+/// The timeline that a server has written or received last, and how it has come to that. The newest segment says it: the
+/// control file has it from the next checkpoint on only.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn timeline(data: &Path) -> Result<(u32, Vec<Switch>)> {
+    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
+    let segments = Segments::open(&dir, data, &control_in(&dir, data)?)?;
+    Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
 }
 
-/// How a data directory has come to this timeline of its; the first one has no history.
-pub fn history(data: &Path, timeline: u32) -> Result<Vec<Switch>> {
-    if timeline == 1 {
-        return Ok(Vec::new());
-    }
-    let path = data.join("pg_wal").join(format!("{timeline:08X}.history"));
-    let mut text = String::new();
-    let read = plain(&path).and_then(|file| file.take(1 << 20).read_to_string(&mut text));
-    read.with_context(|| format!("read {}", path.display()))?;
-    Ok(timeline::parse_history(&text))
+fn control_in(dir: &OwnedFd, data: &Path) -> Result<Control> {
+    let whole = || -> io::Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        fs::file_beneath(dir, b"global/pg_control")?.take(8192).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let name = || format!("read {}/global/pg_control", data.display());
+    Control::parse(&whole().with_context(name)?).with_context(name)
 }
 
-fn number(bytes: &[u8], at: usize) -> u64 {
-    bytes[at..at + 8].try_into().map_or(0, u64::from_le_bytes)
-}
-
-fn control(data: &Path) -> Result<Vec<u8>> {
-    let path = data.join("global/pg_control");
-    let mut bytes = Vec::new();
-    let read = plain(&path).and_then(|file| file.take(8192).read_to_end(&mut bytes));
-    read.with_context(|| format!("read {}", path.display()))?;
-    ensure!(bytes.len() >= 512, "{} is too short", path.display());
-    Ok(bytes)
-}
-
-fn plain(path: &Path) -> std::io::Result<File> {
-    OpenOptions::new().read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(path)
-}
-
-/// The segments of a log.
+/// The segment files, by position.
 struct Segments {
-    directory: PathBuf,
-    /// The timelines of each segment, by the two numbers in its name. A timeline begins with a copy of the segment in which
-    /// it leaves the one before, so the newest has everything; the control file may still say the old one.
-    newest: BTreeMap<(u64, u64), u64>,
-    /// Bytes of each; 0 where there is none.
+    dir: OwnedFd,
+    timelines: Timelines,
+    timeline: u32,
     size: u64,
-    open: Option<((u64, u64), File)>,
+    /// The last one asked for, by number: `None` if there is no such file.
+    open: Option<(u64, Option<File>)>,
 }
 
 impl Segments {
-    fn list(directory: PathBuf) -> Result<Self> {
-        let is_directory = std::fs::symlink_metadata(&directory).is_ok_and(|meta| meta.is_dir());
-        ensure!(is_directory, "{} is no directory: the log is elsewhere", directory.display());
-        let (mut newest, mut size) = (BTreeMap::new(), 0);
-        let entries =
-            std::fs::read_dir(&directory).with_context(|| format!("read {}", directory.display()))?;
-        for entry in entries {
-            let entry = entry.with_context(|| format!("read {}", directory.display()))?;
-            let name = entry.file_name().to_string_lossy().into_owned();
-            let part = |range| name.get(range).and_then(|digits| u64::from_str_radix(digits, 16).ok());
-            if let (24, Some(timeline), Some(high), Some(low)) =
-                (name.len(), part(0..8), part(8..16), part(16..24))
-            {
-                let known = newest.entry((high, low)).or_insert(timeline);
-                *known = timeline.max(*known);
-                size = entry.metadata().map_or(size, |meta| meta.len().max(size));
-            }
+    fn open(data: &OwnedFd, path: &Path, control: &Control) -> Result<Segments> {
+        let name = || format!("open {}/pg_wal", path.display());
+        // initdb --waldir: where the link leads is a matter of the container's mounts, which are gone with it.
+        if fs::lstatat(data, b"pg_wal").with_context(name)?.kind == Kind::Symlink {
+            return Err(advise(
+                format!(
+                    "{}/pg_wal is a symbolic link: the WAL is elsewhere (POSTGRES_INITDB_WALDIR)",
+                    path.display()
+                ),
+                "pgbox reads it only inside the data directory; leave that variable out for new nodes",
+            ));
         }
-        Ok(Self { directory, newest, size, open: None })
+        let dir = fs::dir_beneath(data, b"pg_wal").with_context(name)?;
+        let names = fs::names(&dir).with_context(name)?;
+        let newest = names.iter().filter_map(|name| wal::timeline_of(name)).max();
+        let timeline = newest.with_context(|| format!("{}/pg_wal has no segment", path.display()))?;
+        ensure!(
+            timeline >= control.timeline,
+            "{}/pg_wal has no segment of timeline {}, on which the latest checkpoint is",
+            path.display(),
+            control.timeline
+        );
+        let timelines = Timelines::parse(&history(&dir, timeline)?, timeline)?;
+        Ok(Segments { dir, timelines, timeline, size: control.segment.into(), open: None })
     }
 
-    fn open(&self, (high, low): (u64, u64)) -> Option<File> {
-        let timeline = self.newest.get(&(high, low))?;
-        plain(&self.directory.join(format!("{timeline:08X}{high:08X}{low:08X}"))).ok()
+    fn page(&mut self, at: Lsn, page: &mut [u8; PAGE]) -> Result<bool> {
+        let number = at.0 / self.size;
+        if self.open.as_ref().is_none_or(|(open, _)| *open != number) {
+            let name = self.timelines.file(at, self.size);
+            let file = found(fs::file_beneath(&self.dir, name.as_bytes()));
+            self.open = Some((number, file.with_context(|| format!("open the WAL segment {name}"))?));
+        }
+        let Some((_, Some(file))) = &self.open else { return Ok(false) };
+        match file.read_exact_at(page, at.0 % self.size) {
+            Ok(()) => Ok(true),
+            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(e) => Err(e).with_context(|| format!("read the WAL at {at}")),
+        }
     }
 }
 
-impl Pages for Segments {
-    fn page(&mut self, at: Lsn) -> Option<[u8; 8192]> {
-        let (number, each) = (at.0 / self.size, (1u64 << 32) / self.size);
-        let name = (number / each, number % each);
-        if self.open.as_ref().is_none_or(|(open, _)| *open != name) {
-            self.open = Some((name, self.open(name)?));
-        }
-        let mut page = [0; 8192];
-        self.open.as_ref()?.1.read_exact_at(&mut page, at.0 % self.size).ok()?;
-        Some(page)
-    }
+/// The history file of a timeline; empty for the first one, which has none.
+fn history(dir: &OwnedFd, timeline: u32) -> Result<String> {
+    let name = format!("{timeline:08X}.history");
+    let read = || -> io::Result<String> {
+        let mut text = String::new();
+        fs::file_beneath(dir, name.as_bytes())?.take(1 << 20).read_to_string(&mut text)?;
+        Ok(text)
+    };
+    Ok(found(read()).with_context(|| format!("read {name}"))?.unwrap_or_default())
+}
 
-    fn segment_size(&self) -> u64 {
-        self.size
+/// Absence as a value.
+fn found<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(e),
     }
 }

@@ -18,9 +18,9 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-const CHUNK: usize = 128 << 10;
+const CHUNK: usize = 256 << 10;
 /// Chunks that may wait for each reader: enough to even out a large write, 1 MiB at most.
-const WAITING: usize = 8;
+const WAITING: usize = 4;
 
 /// What is to be checked and told while a layer is read.
 pub struct Job<'a> {

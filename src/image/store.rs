@@ -169,7 +169,7 @@ impl Store {
 
     /// A document by its digest, if the store has it undamaged.
     pub(super) fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
-        std::fs::read(self.blob_path(digest)).ok().filter(|bytes| Digest::of(bytes) == *digest)
+        crate::sys::fs::read(self.blob_path(digest)).ok().filter(|bytes| Digest::of(bytes) == *digest)
     }
 
     /// Keeps documents, which all have names by their content.
@@ -254,7 +254,7 @@ impl Store {
 
     fn record(&self, key: &str) -> Result<Option<Record>> {
         let path = self.record_path(key);
-        match std::fs::read(&path) {
+        match crate::sys::fs::read(&path) {
             Ok(bytes) => {
                 Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?))
             }
@@ -273,7 +273,7 @@ impl Store {
 
     fn index(&self) -> Result<Index> {
         let path = self.images.join("index.json");
-        match std::fs::read(&path) {
+        match crate::sys::fs::read(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index {
                 schema_version: 2,

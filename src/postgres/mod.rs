@@ -7,18 +7,23 @@
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
 pub mod contract;
+pub mod control;
 pub mod datadir;
 pub mod hba;
 pub mod initdb;
 pub mod launch;
 pub mod lsn;
+pub mod native;
+pub mod parameter;
 pub mod password;
 pub mod postmaster;
 pub mod quote;
+pub mod recovery;
 pub mod report;
 pub mod scripts;
 pub mod settings;
 pub mod standby;
+pub mod status;
 pub mod timeline;
 pub mod tune;
 pub mod uri;

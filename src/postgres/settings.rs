@@ -73,6 +73,31 @@ fn is_name(name: &str) -> bool {
     name.split('.').count() <= 2 && name.split('.').all(part)
 }
 
+/// Sets one setting, or with `None` leaves it to what it was before a user said anything: in `asked`, which is what the
+/// user said, and in `orders`, which has the same behind what every node starts with.
+pub fn change(
+    orders: &mut Vec<(String, String)>,
+    asked: &mut Vec<(String, String)>,
+    name: &str,
+    value: Option<&str>,
+) {
+    for old in asked.extract_if(.., |(known, _)| known.eq_ignore_ascii_case(name)) {
+        if let Some(at) = orders.iter().rposition(|entry| *entry == old) {
+            orders.remove(at);
+        }
+    }
+    if let Some(value) = value {
+        asked.push((name.to_owned(), value.to_owned()));
+        orders.push((name.to_owned(), value.to_owned()));
+    }
+}
+
+/// What the include file would say of a setting.
+pub fn value<'s>(orders: &'s [(String, String)], name: &str) -> Option<&'s str> {
+    let entry = orders.iter().rev().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    entry.map(|(_, value)| value.as_str())
+}
+
 /// The text of the include file. A later setting of the same name replaces an earlier one.
 pub fn render(settings: &[(String, String)]) -> Result<String> {
     let mut text = String::from(
@@ -122,6 +147,19 @@ mod tests {
         assert!(!text.contains("port = '1'") && text.contains("PORT = '2'"), "{text}");
         assert!(text.contains("x.y = 'it''s'\n"), "{text}");
         assert!(render(&[pair("a\nb", "1")]).is_err());
+    }
+
+    #[test]
+    fn a_reset_brings_back_what_was_before_the_user() {
+        let mut asked = vec![pair("work_mem", "8MB"), pair("a", "1"), pair("work_mem", "9MB")];
+        let mut orders = vec![pair("work_mem", "4MB"), pair("b", "0")];
+        orders.extend(asked.clone());
+        change(&mut orders, &mut asked, "WORK_MEM", Some("64MB"));
+        assert_eq!(asked, [pair("a", "1"), pair("WORK_MEM", "64MB")]);
+        assert_eq!(value(&orders, "work_mem"), Some("64MB"));
+        change(&mut orders, &mut asked, "work_mem", None);
+        assert_eq!((asked.len(), value(&orders, "work_mem")), (1, Some("4MB")));
+        assert_eq!(orders, [pair("work_mem", "4MB"), pair("b", "0"), pair("a", "1")]);
     }
 
     #[test]

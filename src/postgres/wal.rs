@@ -1,170 +1,246 @@
-//! The write-ahead log as it lies on the disk: `access/xlogrecord.h` and `access/xlog_internal.h` of PostgreSQL 13 to 18,
-//! in which nothing that is read here has changed.
+//! The write-ahead log as it lies in `pg_wal`: what a server that can't be asked any more had committed
+//! (PostgreSQL manual, 30.6; backend code: `xlog_internal.h`). pg_waldump(1) prints the same records.
 //!
-//! The rule that surprises people: WAL has no end mark. Segments are used again, and behind the last record lies an older
-//! one that looks just as good. A record counts only if it says where the record before it began, and its page says its
-//! own address.
+//! The rule that surprises people: a commit that is in the log need not have been acknowledged. With synchronous
+//! replication a client hears of it only once the standby has it. What is counted here is what *may* have been
+//! acknowledged; whatever was, is among it, unless `synchronous_commit` is off.
 
-use super::lsn::Lsn;
+mod reader;
+mod record;
 
-const PAGE: u64 = 8192;
-const SHORT_HEADER: u64 = 24;
-const LONG_HEADER: u64 = 40;
-const RECORD_HEADER: usize = 24;
+use std::collections::{BTreeMap, HashMap};
 
-/// `XLP_LONG_HEADER` of a page's flags: the first of a segment.
-const IS_LONG: u16 = 2;
+use anyhow::{Result, ensure};
 
-/// Resource managers (`access/rmgrlist.h`), and what their records do (the high bits of `xl_info`).
-const RM_XLOG: u8 = 0;
-const RM_XACT: u8 = 1;
-const RM_HEAP2: u8 = 9;
-const RM_HEAP: u8 = 10;
-const XLOG_SWITCH: u8 = 0x40;
-const OPERATION: u8 = 0x70;
+use super::{control::Control, lsn::Lsn};
+pub use reader::Pages;
+use reader::Reader;
+use record::Meaning;
 
-/// Where the bytes of the log come from.
-pub trait Pages {
-    /// The page that begins at this position, `None` where there is no more.
-    fn page(&mut self, at: Lsn) -> Option<[u8; PAGE as usize]>;
+/// The size of a WAL page in bytes (XLOG_BLCKSZ), as everybody builds PostgreSQL.
+pub const PAGE: usize = 8192;
 
-    /// Bytes of a segment.
-    fn segment_size(&self) -> u64;
+/// Files with smaller numbers are of the system catalogs, as initdb made them (FirstNormalObjectId).
+const FIRST_USER_FILE: u32 = 16384;
+/// The file of `pg_statistic`, where autovacuum notes what the planner may want to know.
+const STATISTIC_FILE: u32 = 2619;
+
+/// Which log it is that is read.
+#[derive(Clone, Copy, Debug)]
+pub struct Log {
+    /// System identifier, in every segment's first page.
+    pub system: u64,
+    /// Bytes in a segment.
+    pub segment: u64,
+    /// The newest timeline to follow.
+    pub timeline: u32,
 }
 
-/// What was found between two positions.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+impl Log {
+    /// The first byte of the next segment; `lsn` itself where it is one.
+    fn segment_end(&self, lsn: Lsn) -> Lsn {
+        Lsn(lsn.0.next_multiple_of(self.segment))
+    }
+}
+
+/// A table, by what the log calls it: the names are in the catalog (`pg_class.relfilenode`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Table {
+    /// OID of its database; 0 for the tables that all databases share.
+    pub database: u32,
+    /// Number of its file, `pg_relation_filenode()`.
+    pub file: u32,
+}
+
+/// What was committed after some position.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Scan {
-    /// Behind the last record.
+    /// Where the log could be read from. After the position that was asked for, if the segments before are gone: all
+    /// numbers are then "at least".
+    pub since: Lsn,
+    /// Where the log ends.
     pub end: Lsn,
-    /// Transactions that were committed.
+    /// Transactions that committed.
     pub commits: u64,
-    /// Rows that were inserted, changed or deleted. Rows of a COPY count by the page.
-    pub rows: u64,
+    /// Those among them that left nothing which anybody would miss: they only took locks, or were autovacuum's
+    /// statistics for the planner.
+    pub idle: u64,
+    /// Rows that they inserted, updated and deleted, by table. Values too large for a row (TOAST) are rows of a
+    /// table of their own, whose number only a catalog knows: see [`Scan::rows_but`].
+    pub tables: BTreeMap<Table, u64>,
+    /// False if rows are missing in `tables`: a transaction had begun before the log that is left.
+    pub exact: bool,
+    /// When the first and the last of them committed, in microseconds since 1970.
+    pub first_commit: Option<i64>,
+    pub last_commit: Option<i64>,
 }
 
-/// Reads records from `start`, which is the beginning of one, to the end of the log, and counts those that end after `from`.
-pub fn scan(pages: &mut impl Pages, start: Lsn, from: Lsn) -> Scan {
-    let mut reader = Reader { pages, page: None };
-    let mut found = Scan { end: from.max(start), ..Scan::default() };
-    let (mut at, mut before) = (start, None);
-    while let Some(record) = reader.record(at, before) {
-        if record.end > from {
-            found.commits += u64::from(record.is_commit());
-            found.rows += u64::from(record.changes_row());
-            found.end = record.end;
-        }
-        before = Some(record.begin);
-        at = reader.after(&record);
-    }
-    found
-}
-
-struct Record {
-    info: u8,
-    manager: u8,
-    /// Its first byte, behind the header of its page.
-    begin: Lsn,
-    /// Behind its last byte, and behind the padding after that.
-    end: Lsn,
-}
-
-impl Record {
-    fn is_commit(&self) -> bool {
-        // COMMIT and COMMIT PREPARED.
-        self.manager == RM_XACT && [0x00, 0x30].contains(&(self.info & OPERATION))
+impl Scan {
+    /// Rows inserted, updated and deleted, without those of system catalogs.
+    pub fn rows(&self) -> u64 {
+        self.rows_but(|_| false)
     }
 
-    fn changes_row(&self) -> bool {
-        let operation = self.info & OPERATION;
-        match self.manager {
-            // INSERT, DELETE, UPDATE, HOT UPDATE.
-            RM_HEAP => [0x00, 0x10, 0x20, 0x40].contains(&operation),
-            // MULTI INSERT.
-            RM_HEAP2 => operation == 0x50,
-            _ => false,
-        }
+    /// As [`Scan::rows`], without tables such as those of TOAST.
+    pub fn rows_but(&self, without: impl Fn(Table) -> bool) -> u64 {
+        let counted = self.tables.iter().filter(|(t, _)| t.file >= FIRST_USER_FILE && !without(**t));
+        counted.map(|(_, rows)| rows).sum()
     }
 }
 
-struct Reader<'p, P> {
-    pages: &'p mut P,
-    page: Option<(Lsn, [u8; PAGE as usize])>,
+/// Counts what was committed by records that end after `from`, for example a standby's
+/// `pg_last_wal_receive_lsn()`, which may be in the middle of one.
+///
+/// # Errors
+/// When the log can't be read, or doesn't reach the checkpoint that the control file names.
+pub fn committed_since(control: &Control, timeline: u32, from: Lsn, pages: &mut Pages) -> Result<Scan> {
+    let log = Log { system: control.system, segment: control.segment.into(), timeline };
+    let scan = |start: Option<Lsn>, pages: &mut Pages| -> Result<Option<Scan>> {
+        let mut reader = Reader::new(log, pages);
+        let start = match start {
+            Some(start) => Some(start),
+            None => reader.begin_before(from)?,
+        };
+        start.map(|start| count(&mut reader, start, from)).transpose()
+    };
+    // Nearly always nothing is missing, and that takes a page or two to see. The rows of a transaction may be
+    // far before its commit: only if there is one to lose, it is worth it to read from the checkpoint on.
+    let near = scan(None, pages)?;
+    let scan = match near {
+        Some(near) if near.commits == 0 || near.since <= control.redo => near,
+        _ => scan(Some(control.redo), pages)?.unwrap_or_default(),
+    };
+    ensure!(
+        scan.end > control.checkpoint,
+        "the WAL ends at {}, before the latest checkpoint at {} is over",
+        scan.end,
+        control.checkpoint
+    );
+    Ok(scan)
 }
 
-impl<P: Pages> Reader<'_, P> {
-    /// The record at this position, if one is there that follows the one at `before`.
-    fn record(&mut self, at: Lsn, before: Option<Lsn>) -> Option<Record> {
-        let mut at = self.skip_header(at)?;
-        let mut header = Vec::with_capacity(RECORD_HEADER);
-        let begin = at;
-        self.take(&mut at, RECORD_HEADER, &mut header)?;
-        let number =
-            |range: std::ops::Range<usize>| u64::from_le_bytes(header[range].try_into().unwrap_or_default());
-        let length = u32::from_le_bytes(header[0..4].try_into().ok()?) as usize;
-        let (info, manager, prev) = (header[16], header[17], Lsn(number(8..16)));
-        let plausible =
-            (RECORD_HEADER..1 << 30).contains(&length) && manager < 128 || manager >= 128 && length > 0;
-        if !plausible
-            || length < RECORD_HEADER
-            || prev >= begin
-            || before.is_some_and(|before| before != prev)
-        {
-            return None;
-        }
-        self.pass(&mut at, length - RECORD_HEADER)?;
-        Some(Record { info, manager, begin, end: Lsn(at.0.next_multiple_of(8)) })
-    }
+/// What a transaction did so far.
+#[derive(Default)]
+struct Work {
+    tables: BTreeMap<Table, i64>,
+    content: bool,
+}
 
-    /// Where the next record begins: after a switch in the next segment.
-    fn after(&mut self, record: &Record) -> Lsn {
-        match record.manager == RM_XLOG && record.info & 0xf0 == XLOG_SWITCH {
-            true => Lsn(record.end.0.next_multiple_of(self.pages.segment_size())),
-            false => record.end,
-        }
-    }
-
-    /// At the beginning of a page, the place behind its header.
-    fn skip_header(&mut self, at: Lsn) -> Option<Lsn> {
-        let page = self.load(at)?;
-        let flags = u16::from_le_bytes(page[2..4].try_into().ok()?);
-        let header = if flags & IS_LONG != 0 { LONG_HEADER } else { SHORT_HEADER };
-        Some(if at.0.is_multiple_of(PAGE) { at + header } else { at })
-    }
-
-    /// Copies so many bytes, over page headers where they are in the way.
-    fn take(&mut self, at: &mut Lsn, mut bytes: usize, into: &mut Vec<u8>) -> Option<()> {
-        while bytes > 0 {
-            *at = self.skip_header(*at)?;
-            let offset = (at.0 % PAGE) as usize;
-            let count = bytes.min(PAGE as usize - offset);
-            into.extend_from_slice(&self.load(*at)?[offset..offset + count]);
-            (*at, bytes) = (*at + count as u64, bytes - count);
-        }
-        Some(())
-    }
-
-    /// As [`take`](Self::take), without a copy.
-    fn pass(&mut self, at: &mut Lsn, mut bytes: usize) -> Option<()> {
-        while bytes > 0 {
-            *at = self.skip_header(*at)?;
-            let count = bytes.min((PAGE - at.0 % PAGE) as usize);
-            (*at, bytes) = (*at + count as u64, bytes - count);
-        }
-        Some(())
-    }
-
-    /// The page that a position is in, if it is the one that it should be.
-    fn load(&mut self, at: Lsn) -> Option<&[u8; PAGE as usize]> {
-        let begin = Lsn(at.0 - at.0 % PAGE);
-        if self.page.as_ref().is_none_or(|(known, _)| *known != begin) {
-            let page = self.pages.page(begin)?;
-            let address = u64::from_le_bytes(page[8..16].try_into().ok()?);
-            if address != begin.0 {
-                return None;
+fn count(reader: &mut Reader, start: Lsn, from: Lsn) -> Result<Scan> {
+    let mut scan = Scan { since: start, exact: true, ..Scan::default() };
+    let mut running: HashMap<u32, Work> = HashMap::new();
+    let mut whole_from = None;
+    reader.go(start);
+    loop {
+        let Some(record) = reader.next()? else { break };
+        let xid = record::xid(record.bytes);
+        match record::meaning(record.bytes, record.magic) {
+            Some(Meaning::Commit { xid, children, time }) => {
+                let family = || children.iter().copied().chain([xid]);
+                let work: Vec<Work> = family().filter_map(|xid| running.remove(&xid)).collect();
+                if record.end > from {
+                    // Numbers wrap around, so that only their distance tells which is later.
+                    let whole = |xid: u32| whole_from.is_some_and(|first| xid.wrapping_sub(first) < 1 << 31);
+                    scan.add(work, family().all(whole), time);
+                }
             }
-            self.page = Some((begin, page));
+            Some(Meaning::Abort { xid, children }) => {
+                children.iter().chain([&xid]).for_each(|xid| drop(running.remove(xid)));
+            }
+            Some(Meaning::NextXid(next)) => drop(whole_from.get_or_insert(next)),
+            Some(Meaning::Nothing) => {}
+            _ if xid == 0 => {}
+            Some(Meaning::Rows(table, rows)) => {
+                *running.entry(xid).or_default().tables.entry(table).or_default() += rows;
+            }
+            Some(Meaning::Content) | None => running.entry(xid).or_default().content = true,
         }
-        self.page.as_ref().map(|(_, page)| page)
+    }
+    scan.end = reader.at();
+    scan.exact &= scan.since <= from;
+    Ok(scan)
+}
+
+impl Scan {
+    fn add(&mut self, work: Vec<Work>, whole: bool, time: i64) {
+        let mut idle = whole;
+        for work in work {
+            idle &= !work.content;
+            for (table, rows) in work.tables.into_iter().filter(|(_, rows)| *rows > 0) {
+                idle &= table.file == STATISTIC_FILE;
+                *self.tables.entry(table).or_default() += rows as u64;
+            }
+        }
+        self.commits += 1;
+        self.idle += u64::from(idle);
+        self.exact &= whole;
+        let unix = time + 946_684_800_000_000;
+        self.first_commit = self.first_commit.or(Some(unix));
+        self.last_commit = Some(unix);
+    }
+}
+
+/// Timelines along the log, oldest first: where each begins. The content of `pg_wal/NNNNNNNN.history`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Timelines(Vec<(u32, Lsn)>);
+
+impl Timelines {
+    /// The ancestors of timeline `newest` from its history file, which a first timeline doesn't have.
+    pub fn parse(history: &str, newest: u32) -> Result<Timelines> {
+        let mut all = Vec::new();
+        let mut begins = Lsn(0);
+        for line in history.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
+            let mut words = line.split_ascii_whitespace();
+            let entry = words.next().and_then(|id| id.parse().ok()).zip(words.next());
+            let Some((id, end)) = entry else { anyhow::bail!("no line of a timeline history: {line:?}") };
+            all.push((id, begins));
+            begins = end.parse()?;
+        }
+        all.push((newest, begins));
+        Ok(Timelines(all))
+    }
+
+    /// The name of the segment file with `lsn` in it. Where a timeline begins within a segment, the new one's file
+    /// has the old one's part as well.
+    pub fn file(&self, lsn: Lsn, segment: u64) -> String {
+        let number = lsn.0 / segment;
+        let begun = self.0.iter().rev().find(|(_, begins)| begins.0 / segment <= number);
+        let per_log = (1 << 32) / segment;
+        format!("{:08X}{:08X}{:08X}", begun.map_or(1, |(id, _)| *id), number / per_log, number % per_log)
+    }
+}
+
+/// The timeline of a segment file, by its name; `None` for every other file.
+pub fn timeline_of(name: &[u8]) -> Option<u32> {
+    let digit = |b: &u8| b.is_ascii_digit() || (b'A'..=b'F').contains(b);
+    let name = std::str::from_utf8(name).ok().filter(|n| n.len() == 24 && n.as_bytes().iter().all(digit))?;
+    u32::from_str_radix(&name[..8], 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_have_the_names_that_postgres_gives_them() {
+        let first = Timelines::parse("", 1).unwrap();
+        assert_eq!(first.file(Lsn(0x16B_3748), 16 << 20), "000000010000000000000001");
+        assert_eq!(first.file(Lsn(0x2A_FF00_0000), 16 << 20), "000000010000002A000000FF");
+        assert_eq!(first.file(Lsn(0x2A_FF10_0000), 1 << 20), "000000010000002A00000FF1");
+        assert_eq!(timeline_of(b"0000001A0000002A000000FF"), Some(26));
+        for name in [&b"0000001A0000002A000000FF.partial"[..], b"00000002.history", b"archive_status", b""] {
+            assert_eq!(timeline_of(name), None);
+        }
+    }
+
+    #[test]
+    fn each_segment_is_looked_for_on_the_timeline_that_has_it() {
+        let history = "1\t0/3001234\tno recovery target specified\n\n# x\n2\t0/5000000\twhy not\n";
+        let lines = Timelines::parse(history, 3).unwrap();
+        assert_eq!(lines, Timelines(vec![(1, Lsn(0)), (2, Lsn(0x300_1234)), (3, Lsn(0x500_0000))]));
+        let timeline = |lsn| timeline_of(lines.file(Lsn(lsn), 16 << 20).as_bytes()).unwrap();
+        assert_eq!([0x2FF_FFFF, 0x300_0000, 0x4FF_FFFF, 0x500_0000].map(timeline), [1, 2, 2, 3]);
+        assert!(Timelines::parse("1\n", 2).is_err());
+        assert!(Timelines::parse("1\tx\n", 2).is_err());
     }
 }

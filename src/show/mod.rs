@@ -1,5 +1,6 @@
 //! What pgbox prints: tables, plans, lessons. Pure: text in, text out.
 
 pub mod error;
+pub mod lab;
 pub mod plan;
 pub mod table;

@@ -101,16 +101,12 @@ impl InnerStep {
                 bind(root, source, target, *read_only, *place)
             }
             Self::PivotRoot { root } => mount::pivot_root(root),
-            Self::MountProc => mount_kernel_fs("proc", "/proc", Attributes::INERT),
-            Self::MountSys => {
-                mount_kernel_fs("sysfs", "/sys", Attributes { read_only: true, ..Attributes::INERT })
-            }
+            Self::MountProc => mount_at("proc", "/proc", "", Attributes::INERT),
+            Self::MountSys => mount_sys(),
             Self::MountDev => mount_dev(),
             Self::MountShm { size } => mount_shm(*size),
             Self::MaskPaths { paths } => mask(paths),
-            Self::ProtectPaths { paths } => paths.iter().filter(|p| p.exists()).try_for_each(|p| {
-                mount::bind(p, p, true).with_context(|| format!("protect {}", p.display()))
-            }),
+            Self::ProtectPaths { paths } => paths.iter().try_for_each(|path| protect(path)),
             Self::SetHostname { name } => {
                 nix::unistd::sethostname(name).with_context(|| format!("sethostname {name}"))
             }
@@ -317,19 +313,26 @@ fn bind(root: &Path, source: &Path, target: &Path, read_only: bool, place: BindP
         .with_context(|| format!("bind {} to {}", source.display(), target.display()))
 }
 
-fn mount_kernel_fs(kind: &str, target: &str, attributes: Attributes) -> Result<()> {
+fn mount_at(kind: &str, target: &str, options: &str, attributes: Attributes) -> Result<()> {
     place(target)?;
-    Detached::new(kind, &[], attributes)?.attach_at(Path::new(target))
+    mount::mount_new(kind, Path::new(target), options, attributes)
+}
+
+/// The mount is read-only and not the file system: that is one for all of the network namespace, which
+/// `ip netns exec` may have mounted writable.
+fn mount_sys() -> Result<()> {
+    place("/sys")?;
+    Detached::new("sysfs", &[], Attributes { read_only: true, ..Attributes::INERT })?
+        .attach_at(Path::new("/sys"))
 }
 
 /// A directory to mount on. The image's own symlink is refused: programs would not find the file system
 /// where they look for it.
 fn place(target: &str) -> Result<()> {
     match std::fs::create_dir(target) {
-        Err(e) if e.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(e).with_context(|| format!("mkdir {target}"));
-        }
-        _ => {}
+        Ok(()) => return Ok(()),
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(e).with_context(|| format!("mkdir {target}")),
     }
     anyhow::ensure!(
         mount::is_real_directory(Path::new(target)),
@@ -339,26 +342,18 @@ fn place(target: &str) -> Result<()> {
 }
 
 fn mount_dev() -> Result<()> {
-    place("/dev")?;
     let attributes = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
-    Detached::new("tmpfs", &[("mode", "755"), ("size", "64k")], attributes)?.attach_at(Path::new("/dev"))?;
-    for (name, major, minor) in DEVICES {
-        mount::make_device(&Path::new("/dev").join(name), major, minor, 0o666)?;
-    }
+    mount_at("tmpfs", "/dev", "mode=755,size=64k", attributes)?;
+    mount::make_devices(Path::new("/dev"), &DEVICES, 0o666)?;
     for (name, target) in DEV_LINKS {
         std::os::unix::fs::symlink(target, Path::new("/dev").join(name))
             .with_context(|| format!("symlink /dev/{name}"))?;
     }
-    place("/dev/pts")?;
-    let options = [("ptmxmode", "0666"), ("mode", "0620"), ("gid", "5")];
-    let pts = Attributes { nosuid: true, noexec: true, ..Attributes::default() };
-    Detached::new("devpts", &options, pts)?.attach_at(Path::new("/dev/pts"))
+    mount_at("devpts", "/dev/pts", "ptmxmode=0666,mode=0620,gid=5", attributes)
 }
 
 fn mount_shm(size: u64) -> Result<()> {
-    place("/dev/shm")?;
-    Detached::new("tmpfs", &[("mode", "1777"), ("size", &size.to_string())], Attributes::INERT)?
-        .attach_at(Path::new("/dev/shm"))
+    mount_at("tmpfs", "/dev/shm", &format!("mode=1777,size={size}"), Attributes::INERT)
 }
 
 /// Lays an empty directory or /dev/null over what must not be seen. One tmpfs serves all directories: each
@@ -372,13 +367,20 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
             (true, Some(first)) => mount::bind(first, path, false),
             (true, None) => {
                 empty = Some(path);
-                Detached::new("tmpfs", &[("size", "0")], Attributes { read_only: true, ..Attributes::INERT })
-                    .and_then(|m| m.attach_at(path))
+                mount::mount_new("tmpfs", path, "size=0", Attributes { read_only: true, ..Attributes::INERT })
             }
         };
         masked.with_context(|| format!("mask {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Makes what is there read-only; not every kernel has all of it.
+fn protect(path: &Path) -> Result<()> {
+    match mount::bind(path, path, true) {
+        Err(e) if e.downcast_ref() == Some(&rustix::io::Errno::NOENT) => Ok(()),
+        other => other.with_context(|| format!("protect {}", path.display())),
+    }
 }
 
 fn shell_dev() -> String {

@@ -6,7 +6,6 @@
 //! openat2(2) `RESOLVE_IN_ROOT`, and the mount is moved onto that descriptor.
 
 use std::{
-    ffi::CString,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
 };
@@ -44,6 +43,15 @@ pub struct Attributes {
 impl Attributes {
     /// `nosuid,nodev,noexec`
     pub const INERT: Self = Self { read_only: false, nosuid: true, nodev: true, noexec: true };
+
+    fn classic(self) -> MsFlags {
+        let mut flags = MsFlags::empty();
+        flags.set(MsFlags::MS_RDONLY, self.read_only);
+        flags.set(MsFlags::MS_NOSUID, self.nosuid);
+        flags.set(MsFlags::MS_NODEV, self.nodev);
+        flags.set(MsFlags::MS_NOEXEC, self.noexec);
+        flags
+    }
 
     fn flags(self) -> MountAttrFlags {
         let mut flags = MountAttrFlags::empty();
@@ -105,6 +113,16 @@ impl Detached {
         )
         .with_context(|| format!("move_mount {}", target.display()))
     }
+}
+
+/// Mounts a new instance of a file system at a path of this process's own root, which must be no symbolic link: the
+/// classic mount(2), one call for the six of [`Detached::new`].
+///
+/// `read_only` is the file system's own here, not the mount's alone: for one that is shared (sysfs in a network
+/// namespace) EBUSY when it is in use with another setting.
+pub fn mount_new(fs: &str, target: &Path, options: &str, attributes: Attributes) -> Result<()> {
+    mount(Some(fs), target, Some(fs), attributes.classic(), Some(options))
+        .with_context(|| format!("mount -t {fs} -o '{options}' {}", target.display()))
 }
 
 /// Makes the mount of `tree`, and all below it, read-only (mount_setattr(2)).
@@ -207,16 +225,16 @@ pub fn is_real_directory(path: &Path) -> bool {
         .is_ok_and(|s| rustix::fs::FileType::from_raw_mode(s.st_mode).is_dir())
 }
 
-/// Makes a character device node.
-pub fn make_device(path: &Path, major: u32, minor: u32, mode: u32) -> Result<()> {
-    use nix::sys::stat::{Mode, SFlag, makedev, mknod};
-    let bits = Mode::from_bits_truncate(mode);
-    mknod(path, SFlag::S_IFCHR, bits, makedev(major.into(), minor.into()))
-        .with_context(|| format!("mknod {} c {major} {minor}", path.display()))?;
+/// Makes character device nodes, given as name, major and minor number, with exactly this mode.
+pub fn make_devices(dir: &Path, devices: &[(&str, u32, u32)], mode: u32) -> Result<()> {
+    use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
     // mknod(2) takes the umask off the mode.
-    let name = CString::new(path.as_os_str().as_encoded_bytes())?;
-    // SAFETY: `name` is a NUL-terminated string that outlives the call.
-    Errno::result(unsafe { libc::chmod(name.as_ptr(), mode) })
-        .map(drop)
-        .with_context(|| format!("chmod {}", path.display()))
+    let before = umask(Mode::empty());
+    let made = devices.iter().try_for_each(|(name, major, minor)| {
+        let number = makedev((*major).into(), (*minor).into());
+        mknod(&dir.join(name), SFlag::S_IFCHR, Mode::from_bits_truncate(mode), number)
+            .with_context(|| format!("mknod {}/{name} c {major} {minor}", dir.display()))
+    });
+    umask(before);
+    made
 }

@@ -48,17 +48,15 @@ pub fn delete(name: &str) -> Result<()> {
     // A loop, because mounts stack: unlink says EBUSY as long as one is left.
     loop {
         match umount2(&path, MntFlags::MNT_DETACH | MntFlags::UMOUNT_NOFOLLOW) {
-            Ok(()) => {}
-            Err(Errno::EINVAL) => break, // not a mount point (any more)
+            Ok(()) | Err(Errno::EINVAL) => {} // EINVAL: not a mount point (any more)
             Err(Errno::ENOENT) => return Ok(()),
-            Err(errno) => {
-                return Err(errno).with_context(|| format!("umount {}", path.display()));
-            }
+            Err(errno) => return Err(errno).with_context(|| format!("umount {}", path.display())),
         }
-    }
-    match unlink(&path) {
-        Ok(()) | Err(Errno::ENOENT) => Ok(()),
-        Err(errno) => Err(errno).with_context(|| format!("unlink {}", path.display())),
+        match unlink(&path) {
+            Ok(()) | Err(Errno::ENOENT) => return Ok(()),
+            Err(Errno::EBUSY) => {}
+            Err(errno) => return Err(errno).with_context(|| format!("unlink {}", path.display())),
+        }
     }
 }
 
@@ -155,7 +153,10 @@ fn share_directory() -> Result<()> {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno).context(format!("mkdir {DIRECTORY}")),
     }
-    // ip-netns(8) takes the same lock: two first callers would stack two mounts, and names made
+    if share(DIRECTORY).is_ok() {
+        return Ok(());
+    }
+    // Not a mount point yet. ip-netns(8) takes the same lock: two first callers would stack two mounts, and names made
     // between them would be hidden under the second.
     let directory =
         open_file(DIRECTORY, OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty())

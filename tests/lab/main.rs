@@ -10,4 +10,6 @@ mod failover;
 mod faults;
 mod guard;
 mod replica;
+mod settings;
+mod status;
 mod torture;

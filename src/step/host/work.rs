@@ -52,10 +52,13 @@ pub fn enable_forwarding(bridge: &str) -> Result<()> {
 
 /// The bridge goes with its last node.
 pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_netns: &str) -> Result<()> {
-    let ours = link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac));
-    match !ours || is_in_use(own_netns)? {
-        true => Ok(()),
-        false => link::delete(name).map(drop),
+    // In this order: while the kernel takes the node's own namespace apart, whoever asks for a link waits for it.
+    if is_in_use(own_netns)? {
+        return Ok(());
+    }
+    match link::get(name)?.is_some_and(|l| l.is_bridge_of(alias, mac)) {
+        true => link::delete(name).map(drop),
+        false => Ok(()),
     }
 }
 

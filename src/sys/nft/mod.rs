@@ -73,15 +73,12 @@ pub fn add(table: &NatTable) -> Result<()> {
 /// # Errors
 /// `EEXIST` when a table of that name exists that has another comment.
 pub fn ensure(table: &NatTable) -> Result<()> {
-    let exists = match add(table) {
-        Err(error) if error.downcast_ref() == Some(&Errno::EEXIST) => error,
-        other => return other,
-    };
     let is_it = |found: &wire::Object| found.text(NFTA_TABLE_NAME).as_deref() == Some(table.name.as_str());
+    // Looking first is worth it: a batch, also one that the kernel refuses, waits some 10 ms for the readers of its rules.
     let Some(found) = tables()?.into_iter().find(is_it) else { return add(table) };
     let userdata = found.bytes(NFTA_TABLE_USERDATA).unwrap_or_default();
     if comment_of(userdata).as_deref() != Some(table.comment.as_str()) {
-        return Err(exists);
+        return add(table);
     }
     match entry_of(userdata, UDATA_CONTENT) == Some(&table.content()[..]) {
         true => Ok(()),

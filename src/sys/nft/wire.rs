@@ -22,6 +22,9 @@ const NFNL_MSG_BATCH_END: u16 = 0x11;
 const HEADER: usize = 16;
 const NFGENMSG: usize = 4;
 
+/// The kernel fills no datagram of a dump beyond this.
+const LARGEST: usize = 32 << 10;
+
 /// A dump starts over when the rules change under it.
 const DUMP_ATTEMPTS: usize = 10;
 
@@ -124,12 +127,13 @@ impl Batch {
         socket.set_non_blocking(true).map_err(errno).context("nf_tables: set O_NONBLOCK")?;
         let last = self.labels.len() as u32 - 1;
         let mut acknowledged = false;
+        let mut datagram = Vec::with_capacity(LARGEST);
         loop {
-            let datagram = match socket.recv_from_full() {
-                Ok((datagram, _)) => datagram,
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                Err(error) => return Err(errno(error)).context("nf_tables: recv"),
-            };
+            match receive(&socket, &mut datagram) {
+                Ok(()) => {}
+                Err(error) if error.downcast_ref() == Some(&Errno::EAGAIN) => break,
+                Err(error) => return Err(error),
+            }
             for answer in answers(&datagram)? {
                 if let Some(errno) = error_code(&answer)? {
                     return Err(errno).with_context(|| self.label(answer.sequence_number()));
@@ -189,8 +193,9 @@ pub(super) fn dump(operation: u16, family: u8) -> Result<Vec<Object>> {
 fn read_dump(socket: &Socket) -> Result<Option<Vec<Object>>> {
     let mut objects = Vec::new();
     let mut consistent = true;
+    let mut datagram = Vec::with_capacity(LARGEST);
     loop {
-        let (datagram, _) = socket.recv_from_full().map_err(errno).context("nf_tables: recv")?;
+        receive(socket, &mut datagram)?;
         for answer in answers(&datagram)? {
             consistent &= answer.flags() & NLM_F_DUMP_INTR == 0;
             match answer.message_type() {
@@ -272,6 +277,16 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result<()> {
     let sent = socket.send_to(bytes, &kernel, 0).map_err(errno).context("nf_tables: send")?;
     if sent != bytes.len() {
         bail!("nf_tables: send: {sent} of {} bytes", bytes.len());
+    }
+    Ok(())
+}
+
+/// Reads one datagram into `datagram`.
+fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> Result<()> {
+    datagram.clear();
+    let length = socket.recv(datagram, nix::libc::MSG_TRUNC).map_err(errno).context("nf_tables: recv")?;
+    if length > datagram.len() {
+        bail!("nf_tables: an answer of {length} bytes");
     }
     Ok(())
 }

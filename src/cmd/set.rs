@@ -1,0 +1,209 @@
+//! `pgbox set`: other settings for servers that exist, checked before they are written, brought to a cluster in the order
+//! in which it can take them, and taken back where a server can't live with them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::{Context, need_root, start, stop};
+use crate::{
+    cli,
+    engine::{
+        goal,
+        settings::{self as engine, Change},
+    },
+    facts::{
+        cluster::{self, Cluster},
+        node::{self, Node},
+    },
+    hint::advise,
+    postgres::{lsn::Lsn, parameter::Parameter, settings},
+    spec::Name,
+    state::NodeState,
+};
+
+mod check;
+mod order;
+
+/// How long standbys may take to replay the change of their primary.
+const REPLAY: Duration = Duration::from_secs(60);
+
+/// How long a server that was stopped may take to answer.
+const START: Duration = Duration::from_secs(300);
+
+pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
+    need_root("pgbox set")?;
+    let (names, changes) = read(args)?;
+    let clusters = match args.all {
+        true => cluster::all(&context.root, &context.lab)?,
+        false => Vec::new(),
+    };
+    for name in &names {
+        one(context, args, name, &changes)?;
+    }
+    for cluster in &clusters {
+        whole(context, args, cluster, &changes)?;
+    }
+    Ok(0)
+}
+
+/// The nodes and the settings of the command line.
+fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
+    let (settings, nodes): (Vec<&String>, Vec<&String>) =
+        args.words.iter().partition(|word| word.contains('='));
+    let nodes = nodes.into_iter().map(|name| name.parse::<Name>().map_err(anyhow::Error::msg));
+    let nodes = nodes.collect::<Result<Vec<Name>>>()?;
+    let mut changes = Vec::new();
+    for setting in settings {
+        let (name, value) = settings::parse(setting)?;
+        changes.push(Change { name, value: Some(value) });
+    }
+    for name in &args.reset {
+        let (name, _) = settings::parse(&format!("{name}=x"))?;
+        changes.push(Change { name, value: None });
+    }
+    let example = "for example: pgbox set primary work_mem=64MB";
+    match (nodes.is_empty(), changes.is_empty()) {
+        (_, true) => Err(advise("no setting was given", example)),
+        (true, _) if !args.all => {
+            Err(advise("no node was named", "name one, or use --all for the whole lab"))
+        }
+        (false, _) if args.all => {
+            Err(advise("--all already means every node of the lab", "leave the names out"))
+        }
+        _ => Ok((nodes, changes)),
+    }
+}
+
+/// Sets one node, as far as the others of its cluster can live with that.
+fn one(context: &Context, args: &cli::Set, name: &Name, changes: &[Change]) -> Result<()> {
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
+    let known = check::everything(context, &cluster, node, changes)?;
+    order::refuse_alone(&cluster, node, changes, &known)?;
+    if args.dry_run {
+        foretell(name, changes, &known);
+        return Ok(());
+    }
+    bring(context, name, changes)
+}
+
+/// Sets a whole cluster. What is raised goes to the standbys first, what is lowered to the primary first.
+fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Change]) -> Result<()> {
+    let head = cluster.head();
+    let known = check::everything(context, cluster, head, changes)?;
+    let lowered = order::lowered(head, changes, &known)?;
+    let (last, first): (Vec<Change>, Vec<Change>) =
+        changes.iter().cloned().partition(|change| lowered.contains(&change.name));
+    let standbys: Vec<&Node> = cluster.nodes[1..].iter().collect();
+    if args.dry_run {
+        let and = |name: &Name, changes: &[Change]| foretell(name, changes, &known);
+        standbys.iter().for_each(|node| and(&node.name, &first));
+        and(&head.name, changes);
+        standbys.iter().for_each(|node| and(&node.name, &last));
+        return Ok(());
+    }
+    if !first.is_empty() {
+        standbys.iter().try_for_each(|node| bring(context, &node.name, &first))?;
+    }
+    bring(context, &head.name, changes)?;
+    if last.is_empty() || standbys.is_empty() {
+        return Ok(());
+    }
+    let changed = goal::write_lsn(&node::find(&context.root, &context.lab, &head.name)?)?;
+    for node in standbys {
+        match &node.pidfd {
+            Some(_) => {
+                replayed(context, &node.name, changed)?;
+                bring(context, &node.name, &last)?;
+            }
+            // It has yet to replay the time when the primary had more.
+            None => super::warn(
+                context,
+                &format!(
+                    "`{0}` is stopped and stays as it is; once it streams: pgbox set {0} {1}",
+                    node.name,
+                    words(&last)
+                ),
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Waits until a standby knows what its primary had written.
+fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
+    let deadline = Instant::now() + REPLAY;
+    while let Err(why) = goal::reached(&context.root, &context.lab, name, goal::Goal::Replayed(wanted)) {
+        if Instant::now() >= deadline {
+            return Err(advise(
+                format!("`{name}` has not replayed the primary's change, and stays as it is: {why:#}"),
+                format!("`pgbox wait {name} --for caught-up`, then again"),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
+}
+
+fn words(changes: &[Change]) -> String {
+    let word = |change: &Change| match &change.value {
+        Some(value) => format!("{}={value}", change.name),
+        None => format!("--reset {}", change.name),
+    };
+    changes.iter().map(word).collect::<Vec<_>>().join(" ")
+}
+
+fn foretell(name: &Name, changes: &[Change], known: &[Parameter]) {
+    for change in changes {
+        let restarts = known.iter().any(|p| p.name.eq_ignore_ascii_case(&change.name) && p.needs_restart());
+        println!("{name}: {change}{}", if restarts { ", with a restart in place" } else { "" });
+    }
+}
+
+/// Brings changes to a node: at once, by a restart in place, or at its next start; says which.
+fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let (before, said) = engine::change(&context.root, &context.lab, name, changes)?;
+    let say = |how: &str| changes.iter().for_each(|change| println!("{name}: {change}, {how}"));
+    let Some(said) = said else {
+        say("from its next start on");
+        return Ok(());
+    };
+    if !said.iter().any(|parameter| parameter.pending_restart) {
+        say("in effect");
+    } else {
+        let begun = Instant::now();
+        restart(context, name, &before, changes)?;
+        say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
+    }
+    let node = node::find(&context.root, &context.lab, name)?;
+    let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
+    for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
+        super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));
+    }
+    Ok(())
+}
+
+/// Restarts the server in place. If it does not come up like this, it is started as it was.
+fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
+    let args = cli::Stop { nodes: Vec::new(), timeout: None, mode: cli::Mode::Fast };
+    let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
+    let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
+    let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:"));
+    let fatal = fatal.map_or("see its log", |(_, why)| why.trim());
+    engine::restore(&context.root, &context.lab, name, before, changes)?;
+    let node = node::find(&context.root, &context.lab, name)?;
+    let back = match node.pidfd {
+        Some(_) => stop::restart_one(context, &args, name),
+        None => start::start(context, name, START, start::STREAM),
+    };
+    match back {
+        Ok(()) => {
+            Err(error.context(format!("`{name}` did not come up with it, and runs as it was: {fatal}")))
+        }
+        Err(back) => Err(back.context(format!("`{name}` came up neither with it nor as it was: {fatal}"))),
+    }
+}

@@ -1,0 +1,109 @@
+//! What is asked before a setting is written anywhere: whether pgbox lets it be set, whether the server knows it, and
+//! whether the server's own program takes the value.
+//!
+//! The rule that surprises people: no SQL checks the value of a parameter that takes a restart. `postgres -C` does: it
+//! reads the files and the options as a start would, prints one value, and ends.
+
+use std::process::{Command, Stdio};
+
+use anyhow::{Context as _, Result, bail};
+
+use super::super::Context;
+use crate::{
+    engine::settings::{self, Change},
+    facts::{cluster::Cluster, node::Node},
+    hint::advise,
+    postgres::parameter::{self, Parameter},
+};
+
+/// Checks changes for a node, and gives what a running server of the same image knows of these parameters.
+pub fn everything(
+    context: &Context,
+    cluster: &Cluster,
+    node: &Node,
+    changes: &[Change],
+) -> Result<Vec<Parameter>> {
+    for change in changes {
+        if let Some(why) = parameter::refusal(&change.name) {
+            return Err(advise(format!("{} can't be set", change.name), why));
+        }
+    }
+    let same = |other: &&Node| other.pidfd.is_some() && other.state.image == node.state.image;
+    let Some(witness) = [node].into_iter().chain(&cluster.nodes).find(same) else {
+        return Err(advise(
+            format!("no server that runs can say whether `{}` would take that", node.name),
+            format!("start it first: pgbox start {}", node.name),
+        ));
+    };
+    let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
+    let known = settings::ask(witness, &names)?;
+    for change in changes {
+        is_known(change, &known)?;
+    }
+    run_postgres(context, witness, changes)?;
+    Ok(known)
+}
+
+fn is_known(change: &Change, known: &[Parameter]) -> Result<()> {
+    let name = &change.name;
+    match find(known, name) {
+        // An extension's, which may not be loaded yet.
+        None if name.contains('.') => Ok(()),
+        None => Err(advise(
+            format!("the server knows no parameter {name}; with it, it would not start again"),
+            "`SHOW ALL` in psql lists what it knows",
+        )),
+        Some(parameter) if parameter.context == "internal" => {
+            bail!("{name} is fixed when a server is built or its data directory is made")
+        }
+        Some(_) if name.eq_ignore_ascii_case("wal_level") && change.value.as_deref() == Some("minimal") => {
+            bail!("with wal_level=minimal there can be no standbys")
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// Has the node's own `postgres` read the values, as at a start.
+fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()> {
+    let set = changes.iter().filter_map(|change| Some((&change.name, change.value.as_ref()?)));
+    let options: Vec<String> =
+        set.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]).collect();
+    let (Some(postgres), false) = (node.state.postgres(), options.is_empty()) else { return Ok(()) };
+    // A child of its own: who has entered a node does not come back.
+    let program = std::env::current_exe().context("find the program itself")?;
+    let output = Command::new(program)
+        .arg("--root")
+        .arg(context.root.path())
+        .args(["--lab", context.lab.as_str(), "exec", "--user"])
+        .arg(node.state.plan.init.user.uid.to_string())
+        .args([node.name.as_str(), "--"])
+        .arg(postgres.bindir.join("postgres"))
+        .arg("-D")
+        .arg(&postgres.pgdata)
+        .args(&options)
+        .args(["-C", "server_version"])
+        .stdin(Stdio::null())
+        .output()
+        .context("start a check in the node")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let fatal = said.lines().filter_map(|line| line.split_once("FATAL:")).map(|(_, why)| why.trim()).next();
+    match fatal.or(said.lines().next()) {
+        Some(why) => bail!("the server would not start with that: {why}"),
+        None => bail!("the server would not start with that ({})", output.status),
+    }
+}
+
+/// What is known of a parameter.
+pub fn find<'k>(known: &'k [Parameter], name: &str) -> Option<&'k Parameter> {
+    known.iter().find(|parameter| parameter.name.eq_ignore_ascii_case(name))
+}
+
+/// What a running node has of a parameter, as a number.
+pub fn number(node: &Node, name: &str) -> Result<i64> {
+    let said = settings::ask(node, &[name.to_owned()])?;
+    let parameter = said.first().with_context(|| format!("`{}` knows no {name}", node.name))?;
+    parameter.setting.parse().with_context(|| format!("{name} of `{}`", node.name))
+}

@@ -1,0 +1,179 @@
+//! `pgbox sync`: whom commits wait for, and how many wait.
+
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use nix::sys::signal::Signal;
+use serde::Serialize;
+
+use super::{Context, need_root};
+use crate::{
+    cli,
+    engine::{orders, settings, sync},
+    facts::{
+        cluster::{self, Cluster},
+        replication::{self, Picture, Sync},
+    },
+    hint::advise,
+    spec::SyncRule,
+    sys::process,
+};
+
+/// How long a primary may take to go by a new rule.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What is shown; the names are those of the JSON output.
+#[derive(Serialize)]
+struct Shown {
+    /// What was asked for, in the words of this command.
+    rule: Option<String>,
+    #[serde(flatten)]
+    sync: Sync,
+}
+
+pub fn run(context: &Context, args: &cli::Sync) -> Result<i32> {
+    match args.rule.join(" ").trim() {
+        "" => show(context, args.json)?,
+        "off" => change(context, None)?,
+        rule => change(context, Some(rule.parse().map_err(anyhow::Error::msg)?))?,
+    }
+    Ok(0)
+}
+
+fn show(context: &Context, json: bool) -> Result<()> {
+    let head = cluster::main(&context.root, &context.lab)?.head().name.clone();
+    let lab = replication::look(&context.root, &context.lab)?;
+    let is_meant = |picture: &Picture| picture.nodes.first().is_some_and(|first| first.node == head);
+    let picture = lab.clusters.into_iter().find(is_meant).with_context(|| format!("`{head}` is gone"))?;
+    let shown = Shown { rule: lab.sync_rule, sync: picture.sync };
+    if json {
+        println!("{}", serde_json::to_string_pretty(&shown)?);
+        return Ok(());
+    }
+    println!("rule       {}", shown.rule.as_deref().unwrap_or("off"));
+    println!("in effect  {}", effect(&shown.sync));
+    if shown.sync.waiting_commits > 0 {
+        println!("waiting    {}", replication::waiting(&shown.sync));
+    }
+    Ok(())
+}
+
+fn effect(sync: &Sync) -> &str {
+    match sync.in_effect.as_deref() {
+        None => "not known: the primary does not answer",
+        Some("") => "commits wait for nobody",
+        Some(value) => value,
+    }
+}
+
+fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
+    need_root("pgbox sync")?;
+    let _lock = context.root.lock(&context.lab)?;
+    let cluster = cluster::main(&context.root, &context.lab)?;
+    let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
+    // What was said before may be said again, when one of them is the primary meanwhile.
+    if let Some(rule) = rule.as_ref().filter(|rule| lab.sync.as_ref() != Some(rule)) {
+        check(&cluster, rule)?;
+    }
+    let head = cluster.head();
+    // What waits is told before it is let go.
+    let waited = head.pidfd.as_ref().and_then(|_| replication::ask(head).ok()).map_or(0, |said| said.waiting);
+    let text = rule.as_ref().map_or_else(|| "nobody".to_owned(), SyncRule::to_string);
+    let is_off = rule.is_none();
+    lab.sync = rule;
+    context.root.save_lab(&context.lab, &lab)?;
+    let value = match is_off {
+        true => forget(&cluster)?,
+        false => sync::settle(&context.root, &cluster)?,
+    };
+    let Some(pidfd) = &head.pidfd else {
+        super::note(
+            context,
+            &format!("`{}` does not run; it will go by it from its next start on", head.name),
+        );
+        return Ok(());
+    };
+    // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
+    process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
+    wait_until_told(&cluster, &value)?;
+    println!("commits wait for {text}");
+    if is_off && waited > 0 {
+        wait_until_released(&cluster)?;
+        println!("{waited} that waited went through");
+    }
+    warn_of_absent(context, &cluster, &value)
+}
+
+/// Takes the rule from every server: a standby may have it from a time when it was the primary.
+fn forget(cluster: &Cluster) -> Result<String> {
+    for node in cluster.nodes.iter().filter(|node| !sync::told(&node.state).is_empty()) {
+        let mut state = node.state.clone();
+        sync::tell(&mut state, "");
+        orders::give(&node.dir, &state, node.pidfd.as_ref())?;
+    }
+    Ok(String::new())
+}
+
+/// A rule can only name standbys of the primary itself: it knows no others.
+fn check(cluster: &Cluster, rule: &SyncRule) -> Result<()> {
+    let head = &cluster.head().name;
+    let followers: Vec<&str> = cluster.followers(head).map(|node| node.name.as_str()).collect();
+    let Some(stranger) = rule.names.iter().find(|name| !followers.contains(&name.as_str())) else {
+        return Ok(());
+    };
+    let way_out = match followers.is_empty() {
+        true => format!("make one: `pgbox replica {stranger} --of {head}`"),
+        false => format!("these do: {}", followers.join(", ")),
+    };
+    Err(advise(
+        format!("`{stranger}` does not follow `{head}` directly; every commit would wait for it for ever"),
+        way_out,
+    ))
+}
+
+fn wait_until_told(cluster: &Cluster, value: &str) -> Result<()> {
+    let head = cluster.head();
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let said = settings::ask(head, &[sync::SETTING.to_owned()])?;
+        let parameter =
+            said.first().with_context(|| format!("`{}` knows no {}", head.name, sync::SETTING))?;
+        if parameter.setting == value {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            let why = parameter.overruled().unwrap_or_else(|| "`pgbox logs` may tell why".to_owned());
+            return Err(advise(format!("`{}` goes by {:?} all the same", head.name, parameter.setting), why));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The server's checkpointer lets them go, a moment after it has read the files.
+fn wait_until_released(cluster: &Cluster) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while replication::ask(cluster.head())?.waiting > 0 {
+        anyhow::ensure!(Instant::now() < deadline, "commits wait all the same; see `pgbox status`");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Says whose absence makes commits wait from now on.
+fn warn_of_absent(context: &Context, cluster: &Cluster, value: &str) -> Result<()> {
+    let said = replication::ask(cluster.head())?;
+    let streams = |name: &String| {
+        said.senders.iter().any(|s| s.application_name == *name && s.state.as_deref() == Some("streaming"))
+    };
+    let names = crate::postgres::status::sync_names(value);
+    let absent: Vec<String> = names.into_iter().filter(|name| !streams(name)).collect();
+    if !absent.is_empty() {
+        let text =
+            format!("{} does not stream at this moment; `pgbox status` shows what waits", absent.join(", "));
+        super::warn(context, &text);
+    }
+    Ok(())
+}

@@ -1,0 +1,86 @@
+//! What a script waits for: a standby that streams, that has replayed what the primary had written, a role. Asked of the
+//! servers again and again; the node may stop, start and change its role meanwhile.
+
+use anyhow::Result;
+
+use super::follower;
+use crate::{
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
+    postgres::lsn::Lsn,
+    spec::Name,
+    sql,
+    state::{Role, Root},
+};
+
+/// What a node is to become.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Goal {
+    /// A standby that the server it follows sends WAL to as it is written.
+    Streaming,
+    /// A standby that has replayed up to here.
+    Replayed(Lsn),
+    /// A server that takes writes.
+    Primary,
+    /// A server that replays what another one writes.
+    Standby,
+}
+
+/// Looks once. An error is the reason why it is not so yet.
+pub fn reached(root: &Root, lab: &Name, name: &Name, goal: Goal) -> Result<()> {
+    let node = node::find(root, lab, name)?;
+    match goal {
+        Goal::Streaming => streams(root, &node),
+        Goal::Replayed(lsn) => has_replayed(&node, lsn),
+        Goal::Primary => has_role(&node, false),
+        Goal::Standby => has_role(&node, true),
+    }
+}
+
+/// How far the primary has written that a node follows in the end. `None` when the node itself is that primary.
+pub fn written(root: &Root, lab: &Name, name: &Name) -> Result<Option<Lsn>> {
+    let cluster = cluster::of(root, lab, name)?;
+    match cluster.head() {
+        head if head.name == *name => Ok(None),
+        head => write_lsn(head).map(Some),
+    }
+}
+
+/// How far a primary has written.
+pub fn write_lsn(primary: &Node) -> Result<Lsn> {
+    lsn(primary, "SELECT pg_current_wal_lsn()::text")
+}
+
+/// Whether a standby has replayed up to there.
+pub fn has_replayed(node: &Node, wanted: Lsn) -> Result<()> {
+    let replayed = lsn(node, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text")?;
+    anyhow::ensure!(replayed >= wanted, "it has replayed up to {replayed}, and not yet to {wanted}");
+    Ok(())
+}
+
+fn lsn(node: &Node, sql: &'static str) -> Result<Lsn> {
+    node.running()?;
+    let said = node.login()?.ask(sql::PATIENCE, move |client| client.query_one(sql, &[]))?;
+    Ok(said.get::<_, String>(0).parse()?)
+}
+
+fn streams(root: &Root, node: &Node) -> Result<()> {
+    node.running()?;
+    let Role::Standby { of } = node.state.role() else { anyhow::bail!("it is no standby") };
+    let server = node::find(root, &node.lab, &of)?;
+    server.running()?;
+    follower::streams(&server.login()?, node.name.as_str()).map_err(anyhow::Error::msg)
+}
+
+fn has_role(node: &Node, standby: bool) -> Result<()> {
+    node.running()?;
+    let recovers =
+        node.login()?.ask(sql::PATIENCE, |client| client.query_one("SELECT pg_is_in_recovery()", &[]))?;
+    match (recovers.get::<_, bool>(0), standby) {
+        (true, false) => anyhow::bail!("it is a standby"),
+        (false, true) => anyhow::bail!("it is a primary"),
+        _ => Ok(()),
+    }
+}

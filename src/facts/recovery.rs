@@ -1,0 +1,66 @@
+//! How far a server is that recovers and answers nobody yet: from the title of its startup process, which the kernel shows
+//! as that process' command line (proc_pid_cmdline(5)), and from the node's log.
+
+use std::{
+    fs::{self, File},
+    io,
+    os::unix::fs::{FileExt, MetadataExt},
+    path::Path,
+};
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::node::Node;
+use crate::{
+    postgres::{lsn::Lsn, recovery},
+    state::Root,
+};
+
+/// How far a recovery is. Where it will end is only known when it is there.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Recovery {
+    pub began_at: Option<Lsn>,
+    /// What is replayed now: to the WAL file, or more exactly where the log says so.
+    pub at: Option<Lsn>,
+}
+
+/// Looks at a node whose server was started and does not answer yet. `None` when there is nothing to see of a recovery.
+pub fn of(root: &Root, node: &Node) -> Result<Option<Recovery>> {
+    let log = log_end(&node.dir.log()).unwrap_or_default();
+    let began_at = recovery::began_at(&log);
+    let at = replaying(root, node)?.max(recovery::progress(&log));
+    Ok((began_at.is_some() || at.is_some()).then_some(Recovery { began_at, at }))
+}
+
+/// The start of the WAL file that the startup process is at.
+fn replaying(root: &Root, node: &Node) -> Result<Option<Lsn>> {
+    for pid in node.cgroup(root)?.processes()? {
+        let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let title = String::from_utf8_lossy(&title).replace('\0', " ");
+        if let Some(file) = recovery::wal_file(&title) {
+            return Ok(recovery::begins_at(file, segment_size(node, file)));
+        }
+    }
+    Ok(None)
+}
+
+/// A WAL file is as long as every other of its cluster.
+fn segment_size(node: &Node, file: &str) -> u64 {
+    const USUAL: u64 = 16 << 20;
+    let size = node.state.data.as_ref().map(|data| fs::symlink_metadata(data.join("pg_wal").join(file)));
+    match size {
+        Some(Ok(meta)) if meta.is_file() && meta.size() > 0 => meta.size(),
+        _ => USUAL,
+    }
+}
+
+/// The last part of a log: recoveries write little.
+fn log_end(path: &Path) -> io::Result<String> {
+    const PART: u64 = 64 << 10;
+    let file = File::open(path)?;
+    let from = file.metadata()?.size().saturating_sub(PART);
+    let mut bytes = vec![0; PART as usize];
+    let read = file.read_at(&mut bytes, from)?;
+    Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())
+}

@@ -1,0 +1,147 @@
+//! What a server knows of its own parameters (PostgreSQL manual 54.24 `pg_settings`, 54.12 `pg_file_settings`), and the
+//! order in which a cluster must learn of some of them (27.4.3).
+//!
+//! The rule that surprises people: a standby whose `max_connections` is lower than its primary's stops replaying, or stops
+//! altogether. It goes by what the primary *had* at the place in the WAL where it is now. So a higher value goes to
+//! standbys first, and a lower one to the primary first, and to standbys when they have replayed the change.
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use super::{quote, settings};
+
+/// Standbys must have at least as much of these as their primary.
+pub const ORDERED: [&str; 5] = [
+    "max_connections",
+    "max_worker_processes",
+    "max_wal_senders",
+    "max_prepared_transactions",
+    "max_locks_per_transaction",
+];
+
+/// A row of `pg_settings`, with what the files say.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+pub struct Parameter {
+    pub name: String,
+    pub setting: String,
+    /// `postmaster`: it takes a restart; `internal`: it can't be changed at all.
+    pub context: String,
+    pub pending_restart: bool,
+    /// Where the value comes from: `configuration file`, `command line`, `default`...
+    pub source: String,
+    pub sourcefile: Option<String>,
+    /// What it would be without pgbox.
+    pub fallback: Option<String>,
+    /// What the generated file says, if it has the parameter.
+    pub told: Option<String>,
+    /// What the server has against that.
+    pub file_error: Option<String>,
+}
+
+impl Parameter {
+    pub fn needs_restart(&self) -> bool {
+        self.context == "postmaster"
+    }
+
+    /// What is said elsewhere and wins over the generated file, with the way out.
+    pub fn overruled(&self) -> Option<String> {
+        let name = &self.name;
+        let elsewhere = |file: &str| !file.ends_with(&format!("/{}", settings::FILE));
+        match (self.source.as_str(), &self.sourcefile) {
+            ("command line", _) => Some(format!("the server's command line has {name}={}", self.setting)),
+            ("configuration file", Some(file)) if file.ends_with("/postgresql.auto.conf") => Some(format!(
+                "ALTER SYSTEM has set {name}={}; `ALTER SYSTEM RESET {name}` undoes that",
+                self.setting
+            )),
+            ("configuration file", Some(file)) if self.told.is_some() && elsewhere(file) => {
+                Some(format!("{file} has {name}={}", self.setting))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// Asks for these parameters; those that the server does not know are missing in the answer.
+pub fn question(names: &[String]) -> String {
+    let names: Vec<String> = names.iter().map(|name| quote::literal(&name.to_lowercase())).collect();
+    let ours = quote::literal(&format!("%/{}", settings::FILE));
+    let in_file = |what: &str, which: &str| {
+        format!(
+            "(SELECT f.{what} FROM pg_file_settings f WHERE lower(f.name) = lower(s.name) \
+             AND f.sourcefile {which} LIKE {ours} ORDER BY f.seqno DESC LIMIT 1)"
+        )
+    };
+    format!(
+        "SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object('fallback', coalesce({}, s.boot_val), \
+         'told', {}, 'file_error', {})), '[]')::text FROM pg_settings s WHERE lower(s.name) IN ({})",
+        in_file("setting", "NOT"),
+        in_file("setting", ""),
+        in_file("error", ""),
+        names.join(", ")
+    )
+}
+
+/// When the server read its files last, as text to compare.
+pub const LOADED: &str = "SELECT pg_conf_load_time()::text";
+
+/// Reads the answer to [`question`].
+pub fn parse(text: &str) -> Result<Vec<Parameter>> {
+    serde_json::from_str(text).context("the server's answer about its parameters")
+}
+
+/// Why pgbox does not let a parameter be set like any other.
+pub fn refusal(name: &str) -> Option<&'static str> {
+    match name.to_lowercase().as_str() {
+        "port" => Some("a node's port is always 5432; publish another one: `pgbox run -p`"),
+        "listen_addresses" => {
+            Some("a node has one address, and pgbox itself asks there whether the server is up")
+        }
+        "data_directory" | "config_file" | "hba_file" | "ident_file" => {
+            Some("the files of a node are where pgbox looks for them")
+        }
+        "primary_conninfo" | "primary_slot_name" | "recovery_target_timeline" => {
+            Some("whom a node follows is a matter of `pgbox switchover`, `pgbox failover` and `pgbox rejoin`")
+        }
+        "synchronous_standby_names" => Some("a name that is no standby stops every commit; use `pgbox sync`"),
+        _ => None,
+    }
+}
+
+/// Whether standbys must learn of a parameter in an order.
+pub fn is_ordered(name: &str) -> bool {
+    ORDERED.iter().any(|ordered| ordered.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameter(source: &str, file: Option<&str>) -> Parameter {
+        let (name, setting) = ("work_mem".to_owned(), "4096".to_owned());
+        let told = Some("64MB".to_owned());
+        let (source, sourcefile) = (source.to_owned(), file.map(str::to_owned));
+        Parameter { name, setting, told, source, sourcefile, ..Parameter::default() }
+    }
+
+    #[test]
+    fn what_wins_over_the_generated_file_is_named() {
+        let file = "configuration file";
+        assert!(
+            parameter(file, Some("/d/postgresql.auto.conf"))
+                .overruled()
+                .unwrap()
+                .contains("ALTER SYSTEM RESET work_mem")
+        );
+        assert!(parameter("command line", None).overruled().is_some());
+        assert_eq!(parameter(file, Some("/d/pgbox.conf")).overruled(), None);
+        assert_eq!(parameter("default", None).overruled(), None);
+    }
+
+    #[test]
+    fn names_are_quoted_and_some_are_refused() {
+        let sql = question(&["a'b".to_owned(), "DateStyle".to_owned()]);
+        assert!(sql.ends_with("IN ('a''b', 'datestyle')"), "{sql}");
+        assert!(refusal("Port").is_some() && refusal("work_mem").is_none());
+        assert!(is_ordered("MAX_connections") && !is_ordered("work_mem"));
+    }
+}
