@@ -167,6 +167,7 @@ impl Torture<'_> {
         self.say(&format!("pgbox {} after {time:?}: {how}", args.join(" ")));
     }
 
+    /// Of each node its role, whether it runs, and whether it is frozen.
     fn roles(&self) -> BTreeMap<String, (Role, bool, bool)> {
         let root = pgbox::state::Root::new(&self.host.root);
         let nodes = node::all(&root, &"default".parse().expect("name")).expect("nodes");
@@ -310,6 +311,12 @@ impl Torture<'_> {
 
     /// One pass; true when there was nothing to do.
     fn mend_roles(&mut self) -> bool {
+        // A command that was killed may have asked for a stop that comes to its end only now.
+        let states = self.host.json(&["ps", "--json"]);
+        let ends = |row: &Value| row["state"] == "stopping" || row["state"] == "ending";
+        if states.as_array().is_some_and(|rows| rows.iter().any(ends)) {
+            return false;
+        }
         let roles = self.roles();
         let mut done = true;
         for node in NODES {
