@@ -60,8 +60,12 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
         return Ok(0);
     }
     check(&cluster, target)?;
-    if let Some(head) = head {
-        leave_behind(context, args, &cluster, head, target)?;
+    match head {
+        Some(_) if failover::unfinished(&cluster).is_some() => {
+            super::note(context, &format!("`{}` goes on with the takeover that was begun", target.name));
+        }
+        Some(head) => leave_behind(context, args, &cluster, head, target)?,
+        None => {}
     }
     if args.dry_run {
         println!("promote: `{}`", target.name);

@@ -109,6 +109,8 @@ pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Re
 pub fn promote(root: &Root, cluster: &Cluster, head: Option<&Node>, target: &Node) -> Result<Promoted> {
     let others: Vec<&Node> = head
         .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
+    // It is dead by now. Whoever has left that to others has it done here.
+    head.map_or(Ok(()), |head| takeover::fence(root, head))?;
     let promoted = takeover::promote(root, target, &others, || Ok(()))?;
     if let Some(head) = head {
         halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
@@ -116,8 +118,8 @@ pub fn promote(root: &Root, cluster: &Cluster, head: Option<&Node>, target: &Nod
     Ok(promoted)
 }
 
-/// The standby that another takeover has begun with and not finished, if it still runs: it may be a primary already, so that
-/// no other one can be chosen.
+/// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no
+/// other one can be chosen; and what is lost was decided before the old primary was marked, and has not changed.
 pub fn unfinished(cluster: &Cluster) -> Option<&Node> {
     let Role::Superseded { by } = cluster.head().state.role() else { return None };
     cluster.node(&by).filter(|node| node.pidfd.is_some())

@@ -166,7 +166,8 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
 /// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
 fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {
-    let timeline = |node: &Node| wal::timeline(node.state.data.as_deref().context("it has no data directory")?);
+    let timeline =
+        |node: &Node| wal::timeline(node.state.data.as_deref().context("it has no data directory")?);
     let ((own, _), (current, history)) = (timeline(standby)?, timeline(head)?);
     if own == current {
         return Ok(());

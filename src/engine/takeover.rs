@@ -77,9 +77,10 @@ pub fn promote(
         wait_for_setting(&server, value)?;
     }
     let promoted = server.ask(PROMOTION, promote_in).with_context(|| format!("promote `{}`", target.name))?;
-    moved()?;
+    // First of all: if this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
+    moved()?;
     let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {

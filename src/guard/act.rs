@@ -26,6 +26,8 @@ use crate::{
 const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
+const NOBODY: &str = "no standby runs and answers that has a part of its history and nothing else";
+
 impl Guard<'_> {
     /// Fails over, unless what was seen is over by the time that this guard has the lab for itself. Gives a signal that came
     /// while it waited.
@@ -65,13 +67,13 @@ impl Guard<'_> {
         let Watched { root, wish, .. } = self.watched;
         let head = cluster.head();
         let begun = Instant::now();
+        if let Some(target) = failover::unfinished(cluster) {
+            return self.promote(cluster, target, first_sign, begun);
+        }
         let pause = Pause::begin(root, head)?;
-        let target = match choose(cluster, head) {
-            Ok(target) => target,
-            Err(why) => {
-                pause.end()?;
-                return self.refuse(&head.name, why);
-            }
+        let Some(target) = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)) else {
+            pause.end()?;
+            return self.refuse(&head.name, NOBODY.to_owned());
         };
         let loss = loss::assess(cluster, head, target);
         let nothing_lost = loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
@@ -88,13 +90,25 @@ impl Guard<'_> {
             return self.refuse(&head.name, why);
         }
         failover::leave_behind(root, head, &target.name, pause)?;
-        let fenced = Instant::now();
         (self.tell)(&Event::Fenced {
             primary: head.name.clone(),
             standby: target.name.clone(),
             loss: told,
-            ms: ms(fenced - begun),
+            ms: ms(begun.elapsed()),
         })?;
+        self.promote(cluster, target, first_sign, begun)
+    }
+
+    /// The second half, for an old primary that is out of the way.
+    fn promote(
+        &mut self,
+        cluster: &Cluster,
+        target: &Node,
+        first_sign: Instant,
+        begun: Instant,
+    ) -> Result<()> {
+        let Watched { root, lab, .. } = self.watched;
+        let (head, fenced) = (cluster.head(), first_sign.elapsed());
         let promoted = failover::promote(root, cluster, Some(head), target)?;
         (self.tell)(&Event::FailedOver {
             old: head.name.clone(),
@@ -102,10 +116,10 @@ impl Guard<'_> {
             timeline: promoted.timeline,
             lsn: promoted.lsn.to_string(),
             seen_ms: ms(begun - first_sign),
-            fenced_ms: ms(fenced - first_sign),
+            fenced_ms: ms(fenced),
             total_ms: ms(first_sign.elapsed()),
         })?;
-        self.moved_to(&cluster::of(root, self.watched.lab, &target.name)?)
+        self.moved_to(&cluster::of(root, lab, &target.name)?)
     }
 
     /// Says why nothing is done, unless that was said before, and when it is tried again.
@@ -119,13 +133,4 @@ impl Guard<'_> {
         self.refusal = Some(Refusal { why, again: Instant::now() + pause, pause });
         Ok(())
     }
-}
-
-/// The standby that is to take over. One that has begun to before is a primary perhaps, and nobody else can be one then.
-fn choose<'c>(cluster: &'c Cluster, head: &Node) -> Result<&'c Node, String> {
-    let chosen = failover::unfinished(cluster);
-    let chosen = chosen.or_else(|| cluster.node(&loss::most_advanced(cluster, head)?));
-    chosen.ok_or_else(|| {
-        "no standby runs and answers that has a part of its history and nothing else".to_owned()
-    })
 }
