@@ -51,7 +51,7 @@ pub enum Command {
     Replica(Box<Replica>),
     /// Make a standby the primary after the primary has died, or without one
     Promote(Failover),
-    /// Change the primary as planned: nothing is lost, and the old one comes back as a standby
+    /// Change the primary as planned: nothing is lost, and the old one becomes a standby
     Switchover(Switchover),
     /// Make a standby the primary at once; refuses if acknowledged rows would be lost
     Failover(Failover),
