@@ -20,7 +20,7 @@ use crate::{
     state::Role,
 };
 
-/// How long what is on its way may take to arrive.
+/// How long a stream that is still open may take to bring what is on its way.
 const ARRIVAL: Duration = Duration::from_millis(500);
 
 /// What the old primary has and the standby has not.
@@ -72,31 +72,21 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     let server = target.login()?;
     ensure!(!target.frozen, "`{}` is frozen", target.name);
     let begun = Instant::now();
-    let mut received = takeover::received(&server)?;
-    same_history(head, target, received)?;
     loop {
+        // The receiver writes what the kernel has for it, and ends only then: asked in this order, nothing comes after.
+        let is_over = !takeover::receives(&server)? || begun.elapsed() > ARRIVAL;
+        let received = takeover::received(&server)?;
+        same_history(head, target, received)?;
         let scan = wal::lost(data, received)?;
-        // Asked in this order: nothing arrives any more at a standby whose receiver has ended.
-        let receives = receives(&server)?;
-        let now = takeover::received(&server)?;
-        let settled = now == received && (!receives || begun.elapsed() > ARRIVAL);
         let commits = scan.commits - scan.idle;
-        if commits == 0 || settled {
+        if commits == 0 || is_over {
             let rows = if commits == 0 { 0 } else { rows(&scan, &server) };
             let at_least = !scan.exact || scan.since > received;
             let synchronous = is_synchronous(cluster, head, target, received);
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
-        // The receiver writes what the kernel has for it, and ends only then.
         std::thread::sleep(Duration::from_millis(10));
-        received = now;
     }
-}
-
-/// Whether a standby hears the server that it follows, as far as it has noticed.
-pub fn receives(server: &Login) -> Result<bool> {
-    let sql = "SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming'";
-    Ok(!server.ask(sql::PATIENCE, |client| client.query(sql, &[]))?.is_empty())
 }
 
 /// The rows that users know of. A value too large for its row is some rows of a table of TOAST, and which tables those

@@ -22,7 +22,7 @@ use super::{
     sight::{self, Finding, Judge, Sight},
 };
 use crate::{
-    engine::{interrupt::Interrupts, loss, sync},
+    engine::{interrupt::Interrupts, sync, takeover},
     facts::{
         cluster::{self, Cluster},
         node::Node,
@@ -364,7 +364,7 @@ impl Head {
 fn cut_off(cluster: &Cluster, rule: &SyncRule) -> Sight {
     let members = cluster.nodes.iter().filter(|node| rule.names.contains(&node.name));
     let running = members.filter(|node| node.pidfd.is_some() && !node.frozen);
-    let heard = running.filter_map(|node| Some((&node.name, loss::receives(&node.login().ok()?).ok()?)));
+    let heard = running.filter_map(|node| Some((&node.name, takeover::receives(&node.login().ok()?).ok()?)));
     let (hear, deaf): (Vec<_>, Vec<_>) = heard.partition(|(_, receives)| *receives);
     let named =
         |nodes: &[(&Name, bool)]| nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
