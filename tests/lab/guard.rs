@@ -89,21 +89,6 @@ fn trio(host: &Host) {
     host.pgbox(&["replica", "r2", "--of", "primary"]);
 }
 
-/// Has commits wait for one of the standbys.
-pub fn synchronous(host: &Host, rule: &str) {
-    let root = pgbox::state::Root::new(&host.root);
-    let lab = "default".parse().expect("a name");
-    let mut state = root.load_lab(&lab).expect("lab").expect("a lab");
-    state.sync = Some(rule.parse().expect("a rule"));
-    root.save_lab(&lab, &state).expect("save");
-    let cluster = pgbox::facts::cluster::main(&root, &lab).expect("cluster");
-    let head = cluster.head().name.to_string();
-    let value = pgbox::engine::sync::settle(&root, &cluster).expect("settle");
-    until("the rule counts", 5, || host.sql(&head, &[], "SHOW synchronous_standby_names") == value);
-    let synchronous = "SELECT count(*) > 0 FROM pg_stat_replication WHERE sync_state IN ('sync', 'quorum')";
-    until("somebody is synchronous", 10, || host.sql(&head, &[], synchronous) == "t");
-}
-
 fn acknowledged(host: &Host) -> u64 {
     host.json(&["drive", "report", "--json"])["acknowledged"].as_u64().expect("a number")
 }
@@ -112,7 +97,7 @@ fn acknowledged(host: &Host) -> u64 {
 fn a_primary_that_dies_is_replaced_at_once_and_nothing_is_lost() {
     let Some(host) = Host::new() else { return };
     trio(&host);
-    synchronous(&host, "any 1 (r1, r2)");
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
     let guard = Guard::start(&host, "primary", &[]);
     let second = host.fails(1, &["guard"]);
     assert!(
@@ -179,7 +164,7 @@ fn what_somebody_wants_is_no_failure() {
 fn a_frozen_primary_is_ended_before_another_one_is_made() {
     let Some(host) = Host::new() else { return };
     trio(&host);
-    synchronous(&host, "any 1 (r1, r2)");
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
     let guard = Guard::start(&host, "primary", &["--detect", "500ms"]);
     host.pgbox(&["drive", "start"]);
     until("it writes", 10, || acknowledged(&host) > 100);
@@ -202,7 +187,7 @@ fn a_frozen_primary_is_ended_before_another_one_is_made() {
 fn a_primary_that_is_cut_off_is_replaced() {
     let Some(host) = Host::new() else { return };
     trio(&host);
-    synchronous(&host, "any 1 (r1, r2)");
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
     let guard = Guard::start(&host, "primary", &["--detect", "500ms"]);
     host.pgbox(&["drive", "start"]);
     until("it writes", 10, || acknowledged(&host) > 100);

@@ -15,7 +15,7 @@ use pgbox::{facts::node, state::Role};
 use serde_json::Value;
 
 use crate::{
-    guard::{Guard, synchronous},
+    guard::Guard,
     harness::{Host, text},
 };
 
@@ -114,7 +114,7 @@ fn nothing_acknowledged_is_lost_whatever_happens() {
     host.pgbox(&["run", "a", "postgres:15"]);
     host.pgbox(&["replica", "b", "--of", "a"]);
     host.pgbox(&["replica", "c", "--of", "a"]);
-    synchronous(&host, "any 1 (b, c)");
+    host.pgbox(&["sync", "any 1 (b, c)"]);
     host.pgbox(&["drive", "start", "--writers", "4", "--rate", "100"]);
     let mut torture =
         Torture { host: &host, dice: Dice(seed), begun: Instant::now(), story: String::new(), guard: None };
@@ -358,7 +358,6 @@ impl Torture<'_> {
     fn is_well(&mut self) {
         let primary = self.primary();
         let standbys: Vec<&str> = NODES.into_iter().filter(|node| *node != primary).collect();
-        settle(self.host);
         let wish = format!("{}:streaming {}:streaming", standbys[0], standbys[1]);
         let streams = "SELECT string_agg(application_name || ':' || state, ' ' ORDER BY application_name) FROM pg_stat_replication";
         self.comes_true(&format!("{} follow {primary}", standbys.join(" and ")), |host| {
@@ -413,13 +412,4 @@ fn ask(host: &Host, node: &str, sql: &str) -> String {
 
 fn acknowledged(host: &Host) -> u64 {
     host.json(&["drive", "report", "--json"])["acknowledged"].as_u64().expect("a number")
-}
-
-/// Brings the lab's rule to the primary, for those who have come back.
-fn settle(host: &Host) {
-    let root = pgbox::state::Root::new(&host.root);
-    let lab = "default".parse().expect("a name");
-    let _lock = root.lock(&lab).expect("lock");
-    let cluster = pgbox::facts::cluster::main(&root, &lab).expect("cluster");
-    pgbox::engine::sync::settle(&root, &cluster).expect("settle");
 }
