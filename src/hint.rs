@@ -28,9 +28,10 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 33] = [
+const NAMED: [&str; 34] = [
     "crash",
     "drive",
+    "endpoint",
     "exec",
     "failover",
     "freeze",

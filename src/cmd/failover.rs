@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root};
+use super::{Context, endpoint, need_root};
 use crate::{
     cli,
     engine::{
@@ -69,13 +69,15 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
     }
     if args.dry_run {
         println!("promote: `{}`", target.name);
+        endpoint::foretell(context, &cluster, &target.name)?;
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
             .filter(|node| node.name != target.name)
             .for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
         return Ok(0);
     }
-    let promoted = failover::promote(&context.root, &cluster, head, target)?;
+    let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;
+    warnings.iter().for_each(|text| super::warn(context, text));
     println!(
         "{} is the primary, on timeline {} since {} ({:.0} ms)",
         target.name,

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{Context, need_root, start};
+use super::{Context, endpoint, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -51,6 +51,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     if args.dry_run {
         println!("stop: `{}`, whose standbys receive all it has", old.name);
         println!("promote: `{}`", target.name);
+        endpoint::foretell(context, &cluster, &target.name)?;
         others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
         println!("start: `{}` as a standby of `{}`", old.name, target.name);
         return Ok(0);
@@ -67,7 +68,11 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     }
     // Before the other one is a primary: whoever ends this command now must not leave two that could be started.
     takeover::supersede(old, &target.name)?;
-    let promoted = takeover::promote(&context.root, target, &others, || Ok(())).map_err(|error| {
+    let promoted = takeover::promote(&context.root, target, &others, || {
+        endpoint::settle(context, Some(&target.name));
+        Ok(())
+    })
+    .map_err(|error| {
         advise(
             format!("`{}` is stopped, and `{}` not yet the primary: {error:#}", old.name, target.name),
             format!("finish it: `pgbox failover {}`", target.name),

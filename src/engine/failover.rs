@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{
-    halt,
+    endpoint, halt,
     loss::{self, Loss},
     takeover::{self, Promoted},
 };
@@ -105,17 +105,39 @@ pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Re
     Ok(())
 }
 
-/// Promotes a standby, turns everybody else who followed the old primary to it, and takes down what is left of that one.
-pub fn promote(root: &Root, cluster: &Cluster, head: Option<&Node>, target: &Node) -> Result<Promoted> {
+/// Promotes a standby, lets the lab's endpoints lead to it, turns everybody else who followed the old primary to it, and takes
+/// down what is left of that one. Gives also what did not go as it should, but can't be taken back.
+pub fn promote(
+    root: &Root,
+    cluster: &Cluster,
+    head: Option<&Node>,
+    target: &Node,
+) -> Result<(Promoted, Vec<String>)> {
+    let mut warnings = Vec::new();
     let others: Vec<&Node> = head
         .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
     // It is dead by now. Whoever has left that to others has it done here.
     head.map_or(Ok(()), |head| takeover::fence(root, head))?;
-    let promoted = takeover::promote(root, target, &others, || Ok(()))?;
+    let mut lead = |promoted: Option<&Name>| {
+        if let Err(error) = endpoint::settle(root, &target.lab, promoted) {
+            warnings.push(format!("the endpoints of the lab do not lead where they should: {error:#}"));
+        }
+    };
+    let promoted = takeover::promote(root, target, &others, || {
+        lead(Some(&target.name));
+        Ok(())
+    })?;
     if let Some(head) = head {
         halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
     }
-    Ok(promoted)
+    lead(None);
+    warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
+        format!(
+            "`{0}` has received what `{1}` never had, and nobody was told of; it can't follow before `pgbox rejoin {0}`",
+            other.name, target.name
+        )
+    }));
+    Ok((promoted, warnings))
 }
 
 /// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no

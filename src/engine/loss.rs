@@ -153,6 +153,14 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
     standbys.filter_map(worth).max().map(|(.., Reverse(name))| name)
 }
 
+/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. It was received
+/// in the last moment, from a primary that had no time left to hear of it: so nobody was told of it.
+pub fn has_more(promoted: &Node, standby: &Node) -> bool {
+    let received = || takeover::received(&standby.login().ok()?).ok();
+    let asked = standby.pidfd.is_some() && !standby.frozen;
+    asked && received().is_some_and(|received| same_history(promoted, standby, received).is_err())
+}
+
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
 /// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
 fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {

@@ -109,7 +109,7 @@ impl Guard<'_> {
     ) -> Result<()> {
         let Watched { root, lab, .. } = self.watched;
         let (head, fenced) = (cluster.head(), first_sign.elapsed());
-        let promoted = failover::promote(root, cluster, Some(head), target)?;
+        let (promoted, warnings) = failover::promote(root, cluster, Some(head), target)?;
         (self.tell)(&Event::FailedOver {
             old: head.name.clone(),
             new: target.name.clone(),
@@ -119,6 +119,9 @@ impl Guard<'_> {
             fenced_ms: ms(fenced),
             total_ms: ms(first_sign.elapsed()),
         })?;
+        for what in warnings {
+            (self.tell)(&Event::Warning { what })?;
+        }
         self.moved_to(&cluster::of(root, lab, &target.name)?)
     }
 

@@ -40,6 +40,8 @@ pub enum Event {
     },
     /// It has failed, and no standby takes its place.
     Refused { primary: Name, why: String, again_ms: u64 },
+    /// Something that did not go as it should, and may need a hand.
+    Warning { what: String },
     /// Something went wrong on the way.
     Error { what: String },
     /// The guard has ended.
@@ -85,6 +87,7 @@ impl Event {
                 "`{primary}` stays where it is, and I do nothing: {why}; I look again in {}",
                 shown(*again_ms)
             ),
+            Self::Warning { what } => format!("warning: {what}"),
             Self::Error { what } => format!("error: {what}"),
             Self::Ended { why } => format!("ended: {why}; from now on nothing fails over by itself"),
         }

@@ -358,6 +358,7 @@ impl Torture<'_> {
     fn is_well(&mut self) {
         let primary = self.primary();
         let standbys: Vec<&str> = NODES.into_iter().filter(|node| *node != primary).collect();
+        self.rejoin_who_has_more(&standbys);
         let wish = format!("{}:streaming {}:streaming", standbys[0], standbys[1]);
         let streams = "SELECT string_agg(application_name || ':' || state, ' ' ORDER BY application_name) FROM pg_stat_replication";
         self.comes_true(&format!("{} follow {primary}", standbys.join(" and ")), |host| {
@@ -391,6 +392,23 @@ impl Torture<'_> {
             writes.as_millis(),
             verdict["longest_gap_ms"]
         ));
+    }
+
+    /// A standby can have received, from a primary that was about to be ended, what the new one never had, and nobody was
+    /// told of. The failover has said so, and what to do.
+    fn rejoin_who_has_more(&mut self, standbys: &[&str]) {
+        std::thread::sleep(Duration::from_millis(200));
+        for standby in standbys {
+            let log = text(&self.host.try_pgbox(&["logs", standby]).stdout);
+            let last: Vec<&str> = log.lines().rev().take(5).collect();
+            if last.iter().any(|line| line.contains("before current recovery point")) {
+                let told = format!("it can't follow before `pgbox rejoin {standby}`");
+                let guard = self.guard.as_ref().map(Guard::text).unwrap_or_default();
+                let was_told = self.story.contains(&told) || guard.contains(&told);
+                self.holds(was_told, &format!("whoever failed over has said: {told}"));
+                self.does(&["rejoin", standby, "--timeout", "30s"]);
+            }
+        }
     }
 
     #[track_caller]
