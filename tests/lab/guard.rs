@@ -116,6 +116,9 @@ fn a_primary_that_dies_is_replaced_at_once_and_nothing_is_lost() {
     assert!(took < Duration::from_secs(4), "{took:?}\n{}\n{}", guard.text(), logs.join("\n==\n"));
     assert_eq!((&done["old"], &done["timeline"]), (&Value::from("primary"), &Value::from(2)));
     let new = done["new"].as_str().expect("a name").to_owned();
+    // The lab's endpoint has moved with it.
+    let endpoints = host.json(&["endpoint", "--json"]);
+    assert_eq!(endpoints[0]["leads_to"], serde_json::json!([new]), "{endpoints}");
     // It watches the new one, and the old one among its standbys as soon as it is back.
     guard.sees("watching", |event| event["primary"] == new.as_str());
     host.pgbox(&["rejoin", "primary"]);
