@@ -19,6 +19,7 @@ pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod takeover;
+pub mod timelines;
 
 use std::fmt;
 

@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use postgres::Client;
 
-use super::{orders, slots, sync};
+use super::{orders, slots, sync, timelines};
 use crate::{
     facts::node::{self, Node},
     plan::follow::{self, Upstream},
@@ -76,6 +76,7 @@ pub fn promote(
         orders::give(&target.dir, &state, target.pidfd.as_ref())?;
         wait_for_setting(&server, value)?;
     }
+    timelines::take(root, target)?;
     let promoted = server.ask(PROMOTION, promote_in).with_context(|| format!("promote `{}`", target.name))?;
     // First of all: if this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);

@@ -130,3 +130,28 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     host.pgbox(&["rejoin", "primary"]);
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
 }
+
+/// The new primary dies before the next one has heard of it. Both would begin the same timeline, and pg_rewind would find
+/// nothing to do where everything is different.
+#[test]
+fn two_that_never_met_do_not_begin_the_same_timeline() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["freeze", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    assert!(host.pgbox(&["failover", "r1"]).contains("timeline 2"));
+    host.sql("r1", &[], "INSERT INTO t SELECT generate_series(1, 1000)");
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["thaw", "r2"]);
+    let said = host.pgbox(&["failover", "r2", "--accept-loss"]);
+    assert!(said.contains("timeline 3"), "{said}");
+    host.sql("r2", &[], "INSERT INTO t VALUES (-1)");
+    host.pgbox(&["rejoin", "r1"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r1 streaming", || host.sql("r2", &[], STREAMS));
+    for node in ["r1", "primary"] {
+        until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
+    }
+}
