@@ -21,7 +21,7 @@ pub use environment::{Env, With};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
-pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
+pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
 pub use uri::{Endpoint, Uri};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
@@ -65,6 +65,8 @@ pub enum Command {
     Switchover(Switchover),
     /// Make a standby the primary at once; refuses if acknowledged rows would be lost
     Failover(Failover),
+    /// Watch the primary, and fail over when it dies or is cut off, until it is ended itself
+    Guard(Guard),
     /// Bring a node back as a standby of the primary that there is now
     Rejoin(Rejoin),
     /// Replace a standby's data by a new base backup

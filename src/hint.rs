@@ -28,7 +28,7 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 36] = [
+const NAMED: [&str; 37] = [
     "crash",
     "down",
     "drive",
@@ -37,6 +37,7 @@ const NAMED: [&str; 36] = [
     "exec",
     "failover",
     "freeze",
+    "guard",
     "image",
     "lag",
     "limit",

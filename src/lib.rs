@@ -20,7 +20,7 @@
 //! ```text
 //! 6  main                       parse, dispatch, print error + hint, exit code
 //! 5  cmd                        one file a subcommand
-//! 4  engine spawn init enter show facts drive
+//! 4  engine spawn init enter show facts drive guard
 //! 3  plan                       the only place that knows the order of things
 //! 2  step hint state sql
 //! 1  spec image postgres lab
@@ -36,6 +36,7 @@ pub mod drive;
 pub mod engine;
 pub mod enter;
 pub mod facts;
+pub mod guard;
 pub mod hint;
 pub mod image;
 pub mod init;

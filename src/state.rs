@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
-    io::{self, Write},
+    io::{self, Read, Write},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -239,14 +239,48 @@ impl Root {
         self.lock_file("shared")
     }
 
+    /// As [`lock`](Self::lock), without waiting: `None` while another command holds it.
+    pub fn try_lock(&self, lab: &Name) -> Result<Option<Lock>> {
+        let (file, path) = self.open_lock(&format!("lab-{lab}"))?;
+        Ok(try_lock(&file, &path)?.then_some(Lock { _file: file }))
+    }
+
+    /// Makes this process the one that guards a lab, for as long as the returned value lives. An error is the pid of the one
+    /// that does already, or 0 if it has not said that yet.
+    pub fn lock_guard(&self, lab: &Name) -> Result<Result<Lock, i32>> {
+        let (mut file, path) = self.open_lock(&format!("guard-{lab}"))?;
+        if !try_lock(&file, &path)? {
+            let mut text = String::new();
+            file.read_to_string(&mut text).with_context(|| format!("read {}", path.display()))?;
+            return Ok(Err(text.trim().parse().unwrap_or(0)));
+        }
+        let text = format!("{}\n", std::process::id());
+        let written = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
+        written.with_context(|| format!("write {}", path.display()))?;
+        Ok(Ok(Lock { _file: file }))
+    }
+
     fn lock_file(&self, name: &str) -> Result<Lock> {
-        self.keep_private()?;
-        let path = self.0.join("locks").join(name);
-        let file =
-            with_parent(&path, || OpenOptions::new().create(true).truncate(false).write(true).open(&path));
-        let file = file.with_context(|| format!("open {}", path.display()))?;
+        let (file, path) = self.open_lock(name)?;
         file.lock().with_context(|| format!("lock {}", path.display()))?;
         Ok(Lock { _file: file })
+    }
+
+    fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
+        self.keep_private()?;
+        let path = self.0.join("locks").join(name);
+        let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
+        let file = with_parent(&path, open).with_context(|| format!("open {}", path.display()))?;
+        Ok((file, path))
+    }
+}
+
+/// Takes a lock that nobody has.
+fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(fs::TryLockError::WouldBlock) => Ok(false),
+        Err(fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock {}", path.display())),
     }
 }
 

@@ -15,7 +15,7 @@ const FLOORS: [&[&str]; 7] = [
     &["spec", "image", "postgres", "lab"],
     &["step", "hint", "state", "sql"],
     &["plan"],
-    &["engine", "spawn", "init", "enter", "show", "facts", "drive"],
+    &["engine", "spawn", "init", "enter", "show", "facts", "drive", "guard"],
     &["cmd", "cli"],
     &["main"],
 ];

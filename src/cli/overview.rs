@@ -14,7 +14,7 @@ const GROUPS: [(&str, &[&str]); 8] = [
     ("labs", &["up", "down", "status", "lag", "set"]),
     (
         "replication",
-        &["replica", "sync", "slots", "promote", "switchover", "failover", "rejoin", "reinit"],
+        &["replica", "sync", "slots", "promote", "switchover", "failover", "rejoin", "reinit", "guard"],
     ),
     ("faults", &["crash", "freeze", "thaw", "net"]),
     ("evidence", &["drive", "verify"]),

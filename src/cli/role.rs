@@ -119,3 +119,22 @@ pub struct Reinit {
     #[arg(long)]
     pub dry_run: bool,
 }
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox guard                      until Ctrl-C; one for each lab\n  pgbox guard --detect 300ms --json > guard.log &\n\nWithout a guard nothing fails over by itself."
+)]
+pub struct Guard {
+    /// How long the primary may give no answer; its death is seen at once
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = quantity::duration)]
+    pub detect: Duration,
+    /// Fail over even if acknowledged transactions are lost
+    #[arg(long)]
+    pub accept_loss: bool,
+    /// A node of the cluster that is meant, where the lab has several
+    #[arg(long, value_name = "NODE")]
+    pub node: Option<Name>,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}

@@ -3,20 +3,22 @@
 //! The rule that surprises people: what the old primary acknowledged last may be on its disk alone. Here that disk can be
 //! read, so pgbox counts, instead of hoping, and refuses to let acknowledged transactions go unless told to.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
 use super::{Context, endpoint, need_root};
 use crate::{
     cli,
-    engine::{halt, loss, takeover},
+    engine::{
+        failover::{self, Pause},
+        loss,
+    },
     facts::{
         cluster::{self, Cluster},
         node::{self, Node},
     },
     hint::advise,
-    spec::Name,
     state::Role,
 };
 
@@ -57,26 +59,25 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
         super::note(context, &format!("`{}` is the primary already", args.node));
         return Ok(0);
     }
-    target.running()?;
-    let others: Vec<&Node> = head
-        .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
-    if let Some(head) = head {
-        leave_behind(context, args, &cluster, head, target)?;
+    check(&cluster, target)?;
+    match head {
+        Some(_) if failover::unfinished(&cluster).is_some() => {
+            super::note(context, &format!("`{}` goes on with the takeover that was begun", target.name));
+        }
+        Some(head) => leave_behind(context, args, &cluster, head, target)?,
+        None => {}
     }
     if args.dry_run {
         println!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
-        others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
+        let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
+        others
+            .filter(|node| node.name != target.name)
+            .for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
         return Ok(0);
     }
-    let promoted = takeover::promote(&context.root, target, &others, || {
-        endpoint::settle(context, Some(&target.name));
-        Ok(())
-    })?;
-    if let Some(head) = head {
-        halt::take_down(&node::find(&context.root, &context.lab, &head.name)?)?;
-    }
-    endpoint::settle(context, None);
+    let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;
+    warnings.iter().for_each(|text| super::warn(context, text));
     println!(
         "{} is the primary, on timeline {} since {} ({:.0} ms)",
         target.name,
@@ -90,6 +91,17 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
     Ok(0)
 }
 
+fn check(cluster: &Cluster, target: &Node) -> Result<()> {
+    target.running()?;
+    match failover::unfinished(cluster) {
+        Some(other) if other.name != target.name => Err(advise(
+            format!("`{0}` was about to take over, and may be a primary already", other.name),
+            format!("finish that: `pgbox failover {0}`; or kill it: `pgbox crash {0} --node`", other.name),
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Puts the old primary out of the way for good, if nothing that it has acknowledged is lost by that.
 fn leave_behind(
     context: &Context,
@@ -99,7 +111,10 @@ fn leave_behind(
     target: &Node,
 ) -> Result<()> {
     // While it is looked at, it must not acknowledge more; but it may turn out that it is needed.
-    let pause = Pause::begin(context, head, args.dry_run)?;
+    let pause = match args.dry_run {
+        true => Pause::none(),
+        false => Pause::begin(&context.root, head)?,
+    };
     let loss = loss::assess(cluster, head, target);
     match &loss {
         Ok(loss) => println!("{}", loss.told(&head.name, &target.name)),
@@ -110,61 +125,11 @@ fn leave_behind(
         return Ok(());
     }
     if !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0) {
-        return Err(refusal(cluster, head, &target.name, loss.ok()));
-    }
-    takeover::fence(&context.root, head)?;
-    takeover::supersede(head, &target.name)?;
-    pause.over();
-    Ok(())
-}
-
-fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<loss::Loss>) -> anyhow::Error {
-    let what = match loss {
-        Some(loss) => format!(
-            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
-            if loss.at_least { "at least " } else { "" },
-            loss.acknowledged(),
-            loss.rows,
-            head.name
-        ),
-        None => format!("`{target}` may lack what `{}` has acknowledged", head.name),
-    };
-    let better = loss::most_advanced(cluster, head).filter(|name| name != target);
-    let way_out = match better {
-        Some(name) => format!("`{name}` has more: `pgbox failover {name}`"),
-        None if head.pidfd.is_none() => format!("start it and switch over: `pgbox start {}`", head.name),
-        None => format!("switch over: `pgbox switchover {target}`"),
-    };
-    advise(what, format!("{way_out}; or give them up: `pgbox failover {target} --accept-loss`"))
-}
-
-/// A running primary that is held still for a moment, and goes on unless it is over with it.
-struct Pause<'a> {
-    context: &'a Context,
-    node: Option<&'a Node>,
-}
-
-impl<'a> Pause<'a> {
-    fn begin(context: &'a Context, node: &'a Node, only_looking: bool) -> Result<Self> {
-        let held = node.pidfd.is_some() && !only_looking;
-        if held {
-            node.cgroup(&context.root)?.freeze()?;
-            // What it has sent before arrives now.
-            std::thread::sleep(Duration::from_millis(5));
+        let refusal = failover::refusal(cluster, head, &target.name, loss.as_ref().ok());
+        if let Err(error) = pause.end() {
+            super::warn(context, &format!("`{}` is still frozen: {error:#}", head.name));
         }
-        Ok(Self { context, node: held.then_some(node) })
+        return Err(refusal);
     }
-
-    fn over(mut self) {
-        self.node = None;
-    }
-}
-
-impl Drop for Pause<'_> {
-    fn drop(&mut self) {
-        let Some(node) = self.node else { return };
-        if let Err(error) = node.cgroup(&self.context.root).and_then(|group| group.thaw()) {
-            super::warn(self.context, &format!("`{}` is still frozen: {error:#}", node.name));
-        }
-    }
+    failover::leave_behind(&context.root, head, &target.name, pause)
 }

@@ -10,6 +10,7 @@ mod environment;
 mod exec;
 mod failover;
 mod freeze;
+mod guard;
 mod image;
 mod inspect;
 mod lag;
@@ -72,6 +73,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Promote(args) => failover::promote(&context, &args),
         Command::Failover(args) => failover::failover(&context, &args),
         Command::Switchover(args) => switchover::run(&context, &args),
+        Command::Guard(args) => guard::run(&context, &args),
         Command::Rejoin(args) => rejoin::rejoin(&context, &args),
         Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, collation, need_root, start};
 use crate::{
@@ -19,6 +19,7 @@ use crate::{
     plan::follow::{self, Upstream},
     postgres::launch::{Renew, RenewHow},
     spec::{Follow, Name},
+    sql,
     state::Role,
 };
 
@@ -40,19 +41,27 @@ pub fn stamp() -> u64 {
 
 fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
+    let before = cluster::of(&context.root, &context.lab, name)?;
+    let node = before.node(name).context("the cluster has lost a node")?;
+    check(node, before.head())?;
+    collation::warn_of_upstream(context, &node.state, &before.head().state);
+    if dry_run {
+        println!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
+        return Ok(0);
+    }
+    checkpoint(before.head())?;
     let lock = context.root.lock(&context.lab)?;
     let cluster = cluster::of(&context.root, &context.lab, name)?;
     let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
     check(node, primary)?;
-    collation::warn_of_upstream(context, &node.state, &primary.state);
-    if dry_run {
-        println!("{}: `{name}` becomes a standby of `{}`", shown(how), primary.name);
-        return Ok(0);
-    }
+    ensure!(
+        primary.name == before.head().name,
+        "`{}` has become the primary at this moment; try again",
+        primary.name
+    );
     let server = primary.login()?;
-    // pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on.
-    server.ask(Duration::from_secs(300), |client| client.batch_execute("CHECKPOINT"))?;
     if node.pidfd.is_some() {
+        halt::thaw(&context.root, node)?;
         halt::end(node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let mut state = node.state.clone();
@@ -78,6 +87,15 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     Ok(0)
 }
 
+/// pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on. That may take long,
+/// and for ever if the primary freezes meanwhile: nobody waits for the lab's lock as long.
+fn checkpoint(primary: &Node) -> Result<()> {
+    let server = primary.login()?;
+    // One that says nothing now has nothing to give either.
+    server.ask(sql::PATIENCE, |client| client.batch_execute("SELECT"))?;
+    server.ask(Duration::from_secs(300), |client| client.batch_execute("CHECKPOINT"))
+}
+
 fn check(node: &Node, primary: &Node) -> Result<()> {
     let name = &node.name;
     if primary.name == *name {
@@ -98,6 +116,7 @@ fn check(node: &Node, primary: &Node) -> Result<()> {
             format!("start it first: `pgbox start {}`", primary.name),
         ));
     }
+    primary.awake()?;
     Ok(())
 }
 

@@ -66,9 +66,17 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
             format!("`{}` is the primary again; see `pgbox status`", old.name),
         ));
     }
+    // Before the other one is a primary: whoever ends this command now must not leave two that could be started.
+    takeover::supersede(old, &target.name)?;
     let promoted = takeover::promote(&context.root, target, &others, || {
         endpoint::settle(context, Some(&target.name));
         Ok(())
+    })
+    .map_err(|error| {
+        advise(
+            format!("`{}` is stopped, and `{}` not yet the primary: {error:#}", old.name, target.name),
+            format!("finish it: `pgbox failover {}`", target.name),
+        )
     })?;
     let gap = begun.elapsed();
     follow_back(&context.root, old, target)?;

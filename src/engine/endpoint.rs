@@ -24,8 +24,8 @@ use crate::{
     sys::{conntrack, link, nft},
 };
 
-/// Lets the endpoints lead to what the lab's nodes are now; `promoted` has just become the primary, which is written down
-/// nowhere yet. Doing it again changes nothing. A lab that has nothing for them to lead to has none.
+/// Lets the endpoints lead to what the lab's nodes are now; `promoted` has just become the primary, whether that is
+/// written down by now or not. Doing it again changes nothing. A lab that has nothing for them to lead to has none.
 ///
 /// The caller holds the lab's lock.
 ///

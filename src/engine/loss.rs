@@ -1,11 +1,12 @@
 //! What is lost when a standby takes the place of a primary, read from the primary's own disk.
 
 use std::{
+    cmp::Reverse,
     collections::BTreeSet,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::{sync, takeover};
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
     },
     spec::{Name, SyncRule},
     sql::{self, Login},
+    state::Role,
 };
 
 /// How long a stream that is still open may take to bring what is on its way.
@@ -64,15 +66,17 @@ impl Loss {
 /// Compares a primary that is out of action with a standby that is to take its place.
 ///
 /// # Errors
-/// When the primary's disk can't be read, or the standby can't be asked.
+/// When the primary's disk can't be read, the standby can't be asked, or has another history.
 pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     let data = head.state.data.as_deref().context("it has no data directory")?;
     let server = target.login()?;
+    ensure!(!target.frozen, "`{}` is frozen", target.name);
     let begun = Instant::now();
     loop {
         // The receiver writes what the kernel has for it, and ends only then: asked in this order, nothing comes after.
         let is_over = !takeover::receives(&server)? || begun.elapsed() > ARRIVAL;
         let received = takeover::received(&server)?;
+        same_history(head, target, received)?;
         let scan = wal::lost(data, received)?;
         let commits = scan.commits - scan.idle;
         if commits == 0 || is_over {
@@ -117,17 +121,65 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
     if !rule.names.contains(&target.name) {
         return false;
     }
-    let members =
-        cluster.nodes.iter().filter(|node| rule.names.contains(&node.name) && node.name != target.name);
-    let others: Vec<Lsn> = members.filter_map(|node| takeover::received(&node.login().ok()?).ok()).collect();
+    let others =
+        cluster.nodes.iter().filter(|node| node.name != target.name && rule.names.contains(&node.name));
+    let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
     let asked = others.len() + 1;
     asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received)
 }
 
-/// The standby that has received most.
+/// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.
+fn place(head: &Node, node: &Node) -> Option<Lsn> {
+    // Who is frozen would only keep us waiting.
+    if node.pidfd.is_none() || node.frozen {
+        return None;
+    }
+    let received = takeover::received(&node.login().ok()?).ok()?;
+    same_history(head, node, received).ok()?;
+    Some(received)
+}
+
+/// The standby that has received most. Of equals, one that commits wait for, that applies at once, and that follows the
+/// primary itself.
 pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
-    let standbys = cluster.nodes.iter().filter(|node| node.name != head.name && node.pidfd.is_some());
-    let with_lsn =
-        standbys.filter_map(|node| Some((takeover::received(&node.login().ok()?).ok()?, node.name.clone())));
-    with_lsn.max().map(|(_, name)| name)
+    let rule = sync::told(&head.state).parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
+    let standbys = cluster.nodes.iter().filter(|node| node.name != head.name);
+    let worth = |node: &Node| {
+        let Role::Standby { of } = node.state.role() else { return None };
+        let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());
+        let first = Reverse(node.name.clone());
+        Some((place(head, node)?, rule.contains(&node.name), at_once, of == head.name, first))
+    };
+    standbys.filter_map(worth).max().map(|(.., Reverse(name))| name)
+}
+
+/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. It was received
+/// in the last moment, from a primary that had no time left to hear of it: so nobody was told of it.
+pub fn has_more(promoted: &Node, standby: &Node) -> bool {
+    let received = || takeover::received(&standby.login().ok()?).ok();
+    let asked = standby.pidfd.is_some() && !standby.frozen;
+    asked && received().is_some_and(|received| same_history(promoted, standby, received).is_err())
+}
+
+/// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
+/// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
+fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {
+    let timeline =
+        |node: &Node| wal::timeline(node.state.data.as_deref().context("it has no data directory")?);
+    let ((own, _), (current, history)) = (timeline(standby)?, timeline(head)?);
+    if own == current {
+        return Ok(());
+    }
+    let left = history.into_iter().find(|switch| switch.timeline == own);
+    let Some(left) = left else {
+        bail!("`{}` is on timeline {own}, which is no part of the history of `{}`", standby.name, head.name)
+    };
+    ensure!(
+        received <= left.end,
+        "`{}` has gone another way: it has timeline {own} up to {received}, and `{}` has left that at {}",
+        standby.name,
+        head.name,
+        left.end
+    );
+    Ok(())
 }

@@ -5,6 +5,7 @@
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
 pub mod endpoint;
+pub mod failover;
 pub mod faults;
 pub mod follower;
 pub mod goal;
@@ -20,6 +21,7 @@ pub mod settings;
 pub mod slots;
 pub mod sync;
 pub mod takeover;
+pub mod timelines;
 
 use std::fmt;
 

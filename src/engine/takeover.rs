@@ -14,7 +14,7 @@ use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
 use postgres::Client;
 
-use super::{orders, slots, sync};
+use super::{orders, slots, sync, timelines};
 use crate::{
     facts::node::{self, Node},
     plan::follow::{self, Upstream},
@@ -76,10 +76,12 @@ pub fn promote(
         orders::give(&target.dir, &state, target.pidfd.as_ref())?;
         wait_for_setting(&server, value)?;
     }
+    timelines::take(root, target)?;
     let promoted = server.ask(PROMOTION, promote_in).with_context(|| format!("promote `{}`", target.name))?;
-    moved()?;
+    // First of all: if this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
+    moved()?;
     let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {

@@ -153,12 +153,20 @@ fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
         match node.state.role() {
             Role::Primary => return Some(name),
             Role::Standby { of } => name = of,
+            // Its place was to be taken by one that still follows it: somebody was killed on the way, or failed.
+            Role::Superseded { by } if role_of(nodes, &by) == Some(Role::Standby { of: name.clone() }) => {
+                return Some(name);
+            }
             Role::Superseded { by } if nodes.iter().any(|node| node.name == by) => name = by,
             Role::Superseded { .. } => return Some(name),
             Role::Command => return None,
         }
     }
     None
+}
+
+fn role_of(nodes: &[Node], name: &Name) -> Option<Role> {
+    nodes.iter().find(|node| node.name == *name).map(|node| node.state.role())
 }
 
 /// The node that takes the lab's writes, or those of the cluster of the node that is named. Found anew each time, because

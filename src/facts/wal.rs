@@ -12,6 +12,7 @@ use crate::{
     postgres::{
         control::Control,
         lsn::Lsn,
+        timeline::{Switch, parse_history},
         wal::{self, PAGE, Scan, Timelines},
     },
     sys::fs::{self, Kind},
@@ -38,6 +39,17 @@ pub fn lost(data: &Path, from: Lsn) -> Result<Scan> {
     let timeline = segments.timeline;
     wal::committed_since(&control, timeline, from, &mut |at, page| segments.page(at, page))
         .with_context(|| format!("read the WAL in {}/pg_wal", data.display()))
+}
+
+/// The timeline that a server has written or received last, and how it has come to that. The newest segment says it: the
+/// control file has it from the next checkpoint on only.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn timeline(data: &Path) -> Result<(u32, Vec<Switch>)> {
+    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
+    let segments = Segments::open(&dir, data, &control_in(&dir, data)?)?;
+    Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
 }
 
 fn control_in(dir: &OwnedFd, data: &Path) -> Result<Control> {

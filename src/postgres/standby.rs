@@ -34,12 +34,12 @@ pub fn conninfo(standby: &Standby) -> String {
     )
 }
 
-/// The settings that make a server follow another one.
+/// The settings that make a server follow another one. That it follows to other timelines is the default; said here, its
+/// absence after a promotion would be an error in the configuration.
 pub fn settings(standby: &Standby) -> Vec<(String, String)> {
     let mut settings = vec![
         ("primary_conninfo".to_owned(), conninfo(standby)),
         ("primary_slot_name".to_owned(), standby.slot.clone()),
-        ("recovery_target_timeline".to_owned(), "latest".to_owned()),
     ];
     settings.extend(standby.delay_ms.map(|ms| ("recovery_min_apply_delay".to_owned(), format!("{ms}ms"))));
     settings

@@ -120,6 +120,9 @@ impl HostStep {
             self,
             Self::CreateBundle { .. }
                 | Self::CreateVolume { .. }
+                // Its address stays the node's. Without the line a standby that looks for it asks the name servers
+                // outside, and waits 5 s for each that does not answer, also when it is to follow another one by then.
+                | Self::AddHostName { .. }
                 | Self::CreateRole { .. }
                 | Self::CreateSlot { .. }
         )

@@ -18,6 +18,7 @@ pub mod nft;
 pub mod overlay;
 pub mod pass;
 pub mod process;
+pub mod readable;
 pub mod seccomp;
 pub mod sysctl;
 pub mod tty;

@@ -123,3 +123,74 @@ fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
     assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
     until("7,8", || host.sql("primary", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
 }
+
+/// After a failover with a loss, the one that was away has a greater position than the new primary, on a timeline that was
+/// left. Taken for the most advanced it would bring back what was given up, and lose what was written since.
+#[test]
+fn a_standby_that_has_gone_another_way_is_not_taken_for_a_better_one() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 100000)");
+    until("100000", || host.sql("r2", &[], "SELECT count(*) FROM t"));
+    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (7)");
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["start", "r2"]);
+    let output = host.try_pgbox(&["failover", "r2"]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("`r2` has gone another way"), "{said}");
+    assert!(said.contains("`r2` may lack what `r1` has acknowledged"), "{said}");
+    // The one that has the rows comes back, and the other one to it.
+    host.pgbox(&["start", "r1"]);
+    host.pgbox(&["rejoin", "r2"]);
+    until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
+}
+
+/// Killed between the end of the old primary and the promotion: nobody is a primary then, and only one can become it.
+#[test]
+fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["crash", "primary", "--node"]);
+    // What a failover to r1 has written down when it is killed there.
+    let root = pgbox::state::Root::new(&host.root);
+    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
+    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
+    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+    assert!(host.fails(1, &["start", "primary"]).contains("pgbox rejoin primary"));
+    let said = host.fails(1, &["failover", "r2"]);
+    assert!(said.contains("`r1` was about to take over") && said.contains("pgbox failover r1"), "{said}");
+    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+}
+
+/// The new primary dies before the next one has heard of it. Both would begin the same timeline, and pg_rewind would find
+/// nothing to do where everything is different.
+#[test]
+fn two_that_never_met_do_not_begin_the_same_timeline() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["freeze", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    assert!(host.pgbox(&["failover", "r1"]).contains("timeline 2"));
+    host.sql("r1", &[], "INSERT INTO t SELECT generate_series(1, 1000)");
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["thaw", "r2"]);
+    let said = host.pgbox(&["failover", "r2", "--accept-loss"]);
+    assert!(said.contains("timeline 3"), "{said}");
+    host.sql("r2", &[], "INSERT INTO t VALUES (-1)");
+    host.pgbox(&["rejoin", "r1"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r1 streaming", || host.sql("r2", &[], STREAMS));
+    for node in ["r1", "primary"] {
+        until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
+    }
+}

@@ -1,0 +1,54 @@
+//! `pgbox guard`: watches the primary of a lab, and fails over when it dies or is cut off.
+
+use std::{
+    io::{self, Write as _},
+    time::{Duration, SystemTime},
+};
+
+use anyhow::Result;
+
+use super::{Context, need_root};
+use crate::{
+    cli,
+    engine::interrupt::Interrupts,
+    guard::{self, Event, Line, Wish},
+    hint::{self, advise},
+};
+
+/// Less than this would take a busy server for a dead one.
+const LEAST: Duration = Duration::from_millis(100);
+
+pub fn run(context: &Context, args: &cli::Guard) -> Result<i32> {
+    need_root("pgbox guard")?;
+    if args.detect < LEAST {
+        return Err(advise(
+            "a primary that is busy is silent for so long, too",
+            "give --detect 100ms or more",
+        ));
+    }
+    let interrupts = Interrupts::block()?;
+    let _lock = match context.root.lock_guard(&context.lab)? {
+        Ok(lock) => lock,
+        Err(pid) => {
+            return Err(advise(
+                format!("lab `{}` has a guard already: process {pid}", context.lab),
+                format!("end it first: kill {pid}"),
+            ));
+        }
+    };
+    let wish = Wish { node: args.node.clone(), detect: args.detect, accept_loss: args.accept_loss };
+    guard::watch(&context.root, &context.lab, &wish, &interrupts, &mut |event| say(context, args, event))?;
+    Ok(0)
+}
+
+/// A line for each event, at once: somebody may be waiting for it in a pipe.
+fn say(context: &Context, args: &cli::Guard, event: &Event) -> Result<()> {
+    let line = Line::of(event, SystemTime::now());
+    let text = match args.json {
+        true => serde_json::to_string(&line)?,
+        false => hint::with_options(&line.plain(), &context.options),
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "{text}")?;
+    Ok(out.flush()?)
+}

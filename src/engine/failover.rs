@@ -1,0 +1,148 @@
+//! An unplanned change of the primary: the old one is held still, looked at, put out of the way for good, and only then
+//! is a standby promoted. What `pgbox failover` does when it is told to, and `pgbox guard` by itself.
+//!
+//! The rule that surprises people: a primary that does not answer may still acknowledge commits to others. It is held
+//! still *before* anything is compared, and it goes on if the comparison says that it is needed.
+
+use std::time::Duration;
+
+use anyhow::Result;
+
+use super::{
+    endpoint, halt,
+    loss::{self, Loss},
+    takeover::{self, Promoted},
+};
+use crate::{
+    facts::{
+        cluster::Cluster,
+        node::{self, Node},
+    },
+    hint::advise,
+    spec::Name,
+    state::{Role, Root},
+    sys::cgroup::Cgroup,
+};
+
+/// A running primary that is held still for a moment, and goes on unless it is over with it. One that somebody has frozen
+/// before stays so.
+pub struct Pause(Option<Cgroup>);
+
+impl Pause {
+    pub fn begin(root: &Root, node: &Node) -> Result<Self> {
+        if node.pidfd.is_none() || node.frozen {
+            return Ok(Self(None));
+        }
+        let group = node.cgroup(root)?;
+        // Half a freeze would be worse than none.
+        group.freeze().inspect_err(|_| drop(group.thaw()))?;
+        // What it has sent before arrives now.
+        std::thread::sleep(Duration::from_millis(5));
+        Ok(Self(Some(group)))
+    }
+
+    /// Nothing is held.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Ends it without letting the node go on.
+    pub fn over(mut self) {
+        self.0 = None;
+    }
+
+    /// Lets the node go on.
+    ///
+    /// # Errors
+    /// When it stays frozen.
+    pub fn end(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |group| group.thaw())
+    }
+}
+
+impl Drop for Pause {
+    fn drop(&mut self) {
+        if let Some(group) = self.0.take() {
+            // Only on the way out after another error, which is the one to be told.
+            let _ = group.thaw();
+        }
+    }
+}
+
+/// Why a standby may not take a primary's place: what would be lost, and the ways out.
+pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss>) -> anyhow::Error {
+    let better = loss::most_advanced(cluster, head).filter(|name| name != target);
+    let way_out = match better {
+        Some(name) => format!("`{name}` has more: `pgbox failover {name}`"),
+        None if head.pidfd.is_none() => format!("start it and switch over: `pgbox start {}`", head.name),
+        None => format!("switch over: `pgbox switchover {target}`"),
+    };
+    advise(
+        would_lack(head, target, loss),
+        format!("{way_out}; or give them up: `pgbox failover {target} --accept-loss`"),
+    )
+}
+
+/// What a standby would lack.
+pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
+    match loss {
+        Some(loss) => format!(
+            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
+            if loss.at_least { "at least " } else { "" },
+            loss.acknowledged(),
+            loss.rows,
+            head.name
+        ),
+        None => format!("`{target}` may lack what `{}` has acknowledged", head.name),
+    }
+}
+
+/// Puts the old primary out of the way for good: it is dead, and does not start again as it is.
+pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
+    takeover::fence(root, head)?;
+    takeover::supersede(head, target)?;
+    pause.over();
+    Ok(())
+}
+
+/// Promotes a standby, lets the lab's endpoints lead to it, turns everybody else who followed the old primary to it, and takes
+/// down what is left of that one. Gives also what did not go as it should, but can't be taken back.
+pub fn promote(
+    root: &Root,
+    cluster: &Cluster,
+    head: Option<&Node>,
+    target: &Node,
+) -> Result<(Promoted, Vec<String>)> {
+    let mut warnings = Vec::new();
+    let others: Vec<&Node> = head
+        .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
+    // It is dead by now. Whoever has left that to others has it done here.
+    head.map_or(Ok(()), |head| takeover::fence(root, head))?;
+    let mut lead = |promoted: Option<&Name>| {
+        if let Err(error) = endpoint::settle(root, &target.lab, promoted) {
+            warnings.push(format!("the endpoints of the lab do not lead where they should: {error:#}"));
+        }
+    };
+    let promoted = takeover::promote(root, target, &others, || {
+        lead(Some(&target.name));
+        Ok(())
+    })?;
+    if let Some(head) = head {
+        halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
+    }
+    lead(None);
+    warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
+        format!(
+            "`{0}` has received what `{1}` never had, and nobody was told of; it can't follow before `pgbox rejoin {0}`",
+            other.name, target.name
+        )
+    }));
+    Ok((promoted, warnings))
+}
+
+/// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no
+/// other one can be chosen; and what is lost was decided before the old primary was marked, and has not changed.
+pub fn unfinished(cluster: &Cluster) -> Option<&Node> {
+    let Role::Superseded { by } = cluster.head().state.role() else { return None };
+    cluster.node(&by).filter(|node| node.pidfd.is_some())
+}

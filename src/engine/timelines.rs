@@ -1,0 +1,54 @@
+//! Numbers of timelines that are taken. PostgreSQL manual 26.3.5.
+//!
+//! The rule that surprises people: a standby that is promoted takes the next number that *it* has not heard of. If the
+//! primary that has just died was promoted a moment ago, a standby that never reached it takes the same number for another
+//! history. pg_rewind then finds both "on the same timeline" and leaves the data as it is, with rows of the one history
+//! under the log of the other. So the standby is told of all numbers that the lab has seen, by a history file that says
+//! nothing else: a timeline that is no child of its own is never followed, but its number is taken.
+
+use std::{io, os::fd::OwnedFd};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    facts::{
+        node::{self, Node},
+        wal,
+    },
+    state::Root,
+    sys::fs,
+};
+
+/// Lets a standby, which is about to be promoted, know which timelines there are on the disks of the lab's nodes.
+pub fn take(root: &Root, standby: &Node) -> Result<()> {
+    let data = standby.state.data.as_deref().context("it has no data directory")?;
+    // Where the log is elsewhere (POSTGRES_INITDB_WALDIR) nobody can do it, and somebody has to be the primary.
+    let Ok((own, _)) = wal::timeline(data) else { return Ok(()) };
+    let all = node::all(root, &standby.lab)?;
+    let known = all.iter().filter_map(|node| wal::timeline(node.state.data.as_deref()?).ok());
+    let newest = known.map(|(timeline, _)| timeline).max().unwrap_or(own);
+    let wal = fs::open_dir(data).and_then(|dir| fs::dir_beneath(&dir, b"pg_wal"));
+    let wal = wal.with_context(|| format!("open {}/pg_wal", data.display()))?;
+    // It looks for one after the other, and stops where there is none.
+    (own + 1..=newest).try_for_each(|timeline| take_one(&wal, timeline))
+}
+
+/// Makes a history file that has no history, unless there is one. The server reads it as its own user.
+fn take_one(wal: &OwnedFd, timeline: u32) -> Result<()> {
+    let name = format!("{timeline:08X}.history");
+    let make = || -> io::Result<()> {
+        // Under its name only when the server can read it: one that can't ends. What is left of a killed command, the
+        // server removes at its next start, as it does with its own (xlog.c, RemoveTempXlogFiles).
+        let draft = format!("xlogtemp.{}", std::process::id());
+        let file = fs::create_file(wal, draft.as_bytes(), 0o600)?;
+        let owner = fs::fstat(wal)?;
+        let named = fs::fchown(&file, owner.uid, owner.gid)
+            .and_then(|()| fs::linkat(wal, draft.as_bytes(), wal, name.as_bytes()));
+        fs::unlinkat(wal, draft.as_bytes())?;
+        match named {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            other => other,
+        }
+    };
+    make().with_context(|| format!("make {name}"))
+}

@@ -1,0 +1,250 @@
+//! The guard: what it does by itself when the primary dies, freezes or is cut off, and what it leaves alone.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    process::Child,
+    time::{Duration, Instant},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use serde_json::Value;
+
+use crate::harness::{Host, until};
+
+/// A guard in the background; it ends with the test.
+pub struct Guard {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Guard {
+    /// Returns when it watches `primary`.
+    #[track_caller]
+    pub fn start(host: &Host, primary: &str, args: &[&str]) -> Self {
+        let log = host.scratch("guard").join("log");
+        let out = File::create(&log).expect("create the log");
+        let error = out.try_clone().expect("dup");
+        let args = [&["guard", "--json"], args].concat();
+        let child = host.command(&args).stdout(out).stderr(error).spawn().expect("start the guard");
+        let guard = Self { child, log };
+        guard.sees("watching", |event| event["primary"] == primary);
+        guard
+    }
+
+    pub fn text(&self) -> String {
+        std::fs::read_to_string(&self.log).expect("the log")
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = self.text();
+        // The last line may be half written.
+        let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        lines.map(|line| serde_json::from_str(line).unwrap_or_else(|e| panic!("{line}: {e}"))).collect()
+    }
+
+    fn has_seen(&self, kind: &str) -> bool {
+        self.events().iter().any(|event| event["event"] == kind)
+    }
+
+    /// Waits for an event of this kind, and gives it.
+    #[track_caller]
+    fn sees(&self, kind: &str, check: impl Fn(&Value) -> bool) -> Value {
+        let begun = Instant::now();
+        loop {
+            let found = self.events().into_iter().find(|event| event["event"] == kind && check(event));
+            if let Some(event) = found {
+                return event;
+            }
+            assert!(begun.elapsed() < Duration::from_secs(20), "no {kind}:\n{}", self.text());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Ends it as a user does; it must end well.
+    #[track_caller]
+    pub fn end(mut self) -> String {
+        kill(Pid::from_raw(self.child.id() as i32), Signal::SIGTERM).expect("signal the guard");
+        let status = self.child.wait().expect("wait");
+        assert!(status.success(), "{status}: {}", self.text());
+        assert!(self.has_seen("ended"), "{}", self.text());
+        self.text()
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        // It was waited for already, or has ended with an error.
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+fn trio(host: &Host) {
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+}
+
+fn acknowledged(host: &Host) -> u64 {
+    host.json(&["drive", "report", "--json"])["acknowledged"].as_u64().expect("a number")
+}
+
+#[test]
+fn a_primary_that_dies_is_replaced_at_once_and_nothing_is_lost() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
+    let guard = Guard::start(&host, "primary", &[]);
+    let second = host.fails(1, &["guard"]);
+    assert!(
+        second.contains(&format!("has a guard already: process {}", guard.child.id())),
+        "the second one names the first: {second}"
+    );
+    host.pgbox(&["drive", "start"]);
+    until("it writes", 10, || acknowledged(&host) > 100);
+    host.pgbox(&["crash", "primary", "--node"]);
+    let killed = Instant::now();
+    let done = guard.sees("failed-over", |_| true);
+    let before = acknowledged(&host);
+    until("it writes again", 10, || acknowledged(&host) > before);
+    // On two cores, with other tests beside it; half a second is usual.
+    let (took, logs) = (killed.elapsed(), ["r1", "r2"].map(|node| host.pgbox(&["logs", node])));
+    assert!(took < Duration::from_secs(4), "{took:?}\n{}\n{}", guard.text(), logs.join("\n==\n"));
+    assert_eq!((&done["old"], &done["timeline"]), (&Value::from("primary"), &Value::from(2)));
+    let new = done["new"].as_str().expect("a name").to_owned();
+    // The lab's endpoint has moved with it.
+    let endpoints = host.json(&["endpoint", "--json"]);
+    assert_eq!(endpoints[0]["leads_to"], serde_json::json!([new]), "{endpoints}");
+    // It watches the new one, and the old one among its standbys as soon as it is back.
+    guard.sees("watching", |event| event["primary"] == new.as_str());
+    host.pgbox(&["rejoin", "primary"]);
+    guard.sees("standbys", |event| event["standbys"].to_string().contains("primary"));
+    host.pgbox(&["drive", "stop"]);
+    host.pgbox(&["verify"]);
+    let log = guard.end();
+    assert!(log.contains("from now on nothing fails over by itself"), "{log}");
+    // And another one may guard now.
+    Guard::start(&host, &new, &[]).end();
+}
+
+#[test]
+fn what_somebody_wants_is_no_failure() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "--restart", "on-crash"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let guard = Guard::start(&host, "primary", &["--detect", "2s"]);
+    host.pgbox(&["stop", "primary"]);
+    guard.sees("let-be", |event| event["text"].to_string().contains("asked to stop"));
+    std::thread::sleep(Duration::from_millis(300));
+    host.pgbox(&["start", "primary"]);
+    guard.sees("back", |_| true);
+    host.pgbox(&["restart", "primary"]);
+    // The policy brings it back in less time than it has.
+    host.pgbox(&["crash", "primary"]);
+    guard.sees("trouble", |_| true);
+    until("it is back", 10, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    until("r1 streams again", 10, || host.sql("primary", &[], streams) == "1");
+    // A change by hand is followed.
+    host.pgbox(&["switchover", "r1"]);
+    guard.sees("watching", |event| event["primary"] == "r1");
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    guard.sees("standbys", |event| event["standbys"].to_string().contains("r2"));
+    host.pgbox(&["rm", "--force", "-v", "r2"]);
+    guard.sees("standbys", |event| event["standbys"] == serde_json::json!(["primary"]));
+    let log = guard.end();
+    for never in ["\"failed\"", "fenced", "failed-over", "refused", "error"] {
+        assert!(!log.contains(never), "{never}:\n{log}");
+    }
+    assert_eq!(host.sql("primary", &[], "SELECT pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_frozen_primary_is_ended_before_another_one_is_made() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
+    let guard = Guard::start(&host, "primary", &["--detect", "500ms"]);
+    host.pgbox(&["drive", "start"]);
+    until("it writes", 10, || acknowledged(&host) > 100);
+    host.pgbox(&["freeze", "primary"]);
+    let done = guard.sees("failed-over", |_| true);
+    let fenced = guard.sees("fenced", |_| true);
+    assert_eq!(fenced["primary"], "primary");
+    // There is nothing left to thaw, and nothing that could start.
+    assert!(host.fails(1, &["thaw", "primary"]).contains("does not run"));
+    let new = done["new"].as_str().expect("a name").to_owned();
+    assert!(host.fails(1, &["start", "primary"]).contains(&format!("`{new}` was promoted")));
+    let before = acknowledged(&host);
+    until("it writes again", 10, || acknowledged(&host) > before);
+    host.pgbox(&["drive", "stop"]);
+    host.pgbox(&["verify"]);
+    guard.end();
+}
+
+#[test]
+fn a_primary_that_is_cut_off_is_replaced() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
+    let guard = Guard::start(&host, "primary", &["--detect", "500ms"]);
+    host.pgbox(&["drive", "start"]);
+    until("it writes", 10, || acknowledged(&host) > 100);
+    // From one standby: the other one is enough.
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    std::thread::sleep(Duration::from_secs(1));
+    assert!(!guard.has_seen("failed"), "{}", guard.text());
+    // From both: its commits wait, and it hears of nobody.
+    host.pgbox(&["net", "cut", "primary", "r2"]);
+    let failed = guard.sees("failed", |_| true);
+    assert!(failed["text"].to_string().contains("cut off: its commits wait"), "{failed}");
+    let new = guard.sees("failed-over", |_| true)["new"].as_str().expect("a name").to_owned();
+    assert_eq!(new, "r2", "it had more");
+    let before = acknowledged(&host);
+    until("it writes again", 10, || acknowledged(&host) > before);
+    // And from this host.
+    host.pgbox(&["net", "heal", "--all"]);
+    host.pgbox(&["net", "cut", "r2", "host"]);
+    guard.sees("failed-over", |event| event["old"] == "r2" && event["new"] == "r1");
+    let before = acknowledged(&host);
+    until("it writes again", 10, || acknowledged(&host) > before);
+    host.pgbox(&["drive", "stop"]);
+    host.pgbox(&["verify"]);
+    guard.end();
+}
+
+#[test]
+fn what_would_be_lost_is_not_given_up() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("it is on r1", 10, || host.try_pgbox(&["psql", "r1", "-c", "SELECT FROM t"]).status.success());
+    let guard = Guard::start(&host, "primary", &["--detect", "500ms"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 5)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let refused = guard.sees("refused", |_| true);
+    let said = refused["text"].to_string();
+    assert!(said.contains("lacks 1 acknowledged transactions with 5 rows"), "{said}");
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "t");
+    // It goes on watching: the primary comes back, and with it the rows.
+    host.pgbox(&["net", "heal", "--all"]);
+    host.pgbox(&["start", "primary"]);
+    guard.sees("back", |_| true);
+    until("5", 10, || host.sql("r1", &[], "SELECT count(*) FROM t") == "5");
+    guard.end();
+    // Unless it was told to.
+    let guard = Guard::start(&host, "primary", &["--accept-loss"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (6)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let fenced = guard.sees("fenced", |_| true);
+    assert!(fenced["loss"].to_string().contains("1 transactions with 1 rows are lost"), "{fenced}");
+    guard.sees("failed-over", |event| event["new"] == "r1");
+    guard.end();
+}
