@@ -3,6 +3,7 @@
 #
 # A base backup is a thousand small fsyncs, and so is much of what a failover waits for. On the tmpfs of the other
 # sections they cost nothing, so these work on an ext4 of their own, in a file on a disk ($BENCH_DISK, or /var/tmp).
+# $BENCH_RUNS is how many failovers and switchovers to make: 20 unless given.
 # shellcheck disable=SC2154 # scratch, pgbox, host, bindir and the like are those of scripts/bench
 
 # ---- storage, and plain Postgres on it
@@ -166,11 +167,11 @@ section_replica() {
 
 # ---- changes of roles, under load
 
-# Makes the nodes `a` and `b`, either of which waits for the other.
+# Makes the nodes `a` and `b`; commits wait for whichever is the standby.
 lab_of_two() {
     "$pgbox" run a --restart no >/dev/null 2>&1
     "$pgbox" replica b --of a --restart no >/dev/null 2>&1
-    "$pgbox" sync 'any 1 (a, b)' >/dev/null
+    "$pgbox" sync 'any 1 (b)' >/dev/null
     "$pgbox" drive start --fresh >/dev/null 2>&1
     "$pgbox" drive stop >/dev/null
 }
@@ -277,9 +278,9 @@ section_failover() {
     say "kill -9 of the primary's postmaster -> first acknowledged write on the other node; $storage"
     echo "Two nodes, commits wait for the standby, four writers as fast as they go. The killed one rejoins before the next round."
     echo
-    rounds_of_failover 20 by_hand "pgbox failover, by a script"
+    rounds_of_failover "${BENCH_RUNS:-20}" by_hand "pgbox failover, by a script"
     if "$pgbox" guard --help >/dev/null 2>&1; then
-        rounds_of_failover 20 by_guard "pgbox guard, which is there before"
+        rounds_of_failover "${BENCH_RUNS:-20}" by_guard "pgbox guard, which is there before"
     else
         skip "pgbox guard: this build has none"
     fi
@@ -292,7 +293,7 @@ section_switchover() {
     echo
     rm -f "$scratch/gaps"
     lab_of_two
-    for ((round = 0; round < 20; round++)); do
+    for ((round = 0; round < ${BENCH_RUNS:-20}; round++)); do
         "$pgbox" drive start >/dev/null 2>&1
         sleep 0.3
         "$pgbox" switchover "$target" >"$scratch/switchover.log" 2>&1 || cat "$scratch/switchover.log" >&2
