@@ -18,7 +18,7 @@ use crate::{
     sql::{self, Login},
 };
 
-/// How long what is on its way may take to arrive.
+/// How long a stream that is still open may take to bring what is on its way.
 const ARRIVAL: Duration = Duration::from_millis(500);
 
 /// What the old primary has and the standby has not.
@@ -69,20 +69,19 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     let data = head.state.data.as_deref().context("it has no data directory")?;
     let server = target.login()?;
     let begun = Instant::now();
-    let mut received = takeover::received(&server)?;
     loop {
+        // The receiver writes what the kernel has for it, and ends only then: asked in this order, nothing comes after.
+        let is_over = !takeover::receives(&server)? || begun.elapsed() > ARRIVAL;
+        let received = takeover::received(&server)?;
         let scan = wal::lost(data, received)?;
-        let now = takeover::received(&server)?;
         let commits = scan.commits - scan.idle;
-        if commits == 0 || (now == received && begun.elapsed() > ARRIVAL) {
+        if commits == 0 || is_over {
             let rows = if commits == 0 { 0 } else { rows(&scan, &server) };
             let at_least = !scan.exact || scan.since > received;
             let synchronous = is_synchronous(cluster, head, target, received);
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
-        // The receiver writes what the kernel has for it, and ends only then.
         std::thread::sleep(Duration::from_millis(10));
-        received = now;
     }
 }
 

@@ -151,6 +151,17 @@ fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
     Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
 }
 
+/// Whether a stream to a standby is open, on its side.
+///
+/// # Errors
+/// When it can't be asked.
+pub fn receives(server: &Login) -> Result<bool> {
+    server.ask(crate::sql::PATIENCE, |client| {
+        let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+        Ok(client.query_one(sql, &[])?.get(0))
+    })
+}
+
 /// How far a server has received what it follows, which is on its disk.
 pub fn received(server: &Login) -> Result<Lsn> {
     let text = server.ask(crate::sql::PATIENCE, |client| {

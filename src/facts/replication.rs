@@ -49,6 +49,9 @@ pub struct Picture {
     pub warnings: Vec<String>,
 }
 
+/// Every commit waits for a moment; who has waited for longer is worth a warning.
+const NORMAL_WAIT_MS: f64 = 1000.0;
+
 /// Whom commits wait for.
 #[derive(Debug, Default, Serialize)]
 pub struct Sync {
@@ -56,6 +59,8 @@ pub struct Sync {
     pub in_effect: Option<String>,
     /// Commits that wait at this moment.
     pub waiting_commits: u64,
+    /// How long ago the oldest of their statements began.
+    pub longest_wait_ms: f64,
     /// The standbys that they wait for.
     pub waiting_for: Vec<String>,
 }
@@ -286,12 +291,17 @@ fn sync(head: &Seen, members: &[Member]) -> Sync {
         (_, true) => names,
         (_, false) => absent,
     };
-    Sync { in_effect: Some(said.sync.clone()), waiting_commits: said.waiting, waiting_for }
+    Sync {
+        in_effect: Some(said.sync.clone()),
+        waiting_commits: said.waiting,
+        longest_wait_ms: said.longest_wait_ms,
+        waiting_for,
+    }
 }
 
 fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
     let mut warnings = Vec::new();
-    if sync.waiting_commits > 0 {
+    if sync.longest_wait_ms >= NORMAL_WAIT_MS {
         warnings.push(waiting(sync));
     }
     for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost())

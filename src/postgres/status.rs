@@ -29,6 +29,8 @@ SELECT jsonb_build_object(
     'replayed_ms_ago', CASE WHEN in_recovery
         THEN 1000 * extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END,
     'waiting', (SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'),
+    'longest_wait_ms', (SELECT coalesce(max(1000 * extract(epoch FROM clock_timestamp() - query_start)), 0)
+        FROM pg_stat_activity WHERE wait_event = 'SyncRep'),
     'sync', current_setting('synchronous_standby_names'),
     'senders', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
         'replay_lag_ms', 1000 * extract(epoch FROM s.replay_lag))), '[]') FROM pg_stat_replication s),
@@ -51,6 +53,8 @@ pub struct Answer {
     pub replayed_ms_ago: Option<f64>,
     /// Sessions whose commit waits for a synchronous standby.
     pub waiting: u64,
+    /// How long ago the oldest of their statements began.
+    pub longest_wait_ms: f64,
     /// `synchronous_standby_names`.
     pub sync: String,
     pub senders: Vec<Sender>,
@@ -113,7 +117,7 @@ mod tests {
     #[test]
     fn an_answer_is_read_and_unknown_columns_are_not_minded() {
         let text = r#"{"in_recovery": false, "timeline": 2, "write": "0/3000148", "flush": "0/3000148", "replay": null,
-            "replayed_ms_ago": null, "waiting": 3, "sync": "ANY 1 (\"r1\")", "senders": [{"pid": 7, "usename": "x",
+            "replayed_ms_ago": null, "waiting": 3, "longest_wait_ms": 1.5, "sync": "ANY 1 (\"r1\")", "senders": [{"pid": 7, "usename": "x",
             "application_name": "r1", "state": "streaming", "sync_state": "quorum", "sent_lsn": "0/3000148",
             "write_lsn": "0/3000148", "flush_lsn": "0/3000148", "replay_lsn": "0/3000110", "replay_lag": "00:00:00.5",
             "replay_lag_ms": 500.000}], "slots": [{"slot_name": "pgbox_r1", "slot_type": "physical", "active": true,

@@ -275,7 +275,7 @@ fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
     until("two commits wait", 20, || host.json(&["sync", "--json"])["waiting_commits"] == 2);
     let sync = host.json(&["status", "--json"])["clusters"][0]["sync"].clone();
     assert_eq!((&sync["waiting_commits"], &sync["waiting_for"][0]), (&2.into(), &"r1".into()));
-    assert!(host.pgbox(&["status"]).contains("2 commits wait for r1"));
+    until("it is told", 5, || host.pgbox(&["status"]).contains("2 commits wait for r1"));
     assert!(host.pgbox(&["sync"]).contains("2 commits wait for r1"));
     // No timeout of the server's ends that.
     std::thread::sleep(Duration::from_millis(500));
