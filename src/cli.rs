@@ -4,6 +4,8 @@
 mod drive;
 mod fault;
 mod image;
+mod role;
+mod uri;
 mod watch;
 
 use std::{path::PathBuf, time::Duration};
@@ -11,12 +13,11 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
-mod role;
-
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use role::{Failover, Reinit, Rejoin, Replica, Switchover};
+pub use uri::{Endpoint, Uri};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
@@ -51,7 +52,7 @@ pub enum Command {
     Replica(Box<Replica>),
     /// Make a standby the primary after the primary has died, or without one
     Promote(Failover),
-    /// Change the primary as planned: nothing is lost, and the old one comes back as a standby
+    /// Change the primary as planned: nothing is lost, and the old one follows the new
     Switchover(Switchover),
     /// Make a standby the primary at once; refuses if acknowledged rows would be lost
     Failover(Failover),
@@ -67,8 +68,10 @@ pub enum Command {
     Exec(Exec),
     /// Open psql in a node, as its superuser
     Psql(Psql),
-    /// Print a connection string for a node
+    /// Print a connection string for a node, or for whichever one takes writes or reads
     Uri(Uri),
+    /// Show where the lab's two stable addresses lead, or publish them on this host
+    Endpoint(Endpoint),
     /// Show everything about nodes
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
@@ -292,22 +295,6 @@ pub struct Psql {
     /// Arguments for psql
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub args: Vec<String>,
-}
-
-#[derive(Debug, Args)]
-#[command(after_help = "Example:\n  psql \"$(pgbox uri primary)\"")]
-pub struct Uri {
-    /// Name of the node
-    pub node: Name,
-    /// Put the password itself into the string, not the name of the file that has it
-    #[arg(long)]
-    pub with_password: bool,
-    /// Use the published port, not the node's own address
-    #[arg(long)]
-    pub published: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 #[derive(Debug, Args)]

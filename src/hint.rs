@@ -28,9 +28,10 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 }
 
 /// Subcommands that hints name.
-const NAMED: [&str; 32] = [
+const NAMED: [&str; 33] = [
     "crash",
     "drive",
+    "endpoint",
     "exec",
     "failover",
     "freeze",

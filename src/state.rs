@@ -10,7 +10,6 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Write},
-    net::Ipv4Addr,
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
 };
@@ -19,13 +18,15 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+mod lab;
 mod node_dir;
 
+pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
 
 use crate::{
     postgres::launch::{InitConfig, Payload, PostgresPayload},
-    spec::{Name, NodeSpec, SyncRule},
+    spec::{Name, NodeSpec},
     step::{AfterStep, HostStep, InnerStep},
     sys::{self, process::ProcessId},
 };
@@ -109,27 +110,6 @@ impl NodeState {
             Payload::Postgres(postgres) => Some(postgres),
             Payload::Command { .. } => None,
         }
-    }
-}
-
-/// A lab, as remembered.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct LabState {
-    pub version: u32,
-    pub subnet: Ipv4Net,
-    /// Whom commits wait for, as the user wants it.
-    #[serde(default)]
-    pub sync: Option<SyncRule>,
-}
-
-impl LabState {
-    pub fn new(subnet: Ipv4Net) -> Self {
-        Self { version: VERSION, subnet, sync: None }
-    }
-
-    /// The bridge's own address: the first one.
-    pub fn gateway(&self) -> Ipv4Addr {
-        self.subnet.hosts().next().unwrap_or(self.subnet.network())
     }
 }
 
@@ -380,7 +360,7 @@ mod tests {
         let lab: Name = "l".parse().unwrap();
         assert!(root.load_lab(&lab).unwrap().is_none());
         root.save_lab(&lab, &LabState::new("10.0.0.0/24".parse().unwrap())).unwrap();
-        assert_eq!(root.load_lab(&lab).unwrap().unwrap().gateway(), Ipv4Addr::new(10, 0, 0, 1));
+        assert_eq!(root.load_lab(&lab).unwrap().unwrap().gateway(), std::net::Ipv4Addr::new(10, 0, 0, 1));
         fs::write(root.lab_dir(&lab).join("lab.json"), r#"{"version": 99, "new": true}"#).unwrap();
         assert!(root.load_lab(&lab).unwrap_err().to_string().contains("version 99"));
     }

@@ -18,6 +18,9 @@ use pgbox::sys::nft::{self, Gateway, NatTable, Publish};
 use pgbox::sys::{netns, sysctl};
 use serde_json::Value;
 
+#[path = "net/service.rs"]
+mod service;
+
 const BRIDGE: &str = "br-test";
 const ALIAS: &str = "test lab a";
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 89, 7, 1);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root};
+use super::{Context, endpoint, need_root};
 use crate::{
     cli,
     engine::{halt, loss, takeover},
@@ -65,13 +65,18 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
     }
     if args.dry_run {
         println!("promote: `{}`", target.name);
+        endpoint::foretell(context, &cluster, &target.name)?;
         others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
         return Ok(0);
     }
-    let promoted = takeover::promote(&context.root, target, &others, || Ok(()))?;
+    let promoted = takeover::promote(&context.root, target, &others, || {
+        endpoint::settle(context, Some(&target.name));
+        Ok(())
+    })?;
     if let Some(head) = head {
         halt::take_down(&node::find(&context.root, &context.lab, &head.name)?)?;
     }
+    endpoint::settle(context, None);
     println!(
         "{} is the primary, on timeline {} since {} ({:.0} ms)",
         target.name,

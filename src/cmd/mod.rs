@@ -3,6 +3,7 @@
 
 mod crash;
 mod drive;
+mod endpoint;
 mod exec;
 mod failover;
 mod freeze;
@@ -68,6 +69,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Exec(args) => exec::run(&context, args),
         Command::Psql(args) => psql::run(&context, args),
         Command::Uri(args) => uri::run(&context, &args),
+        Command::Endpoint(args) => endpoint::run(&context, &args),
         Command::Inspect(args) => inspect::run(&context, &args),
         Command::Stats(args) => stats::run(&context, &args),
         Command::Status(args) => status::run(&context, &args),

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Error, Result};
 
-use super::{Context, each, need_root};
+use super::{Context, each, endpoint, need_root};
 use crate::{
     cli,
     engine::{
@@ -51,6 +51,7 @@ fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
     let primary = cluster::of(&context.root, &context.lab, name).map(|cluster| cluster.head().name.clone());
     halt::remove(&context.root, &node)?;
+    endpoint::settle(context, None);
     // No commit may wait for a standby that never comes back.
     if let Ok(primary) = primary.as_ref()
         && let Ok(cluster) = cluster::of(&context.root, &context.lab, primary)
@@ -82,6 +83,7 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         return Ok(());
     }
     halt::remove_remains(&context.root, &context.lab, name)?;
+    endpoint::settle(context, None);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"
     );

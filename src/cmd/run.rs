@@ -5,7 +5,7 @@ use std::{fs, path::Path, time::Duration};
 use anyhow::{Context as _, Result};
 
 use super::{
-    Context, need_root,
+    Context, endpoint, need_root,
     password::{self, Origin},
     start, talk,
 };
@@ -115,17 +115,15 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let interrupts = Interrupts::block()?;
     let origin = remember(context, &state, &facts, secret)?;
     drop(shared);
-    let stdio = match (state.spec.command().is_some() && !how.detach, how.tty) {
-        (false, _) => Stdio::Log,
-        (true, false) => Stdio::Inherit,
-        (true, true) => Stdio::Terminal,
-    };
+    let stdio = stdio(&state, how);
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
+    endpoint::settle(context, None);
     drop(lock);
     let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
     let answer =
-        launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress)?;
+        launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress);
+    let answer = endpoint::settle_when_up(context, &state, answer)?;
     drop(progress);
     let node = context.root.node(&state.spec.lab, &state.spec.node);
     if let Some(text) = password::settle(&context.root, &node, &state, origin, &answer)? {
@@ -138,6 +136,15 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     }
     announce(context, &state);
     Ok(0)
+}
+
+/// A server writes its log; a command has our own streams, unless it is left to itself.
+fn stdio(state: &NodeState, how: &How) -> Stdio {
+    match (state.spec.command().is_some() && !how.detach, how.tty) {
+        (false, _) => Stdio::Log,
+        (true, false) => Stdio::Inherit,
+        (true, true) => Stdio::Terminal,
+    }
 }
 
 /// Refuses what can't be meant.

@@ -14,7 +14,7 @@ use nix::{
     sys::signal::Signal,
 };
 
-use super::{Context, each, logs::Follower, need_root, talk};
+use super::{Context, each, endpoint, logs::Follower, need_root, talk};
 use crate::{
     cli,
     engine::{
@@ -117,9 +117,11 @@ fn bring_up(
     if let Err(error) = faults::renew(&context.root, &context.lab, name) {
         super::warn(context, &format!("`{name}` starts without the delays it had: {error:#}"));
     }
+    endpoint::settle(context, None);
     drop(lock);
     let reach = Reach::Running;
-    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, patience, &mut progress)?;
+    let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, patience, &mut progress);
+    let answer = endpoint::settle_when_up(context, &state, answer)?;
     drop(progress);
     if let Some(text) = turned_away(&state, &answer) {
         super::note(context, &text);
@@ -203,6 +205,7 @@ pub fn attend(
     } else {
         halt::take_down(&node)?;
     }
+    endpoint::settle(context, None);
     Ok(code)
 }
 

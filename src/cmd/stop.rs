@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Context, each, need_root, start};
+use super::{Context, each, endpoint, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -34,6 +34,7 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     if node.pidfd.is_none() {
         // It may have ended by itself: its interface, cgroup and published ports are still there.
         halt::take_down(&node)?;
+        endpoint::settle(context, None);
         super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
@@ -48,7 +49,9 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         );
         super::warn(context, &text);
     }
-    halt::take_down(&node)
+    halt::take_down(&node)?;
+    endpoint::settle(context, None);
+    Ok(())
 }
 
 fn patience(args: &cli::Stop, node: &Node) -> Duration {

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{Context, need_root, start};
+use super::{Context, endpoint, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -51,6 +51,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     if args.dry_run {
         println!("stop: `{}`, whose standbys receive all it has", old.name);
         println!("promote: `{}`", target.name);
+        endpoint::foretell(context, &cluster, &target.name)?;
         others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
         println!("start: `{}` as a standby of `{}`", old.name, target.name);
         return Ok(0);
@@ -65,7 +66,10 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
             format!("`{}` is the primary again; see `pgbox status`", old.name),
         ));
     }
-    let promoted = takeover::promote(&context.root, target, &others, || Ok(()))?;
+    let promoted = takeover::promote(&context.root, target, &others, || {
+        endpoint::settle(context, Some(&target.name));
+        Ok(())
+    })?;
     let gap = begun.elapsed();
     follow_back(&context.root, old, target)?;
     halt::take_down(&node::find(&context.root, &context.lab, &old.name)?)?;

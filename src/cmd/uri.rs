@@ -1,5 +1,5 @@
-//! `pgbox uri`: how to connect to a node. The password is named by its file, which libpq reads itself: it
-//! then stands in no command line and no shell history.
+//! `pgbox uri`: how to connect to a node, or to whichever node has a role. The password is named by its file, which
+//! libpq reads itself: it then stands in no command line and no shell history.
 
 use std::{fs, net::SocketAddrV4};
 
@@ -9,57 +9,116 @@ use serde::Serialize;
 use super::Context;
 use crate::{
     cli,
-    facts::node,
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
     hint::advise,
     plan::POSTGRES_PORT,
     postgres::uri::{Target, encode},
+    spec::{Name, Publish},
     sql::Login,
+    state::Endpoint,
 };
 
 #[derive(Serialize)]
 struct Json {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    endpoint: Option<Endpoint>,
     host: String,
     port: u16,
+    /// All of them, if there are several; `host` is the first.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    hosts: Vec<SocketAddrV4>,
     user: String,
     database: String,
     uri: String,
 }
 
+/// What a connection string is made of.
+struct Place {
+    endpoint: Option<Endpoint>,
+    /// Not empty. Several are for the client to try.
+    hosts: Vec<SocketAddrV4>,
+    /// Whose users and password these are.
+    node: Node,
+}
+
 pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
-    let node = node::find(&context.root, &context.lab, &args.node)?;
-    let login = node.login()?;
-    let address = match (args.published, node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT)) {
-        (false, _) => login.address,
-        (true, Some(port)) => SocketAddrV4::new(port.reachable_at(), port.host_port),
-        (true, None) => {
-            return Err(advise(
-                format!("node `{}` publishes no port {POSTGRES_PORT}", args.node),
-                "leave --published out",
-            ));
-        }
+    let place = match &args.node {
+        Some(name) => of_node(context, args, name)?,
+        None => of_endpoint(context, args, if args.rw { Endpoint::Rw } else { Endpoint::Ro })?,
     };
-    let Login { user, database, .. } = login;
-    let host = address.ip().to_string();
-    let pass_file = node.dir.pass_file();
+    let Login { user, database, .. } = place.node.login()?;
+    let pass_file = place.node.dir.pass_file();
     let passfile = pass_file.exists().then_some(pass_file.as_path()).filter(|_| !args.with_password);
-    let target = Target { host: &host, port: address.port(), user: &user, database: &database, passfile };
-    let mut uri = target.uri();
+    let first = place.hosts[0];
+    let (host, port) = (first.ip().to_string(), first.port());
+    let target = Target { host: &host, port, user: &user, database: &database, passfile };
+    let mut uri = match place.endpoint {
+        Some(endpoint) if args.hosts => target.uri_of(&place.hosts, endpoint.session_attrs()),
+        _ => target.uri(),
+    };
     if args.with_password {
-        let path = node.dir.secret_file();
-        if !path.exists() {
-            return Err(advise(
-                format!("pgbox knows no password of node `{}`", args.node),
-                "leave --with-password out",
-            ));
-        }
-        let password = fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
-        uri = uri.replacen('@', &format!(":{}@", encode(&password)), 1);
+        uri = uri.replacen('@', &format!(":{}@", encode(&password(&place.node)?)), 1);
     }
     if args.json {
-        let port = address.port();
-        println!("{}", serde_json::to_string_pretty(&Json { host, port, user, database, uri })?);
+        let hosts = if args.hosts { place.hosts } else { Vec::new() };
+        let json = Json { endpoint: place.endpoint, host, port, hosts, user, database, uri };
+        println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
         println!("{uri}");
     }
     Ok(0)
+}
+
+fn of_node(context: &Context, args: &cli::Uri, name: &Name) -> Result<Place> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let own = node.login()?.address;
+    let published = node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT);
+    let host = match args.published {
+        false => own,
+        true => published_at(published, &format!("node `{name}` publishes no port {POSTGRES_PORT}"))?,
+    };
+    Ok(Place { endpoint: None, hosts: vec![host], node })
+}
+
+fn of_endpoint(context: &Context, args: &cli::Uri, endpoint: Endpoint) -> Result<Place> {
+    let state = context.root.load_lab(&context.lab)?;
+    let before = state.as_ref().and_then(|state| state.leads.head.as_ref());
+    let cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
+    let hosts = match args.hosts {
+        true => cluster.nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
+        false => vec![stable(context, endpoint, args.published)?],
+    };
+    // A cluster has one set of users; the file with the password is beside whoever was told it.
+    let mut nodes = cluster.nodes;
+    let index = nodes.iter().position(|n| n.dir.pass_file().exists()).unwrap_or(0);
+    Ok(Place { endpoint: Some(endpoint), hosts, node: nodes.swap_remove(index) })
+}
+
+/// The endpoint's own address, or the port of this host that leads to it.
+fn stable(context: &Context, endpoint: Endpoint, published: bool) -> Result<SocketAddrV4> {
+    let state = super::endpoint::state(context)?;
+    if !published {
+        return Ok(SocketAddrV4::new(state.endpoint(endpoint), POSTGRES_PORT));
+    }
+    let none = format!("the {} endpoint of lab `{}` is not published", endpoint.word(), context.lab);
+    published_at(state.published(endpoint).first(), &none)
+}
+
+fn published_at(port: Option<&Publish>, none: &str) -> Result<SocketAddrV4> {
+    let port = port.ok_or_else(|| advise(none, "leave --published out"))?;
+    Ok(SocketAddrV4::new(port.reachable_at(), port.host_port))
+}
+
+fn password(node: &Node) -> Result<String> {
+    let path = node.dir.secret_file();
+    if !path.exists() {
+        return Err(advise(
+            format!("pgbox knows no password of node `{}`", node.name),
+            "leave --with-password out",
+        ));
+    }
+    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }

@@ -91,8 +91,12 @@ pub fn below(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
 
 /// The cluster that is meant when none is named: the one with standbys, or the only one.
 pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
-    // One look at the lab: it may change meanwhile.
-    let nodes = node::all(root, lab)?;
+    choose(node::all(root, lab)?, lab, None)
+}
+
+/// The same, of the nodes of one look at the lab: it may change meanwhile. Where several could be meant, it is the one of
+/// the node `before`.
+pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Cluster> {
     let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
     let mut sizes: BTreeMap<Name, usize> = BTreeMap::new();
     for head in servers.filter_map(|node| head_of(&nodes, &node.name)) {
@@ -100,6 +104,10 @@ pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
     }
     if sizes.values().filter(|size| **size > 1).count() == 1 {
         sizes.retain(|_, size| *size > 1);
+    }
+    let before = before.and_then(|name| head_of(&nodes, name)).filter(|head| sizes.contains_key(head));
+    if let (Some(head), true) = (before, sizes.len() > 1) {
+        return Ok(gather(nodes, &head));
     }
     let heads: Vec<&str> = sizes.keys().map(Name::as_str).collect();
     match sizes.keys().next() {

@@ -24,7 +24,7 @@ use crate::{
     hint::advise,
     plan::{Facts, ImageFacts, follow::Upstream},
     spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, Publish, VolumeSource},
-    state::{LabState, NodeState, Role, Root},
+    state::{Endpoint, LabState, NodeState, Role, Root},
     sys::{self, cgroup, link, memory, netns, nft},
 };
 
@@ -190,7 +190,8 @@ fn lasting_remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> 
 }
 
 fn free_address(lab: &LabState, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    lab.subnet.hosts().skip(1).find(|address| !taken.contains(address))
+    let endpoints = Endpoint::BOTH.map(|which| lab.endpoint(which));
+    lab.subnet.hosts().skip(1).find(|address| !taken.contains(address) && !endpoints.contains(address))
 }
 
 /// The lab's address range: as remembered, as asked for, or a free one.
@@ -271,19 +272,29 @@ fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
             "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
         ));
     }
-    if spec.publish.is_empty() {
+    check_ports_free(root, &spec.publish, None)
+}
+
+/// Refuses ports of this host that are taken, but for those of the endpoints of the lab `own`.
+pub fn check_ports_free(root: &Root, wanted: &[Publish], own: Option<&Name>) -> Result<()> {
+    if wanted.is_empty() {
         return Ok(());
     }
     for lab in root.labs()? {
         for (name, state) in nodes(root, &lab)? {
             let other = &state.spec.publish;
-            if let Some(port) = spec.publish.iter().find(|p| other.iter().any(|o| o.collides(p))) {
+            if let Some(port) = wanted.iter().find(|p| other.iter().any(|o| o.collides(p))) {
                 return Err(taken(port, &format!("node `{name}` of lab `{lab}` has it")));
             }
         }
+        let state = root.load_lab(&lab)?.filter(|_| own != Some(&lab));
+        let other = state.iter().flat_map(|lab| Endpoint::BOTH.into_iter().flat_map(|e| lab.published(e)));
+        if let Some(port) = wanted.iter().find(|p| other.clone().any(|o| o.collides(p))) {
+            return Err(taken(port, &format!("an endpoint of lab `{lab}` has it")));
+        }
     }
     // A rewritten port never reaches a listener, so a program that listens there would be cut off silently.
-    for port in &spec.publish {
+    for port in wanted {
         let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
         if let Err(e) = TcpListener::bind((ip, port.host_port)) {
             let why = match e.kind() {
@@ -366,13 +377,13 @@ mod tests {
     }
 
     #[test]
-    fn the_bridge_has_the_first_address_and_nodes_the_next() {
+    fn the_bridge_has_the_first_address_endpoints_the_last_two_and_nodes_the_rest() {
         let lab = LabState::new(net("10.0.0.0/29"));
         let mut taken = BTreeSet::new();
         while let Some(address) = free_address(&lab, &taken) {
             taken.insert(address);
         }
         let all: Vec<u8> = taken.iter().map(|a| a.octets()[3]).collect();
-        assert_eq!(all, [2, 3, 4, 5, 6]);
+        assert_eq!(all, [2, 3, 4]);
     }
 }

@@ -3,7 +3,7 @@
 //! The rule that surprises people: a password in a URI lands in shell histories and process lists. The URI
 //! names a `passfile` instead, which libpq only reads when nobody else can (mode 0600).
 
-use std::path::Path;
+use std::{net::SocketAddrV4, path::Path};
 
 /// Where and as whom to connect.
 #[derive(Clone, Copy, Debug)]
@@ -27,10 +27,25 @@ impl Target<'_> {
             true => format!("[{}]", self.host),
             false => encode(self.host),
         };
-        let mut uri = format!("postgresql://{}@{host}:{}/", encode(self.user), self.port);
-        uri += &encode(self.database);
-        if let Some(passfile) = self.passfile {
-            uri += &format!("?passfile={}", encode(&passfile.display().to_string()));
+        self.uri_at(&format!("{host}:{}", self.port), None)
+    }
+
+    /// The same for several hosts, which the client tries until a session has these `target_session_attrs`.
+    pub fn uri_of(&self, hosts: &[SocketAddrV4], session_attrs: &str) -> String {
+        let hosts: Vec<String> = hosts.iter().map(SocketAddrV4::to_string).collect();
+        self.uri_at(&hosts.join(","), Some(session_attrs))
+    }
+
+    fn uri_at(&self, hosts: &str, session_attrs: Option<&str>) -> String {
+        let mut uri = format!("postgresql://{}@{hosts}/{}", encode(self.user), encode(self.database));
+        let passfile = self.passfile.map(|path| path.display().to_string());
+        let all = [("target_session_attrs", session_attrs), ("passfile", passfile.as_deref())];
+        let mut separator = '?';
+        for (name, value) in all {
+            if let Some(value) = value {
+                uri += &format!("{separator}{name}={}", encode(value));
+                separator = '&';
+            }
         }
         uri
     }
@@ -84,6 +99,15 @@ mod tests {
         assert_eq!(target.conninfo(), pairs);
         assert!(Target { host: "::1", ..target }.uri().contains("@[::1]:5432/"));
         assert_eq!(conninfo_value(""), "''");
+    }
+
+    #[test]
+    fn several_hosts_are_for_the_client_to_try() {
+        let target = Target { host: "", port: 0, user: "u", database: "d", passfile: Some(Path::new("/p")) };
+        let hosts = ["10.0.0.2:5432", "10.0.0.3:5432"].map(|host| host.parse().unwrap());
+        let uri =
+            "postgresql://u@10.0.0.2:5432,10.0.0.3:5432/d?target_session_attrs=read-write&passfile=%2Fp";
+        assert_eq!(target.uri_of(&hosts, "read-write"), uri);
     }
 
     #[test]

@@ -30,7 +30,8 @@ pub fn render(plan: &Plan, depth: Depth) -> String {
     text
 }
 
-fn step(number: usize, lesson: &Lesson, depth: Depth) -> String {
+/// One step.
+pub fn step(number: usize, lesson: &Lesson, depth: Depth) -> String {
     let mut text = format!("{number:2}. {}\n", lesson.title);
     if depth == Depth::Reasons {
         text += &indent(&wrap(lesson.why, 96), "    ");

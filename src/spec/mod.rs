@@ -10,7 +10,7 @@ pub mod volume;
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
-pub use name::{Name, ObjectNames};
+pub use name::{LabNames, Name, ObjectNames};
 pub use publish::Publish;
 pub use sync::SyncRule;
 pub use volume::{Volume, VolumeSource};

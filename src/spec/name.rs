@@ -85,6 +85,46 @@ impl AsRef<Path> for Name {
     }
 }
 
+/// The names of a lab's own kernel objects. The first of its nodes makes them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LabNames {
+    pub bridge: String,
+    pub bridge_mac: [u8; 6],
+    /// The label that the bridge and the tables carry.
+    pub alias: String,
+    pub nat_table: String,
+    pub endpoint_table: String,
+}
+
+impl LabNames {
+    pub fn new(root: &Path, lab: &Name) -> Self {
+        let scope = scope(root);
+        let id = digest(&[&root.to_string_lossy(), lab.as_str()]);
+        let nat_table = format!("pgbox{scope}.{lab}");
+        Self {
+            bridge: interface("pgb-", lab, root == Path::new(DEFAULT_ROOT), &id),
+            // Unicast and locally administered (IEEE 802: bit 1 of the first byte set, bit 0 clear).
+            bridge_mac: [0x02, id[8], id[9], id[10], id[11], id[12]],
+            alias: format!("pgbox{scope} {lab}"),
+            endpoint_table: endpoint_table(&nat_table),
+            nat_table,
+        }
+    }
+}
+
+/// The table of a lab's endpoints, from the name of its NAT table. No node can be called so.
+pub fn endpoint_table(nat_table: &str) -> String {
+    format!("{nat_table}/endpoint")
+}
+
+/// What tells the names of two roots apart; nothing for the default one.
+fn scope(root: &Path) -> String {
+    match root == Path::new(DEFAULT_ROOT) {
+        true => String::new(),
+        false => format!("-{}", hex(&digest(&[&root.to_string_lossy()])[..3])),
+    }
+}
+
 /// The names of one node's kernel objects. Two state roots on one machine may both have a node
 /// `default/primary`: any root but the default one is hashed into every name.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,23 +147,20 @@ pub struct ObjectNames {
 
 impl ObjectNames {
     pub fn new(root: &Path, lab: &Name, node: &Name) -> Self {
-        let home = root == Path::new(DEFAULT_ROOT);
-        let scope =
-            if home { String::new() } else { format!("-{}", hex(&digest(&[&root.to_string_lossy()])[..3])) };
-        let lab_id = digest(&[&root.to_string_lossy(), lab.as_str()]);
+        let scope = scope(root);
+        let of_lab = LabNames::new(root, lab);
         let node_id = digest(&[&root.to_string_lossy(), lab.as_str(), node.as_str()]);
-        let in_default_lab = home && lab.as_str() == DEFAULT_LAB;
+        let in_default_lab = root == Path::new(DEFAULT_ROOT) && lab.as_str() == DEFAULT_LAB;
         Self {
-            bridge: interface("pgb-", lab, home, &lab_id),
-            // Unicast and locally administered (IEEE 802: bit 1 of the first byte set, bit 0 clear).
-            bridge_mac: [0x02, lab_id[8], lab_id[9], lab_id[10], lab_id[11], lab_id[12]],
+            bridge: of_lab.bridge,
+            bridge_mac: of_lab.bridge_mac,
             veth: interface("pgv-", node, in_default_lab, &node_id),
             netns: format!("pgbox{scope}.{lab}.{node}"),
-            nat_table: format!("pgbox{scope}.{lab}"),
+            nat_table: of_lab.nat_table,
             publish_table: format!("pgbox{scope}.{lab}.{node}"),
             fault_table: format!("pgbox{scope}.{lab}"),
             cgroup: format!("pgbox{scope}/{lab}/{node}").into(),
-            bridge_alias: format!("pgbox{scope} {lab}"),
+            bridge_alias: of_lab.alias,
             veth_alias: format!("pgbox{scope} {lab}/{node}"),
         }
     }

@@ -17,7 +17,7 @@ mod work;
 use super::Lesson;
 use crate::{
     postgres::{hba::REPLICATOR, standby},
-    spec::Publish,
+    spec::{Publish, name::endpoint_table},
     sql::Login,
     sys::{cgroup, link, netns, nft},
 };
@@ -192,7 +192,8 @@ impl HostStep {
             }
             Self::CreateNat { table, comment, own_netns, .. } => match work::is_in_use(own_netns)? {
                 true => Ok(()),
-                false => work::delete_own_table(table, comment),
+                // The endpoints' addresses go with the bridge.
+                false => nft::delete_own(&[&endpoint_table(table), table], comment),
             },
             // Other programs may rely on forwarding by now; the bridge's own setting goes with the bridge.
             Self::EnableForwarding { .. } => Ok(()),
@@ -202,7 +203,7 @@ impl HostStep {
             Self::CreateVeth { name, alias, serves: true, .. } => work::delete_own_link(name, alias),
             // Otherwise it dies with the namespace, off the path: deleting a veth costs 15-30 ms.
             Self::CreateVeth { serves: false, .. } | Self::AssignAddress { .. } => Ok(()),
-            Self::PublishPorts { table, comment, .. } => work::delete_own_table(table, comment),
+            Self::PublishPorts { table, comment, .. } => nft::delete_own(&[table], comment),
             Self::AddHostName { file, name, .. } => work::edit_hosts(file, name, None),
             // Other standbys use it, and nobody else can do anything with it.
             Self::CreateRole { .. } => Ok(()),

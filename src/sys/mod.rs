@@ -5,6 +5,7 @@ pub mod capability;
 pub mod cgroup;
 pub mod child;
 pub mod clone;
+pub mod conntrack;
 pub mod credentials;
 pub mod exe;
 pub mod execute;

@@ -6,6 +6,7 @@
 mod harness;
 
 mod drive;
+mod endpoint;
 mod failover;
 mod faults;
 mod replica;

@@ -15,7 +15,7 @@ use super::BUNDLE_DIRS;
 use crate::{
     postgres::{password, standby},
     sql::{self, Login},
-    sys::{self, cgroup, link, netns, nft, sysctl},
+    sys::{self, cgroup, link, netns, sysctl},
 };
 
 pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
@@ -74,15 +74,6 @@ pub fn delete_own_link(name: &str, alias: &str) -> Result<()> {
     match link::get(name)? {
         Some(link) if link.alias.as_deref().is_none_or(|a| a == alias) => link::delete(name).map(drop),
         _ => Ok(()),
-    }
-}
-
-/// Deletes a table unless it carries somebody else's mark.
-pub fn delete_own_table(table: &str, comment: &str) -> Result<()> {
-    let ours = |t: &nft::Found| t.name == table && t.comment.as_deref().is_none_or(|c| c == comment);
-    match nft::list()?.iter().any(ours) {
-        true => nft::delete(table),
-        false => Ok(()),
     }
 }
 

@@ -104,7 +104,7 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
     if !link.up {
         up(&mut rtnl, name)?;
     }
-    add_address(&mut rtnl, &link, bridge.address, bridge.prefix)?;
+    give_address(&mut rtnl, &link, bridge.address, bridge.prefix)?;
     Ok(created)
 }
 
@@ -160,12 +160,33 @@ pub fn configure(
     up(&mut rtnl, "lo")?;
     let link = find(&mut rtnl, dev)?;
     // The address first: from the first moment that packets can arrive it answers for itself.
-    add_address(&mut rtnl, &link, address, prefix)?;
+    give_address(&mut rtnl, &link, address, prefix)?;
     up(&mut rtnl, dev)?;
     let Some(gateway) = gateway else { return Ok(()) };
     let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
     rtnl.change(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
         .with_context(|| format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE"))
+}
+
+/// Gives an interface one more address. Doing it again changes nothing.
+///
+/// # Errors
+/// `ENODEV` when there is no such interface.
+pub fn add_address(dev: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let link = find(&mut rtnl, dev)?;
+    give_address(&mut rtnl, &link, address, prefix)
+}
+
+/// Takes an address from an interface. Without the address, or the interface, there is nothing to do.
+pub fn remove_address(dev: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
+    let mut rtnl = Rtnl::open()?;
+    let Some(link) = lookup(&mut rtnl, dev)? else { return Ok(()) };
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
+    match rtnl.change(RouteNetlinkMessage::DelAddress(message), 0) {
+        Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => Ok(()),
+        other => other.with_context(|| format!("remove address {address}/{prefix} from {dev}: RTM_DELADDR")),
+    }
 }
 
 /// Removes an interface; false when there was none. With one end of a veth goes the other.
@@ -225,7 +246,7 @@ fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
         .with_context(|| format!("bring {name} up: RTM_NEWLINK"))
 }
 
-fn add_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
+fn give_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
     let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
     match rtnl.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()), // on this very interface

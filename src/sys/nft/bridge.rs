@@ -11,14 +11,10 @@ use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE};
 use nix::errno::Errno;
 
 use super::rule::{self, Hook, Statement};
+use super::table::{comment_of, comment_userdata};
+use super::uapi::*;
+use super::unsupported;
 use super::wire::{self, Attributes, Batch};
-use super::{
-    NF_ACCEPT, NFT_MSG_DELRULE, NFT_MSG_DELTABLE, NFT_MSG_GETRULE, NFT_MSG_NEWCHAIN, NFT_MSG_NEWRULE,
-    NFT_MSG_NEWTABLE, NFTA_CHAIN_HOOK, NFTA_CHAIN_NAME, NFTA_CHAIN_POLICY, NFTA_CHAIN_TABLE, NFTA_CHAIN_TYPE,
-    NFTA_HOOK_HOOKNUM, NFTA_HOOK_PRIORITY, NFTA_RULE_CHAIN, NFTA_RULE_EXPRESSIONS, NFTA_RULE_HANDLE,
-    NFTA_RULE_TABLE, NFTA_RULE_USERDATA, NFTA_TABLE_NAME, NFTA_TABLE_USERDATA, comment_of, comment_userdata,
-    unsupported,
-};
 
 /// What happens to packets from one address to another.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -8,18 +8,22 @@
 
 pub mod bridge;
 mod rule;
-mod wire;
+mod service;
+mod table;
+mod uapi;
+pub(in crate::sys) mod wire;
 
-use std::fmt::Write;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use anyhow::{Context, Result, bail};
-use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL};
+use anyhow::{Result, bail};
 use nix::errno::Errno;
-use sha2::{Digest, Sha256};
 
-use rule::{Chain, Hook, Statement};
-use wire::{Attributes, Batch};
+use rule::{Base, Chain, Hook, Statement};
+pub use service::{Front, Service, ServiceTable, replace};
+use table::Table;
+use uapi::*;
+use wire::Batch;
+pub use wire::Leftover;
 
 /// A NAT table (family `ip`) for the network on a bridge.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,23 +77,14 @@ pub fn add(table: &NatTable) -> Result<()> {
 /// # Errors
 /// `EEXIST` when a table of that name exists that has another comment.
 pub fn ensure(table: &NatTable) -> Result<()> {
-    let is_it = |found: &wire::Object| found.text(NFTA_TABLE_NAME).as_deref() == Some(table.name.as_str());
-    // Looking first is worth it: a batch, also one that the kernel refuses, waits some 10 ms for the readers of its rules.
-    let Some(found) = tables()?.into_iter().find(is_it) else { return add(table) };
-    let userdata = found.bytes(NFTA_TABLE_USERDATA).unwrap_or_default();
-    if comment_of(userdata).as_deref() != Some(table.comment.as_str()) {
-        return add(table);
-    }
-    match entry_of(userdata, UDATA_CONTENT) == Some(&table.content()[..]) {
-        true => Ok(()),
-        false => replacement(table)?.commit(),
-    }
+    table.check()?;
+    table.table().ensure()
 }
 
 /// Deletes the table of that name in family `ip` with all that is in it. Absent is Ok.
 pub fn delete(name: &str) -> Result<()> {
     let mut batch = Batch::new();
-    push_delete(&mut batch, name);
+    table::push_delete(&mut batch, name);
     match batch.commit() {
         Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => Ok(()),
         Err(error) if unsupported(&error) => Ok(()),
@@ -97,10 +92,29 @@ pub fn delete(name: &str) -> Result<()> {
     }
 }
 
+/// Deletes those of these tables that carry this comment, or none, in one transaction.
+pub fn delete_own(names: &[&str], comment: &str) -> Result<()> {
+    let ours =
+        |t: &Found| names.contains(&t.name.as_str()) && t.comment.as_deref().is_none_or(|c| c == comment);
+    let found: Vec<Found> = list()?.into_iter().filter(ours).collect();
+    if found.is_empty() {
+        return Ok(());
+    }
+    let mut batch = Batch::new();
+    found.iter().for_each(|t| table::push_delete(&mut batch, &t.name));
+    match batch.commit() {
+        // Somebody was faster with one of them.
+        Err(error) if error.downcast_ref() == Some(&Errno::ENOENT) => {
+            found.iter().try_for_each(|t| delete(&t.name))
+        }
+        result => result,
+    }
+}
+
 /// Every table of family `ip`, whoever made it. A kernel without nf_tables has none.
 pub fn list() -> Result<Vec<Found>> {
     let found = |table: &wire::Object| {
-        let comment = table.bytes(NFTA_TABLE_USERDATA).and_then(comment_of);
+        let comment = table.bytes(NFTA_TABLE_USERDATA).and_then(table::comment_of);
         Some(Found { name: table.text(NFTA_TABLE_NAME)?, comment })
     };
     Ok(tables()?.iter().filter_map(found).collect())
@@ -155,7 +169,7 @@ pub fn forward_policy_drop() -> Result<Option<String>> {
         };
         let hook = chain.bytes(NFTA_CHAIN_HOOK).and_then(|h| wire::attribute(h, NFTA_HOOK_HOOKNUM));
         let forward = hook.and_then(wire::number) == Some(Hook::Forward as u32);
-        if forward && chain.number(NFTA_CHAIN_POLICY) == Some(rule::NF_DROP) {
+        if forward && chain.number(NFTA_CHAIN_POLICY) == Some(NF_DROP) {
             let table = chain.text(NFTA_CHAIN_TABLE).unwrap_or_default();
             let name = chain.text(NFTA_CHAIN_NAME).unwrap_or_default();
             return Ok(Some(format!("table {family} {table}, chain {name}")));
@@ -167,26 +181,19 @@ pub fn forward_policy_drop() -> Result<Option<String>> {
 impl NatTable {
     /// The table as nft(8) text, as `nft list table` would print it.
     pub fn to_nft(&self) -> String {
-        let mut text = format!("table ip {} {{\n", self.name);
-        if !self.comment.is_empty() {
-            let _ = writeln!(text, "\tcomment \"{}\"", self.comment);
-        }
-        for (index, chain) in self.chains().iter().enumerate() {
-            let Chain { name, kind, hook, rules, .. } = chain;
-            let gap = if index == 0 { "" } else { "\n" };
-            let (hook, priority) = (hook.text(), chain.priority_text());
-            let _ = writeln!(text, "{gap}\tchain {name} {{");
-            let _ = writeln!(text, "\t\ttype {kind} hook {hook} priority {priority}; policy accept;");
-            for rule in rules {
-                let _ = writeln!(text, "\t\t{}", rule::text(rule));
-            }
-            text.push_str("\t}\n");
-        }
-        text + "}\n"
+        self.table().to_nft()
+    }
+
+    fn table(&self) -> Table {
+        Table { name: self.name.clone(), comment: self.comment.clone(), chains: self.chains() }
     }
 
     fn chains(&self) -> Vec<Chain> {
-        let chain = |name, kind, hook, priority, rules| Chain { name, kind, hook, priority, rules };
+        let chain = |name: &str, kind, hook, priority, rules| Chain {
+            name: name.to_owned(),
+            base: Some(Base { kind, hook, priority }),
+            rules,
+        };
         let mut chains = Vec::new();
         if let Some(gateway) = &self.gateway {
             chains.push(chain("guard", "filter", Hook::Prerouting, -300, gateway.guard_rules()));
@@ -209,27 +216,12 @@ impl NatTable {
         self.publish.iter().filter(outside).map(publish_rule).collect()
     }
 
-    /// What the table says, in 16 bytes. They are kept in the table itself: the kernel gives rules back in another form
-    /// than it was given them, so comparing those would be guesswork.
-    fn content(&self) -> [u8; 16] {
-        let digest = Sha256::digest(self.to_nft());
-        std::array::from_fn(|i| digest[i])
-    }
-
-    /// What the text form could not express would be two different tables.
     fn check(&self) -> Result<()> {
-        let plain = |text: &str| !text.contains(|c: char| c == '"' || c == '\\' || c.is_control());
-        if self.name.is_empty() || !plain(&self.name) || self.name.contains(char::is_whitespace) {
-            bail!("{:?} can't be the name of an nf_tables table", self.name);
-        }
         let bridge = self.gateway.as_ref().map(|g| g.bridge.as_str());
-        if bridge.is_some_and(|name| name.is_empty() || name.len() > 15 || !plain(name)) {
+        if bridge.is_some_and(|name| name.is_empty() || name.len() > 15 || !table::is_plain(name)) {
             bail!("{bridge:?} can't be the name of an interface");
         }
-        if self.comment.len() > 127 || !plain(&self.comment) {
-            bail!("{:?} can't be the comment of an nf_tables table", self.comment);
-        }
-        Ok(())
+        self.table().check()
     }
 }
 
@@ -245,8 +237,14 @@ impl Gateway {
             vec![Statement::In(bridge()), loopback(Statement::Destination), Statement::Drop],
             // With forwarding on, this machine is a router: a neighbour that sets a route reaches the
             // addresses themselves, all ports of them, also what is published on 127.0.0.1 alone. Answers to
-            // masqueraded and to published connections carry this machine's address here, and pass.
-            vec![Statement::InNot(bridge()), Statement::Destination(network, prefix), Statement::Drop],
+            // masqueraded and to published connections carry this machine's address here, and pass. So does what
+            // this machine sends to an address of its own on the bridge: that comes in through `lo`.
+            vec![
+                Statement::InNot(bridge()),
+                Statement::InNot("lo".to_owned()),
+                Statement::Destination(network, prefix),
+                Statement::Drop,
+            ],
         ]
     }
 
@@ -290,97 +288,10 @@ fn loopback(statement: fn(Ipv4Addr, u8) -> Statement) -> Statement {
 
 /// The messages that make the table; not sent yet.
 fn batch(table: &NatTable) -> Result<Batch> {
-    let mut batch = Batch::new();
-    push_table(&mut batch, table)?;
-    Ok(batch)
-}
-
-/// The messages that put the table in the place of one of its name.
-fn replacement(table: &NatTable) -> Result<Batch> {
-    let mut batch = Batch::new();
-    push_delete(&mut batch, &table.name);
-    push_table(&mut batch, table)?;
-    Ok(batch)
-}
-
-fn push_delete(batch: &mut Batch, name: &str) {
-    let table = Attributes::new().text(NFTA_TABLE_NAME, name);
-    batch.push(NFT_MSG_DELTABLE, 0, table, format!("delete table ip {name}"));
-}
-
-fn push_table(batch: &mut Batch, table: &NatTable) -> Result<()> {
     table.check()?;
-    let name = &table.name;
-    let attributes = Attributes::new()
-        .text(NFTA_TABLE_NAME, name)
-        .bytes(NFTA_TABLE_USERDATA, &userdata(&table.comment, &table.content())?);
-    // EXCL: without it adding to somebody else's table of that name would succeed.
-    batch.push(NFT_MSG_NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, attributes, format!("add table ip {name}"));
-    for chain in &table.chains() {
-        push_chain(batch, name, chain);
-    }
-    Ok(())
-}
-
-fn push_chain(batch: &mut Batch, table: &str, chain: &Chain) {
-    let hook = Attributes::new()
-        .number(NFTA_HOOK_HOOKNUM, chain.hook as u32)
-        .number(NFTA_HOOK_PRIORITY, chain.priority.cast_unsigned());
-    let attributes = Attributes::new()
-        .text(NFTA_CHAIN_TABLE, table)
-        .text(NFTA_CHAIN_NAME, chain.name)
-        .nest(NFTA_CHAIN_HOOK, hook)
-        .number(NFTA_CHAIN_POLICY, NF_ACCEPT)
-        .text(NFTA_CHAIN_TYPE, chain.kind);
-    let label = format!("add chain ip {table} {}", chain.name);
-    batch.push(NFT_MSG_NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, attributes, label);
-    for rule in &chain.rules {
-        let attributes = Attributes::new()
-            .text(NFTA_RULE_TABLE, table)
-            .text(NFTA_RULE_CHAIN, chain.name)
-            .nest(NFTA_RULE_EXPRESSIONS, rule::expressions(rule));
-        let label = format!("add rule ip {table} {} {}", chain.name, rule::text(rule));
-        batch.push(NFT_MSG_NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attributes, label);
-    }
-}
-
-/// User data is opaque to the kernel; nft(8) reads it as type, length, value.
-fn userdata(comment: &str, content: &[u8; 16]) -> Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if !comment.is_empty() {
-        let length =
-            u8::try_from(comment.len() + 1).context("the comment of an nf_tables table is too long")?;
-        bytes.extend([NFTNL_UDATA_COMMENT, length]);
-        bytes.extend(comment.as_bytes());
-        bytes.push(0);
-    }
-    bytes.extend([UDATA_CONTENT, content.len() as u8]);
-    bytes.extend(content);
-    Ok(bytes)
-}
-
-fn comment_userdata(comment: &str) -> Result<Vec<u8>> {
-    let length = u8::try_from(comment.len() + 1).context("the comment of an nf_tables object is too long")?;
-    let mut bytes = vec![NFTNL_UDATA_COMMENT, length];
-    bytes.extend(comment.as_bytes());
-    bytes.push(0);
-    Ok(bytes)
-}
-
-fn comment_of(userdata: &[u8]) -> Option<String> {
-    let value = entry_of(userdata, NFTNL_UDATA_COMMENT)?;
-    Some(String::from_utf8_lossy(value.strip_suffix(&[0]).unwrap_or(value)).into_owned())
-}
-
-fn entry_of(mut userdata: &[u8], wanted: u8) -> Option<&[u8]> {
-    loop {
-        let (&[kind, length], rest) = userdata.split_first_chunk()?;
-        let (value, next) = rest.split_at_checked(length.into())?;
-        if kind == wanted {
-            return Some(value);
-        }
-        userdata = next;
-    }
+    let mut batch = Batch::new();
+    table.table().push(&mut batch)?;
+    Ok(batch)
 }
 
 /// The kernel was built without nf_tables, or without its IPv4 family.
@@ -390,39 +301,8 @@ fn unsupported(error: &anyhow::Error) -> bool {
 }
 
 // linux/netfilter.h.
-const NF_ACCEPT: u32 = 1;
 const NFPROTO_INET: u8 = 1;
 const NFPROTO_IPV4: u8 = 2;
-
-// linux/netfilter/nf_tables.h.
-const NFT_MSG_NEWTABLE: u16 = 0;
-const NFT_MSG_GETTABLE: u16 = 1;
-const NFT_MSG_DELTABLE: u16 = 2;
-const NFT_MSG_NEWCHAIN: u16 = 3;
-const NFT_MSG_GETCHAIN: u16 = 4;
-const NFT_MSG_NEWRULE: u16 = 6;
-const NFT_MSG_GETRULE: u16 = 7;
-const NFT_MSG_DELRULE: u16 = 8;
-const NFTA_TABLE_NAME: u16 = 1;
-const NFTA_TABLE_USERDATA: u16 = 6;
-const NFTA_CHAIN_TABLE: u16 = 1;
-const NFTA_CHAIN_NAME: u16 = 3;
-const NFTA_CHAIN_HOOK: u16 = 4;
-const NFTA_CHAIN_POLICY: u16 = 5;
-const NFTA_CHAIN_TYPE: u16 = 7;
-const NFTA_HOOK_HOOKNUM: u16 = 1;
-const NFTA_HOOK_PRIORITY: u16 = 2;
-const NFTA_RULE_TABLE: u16 = 1;
-const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_HANDLE: u16 = 3;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
-const NFTA_RULE_USERDATA: u16 = 7;
-
-/// libnftnl/udata.h: of tables and of rules.
-const NFTNL_UDATA_COMMENT: u8 = 0;
-
-/// Our own entry, see [`NatTable::content`]; nft(8) passes over types that it does not know.
-const UDATA_CONTENT: u8 = 200;
 
 #[cfg(test)]
 mod tests {
@@ -449,7 +329,7 @@ mod tests {
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
 		iifname "br0" ip daddr 127.0.0.0/8 drop
-		iifname != "br0" ip daddr 10.1.2.0/24 drop
+		iifname != "br0" iifname != "lo" ip daddr 10.1.2.0/24 drop
 	}
 
 	chain postrouting {
@@ -481,16 +361,5 @@ mod tests {
         }
         assert!(NatTable { comment: "x".repeat(128), ..sample() }.check().is_err());
         assert!(NatTable { comment: "say \"hi\"".to_owned(), ..sample() }.check().is_err());
-    }
-
-    #[test]
-    fn comments_survive_userdata() {
-        let bytes = userdata("hello", b"0123456789abcdef").unwrap();
-        assert_eq!(bytes, b"\0\x06hello\0\xc8\x100123456789abcdef");
-        assert_eq!(comment_of(&bytes).as_deref(), Some("hello"));
-        assert_eq!(entry_of(&bytes, UDATA_CONTENT), Some(&b"0123456789abcdef"[..]));
-        assert_eq!(comment_of(&userdata("", &[0; 16]).unwrap()), None);
-        assert_eq!(comment_of(&[1, 2, 9, 9, 0, 2, b'x', 0]).as_deref(), Some("x"));
-        assert_eq!(comment_of(&[0, 9, b'x']), None);
     }
 }

@@ -5,6 +5,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use super::uapi::*;
 use super::wire::Attributes;
 
 /// One part of a rule. A rule's statements are tried from left to right.
@@ -22,9 +23,23 @@ pub(super) enum Statement {
     Destination(Ipv4Addr, u8),
     /// To any address of this host.
     DestinationLocal,
+    /// Any TCP packet.
+    Tcp,
     TcpPort(u16),
+    /// This bit of the TCP header is set.
+    TcpFlag(TcpFlag),
     /// The connection's destination was rewritten.
     CtStatusDnat,
+    /// Packets went both ways.
+    CtEstablished,
+    /// The address and the port that the connection's client meant, whatever they were rewritten to. The port needs
+    /// [`Statement::Tcp`] before it.
+    CtOriginalDestination(Ipv4Addr),
+    CtOriginalPort(u16),
+    /// The address, or network, of who answers in this connection, whichever way the packet goes.
+    CtReplySource(Ipv4Addr, u8),
+    /// Every n-th time, counted by this rule alone.
+    EveryNth(u32),
     Dnat(SocketAddrV4),
     /// Source NAT to the address of the interface that the packet leaves through.
     Masquerade,
@@ -36,15 +51,36 @@ pub(super) enum Statement {
     /// From now on the packet belongs to this traffic class, tc(8).
     Class(u32),
     Drop,
+    /// Drops a TCP packet, and resets the connection of who sent it.
+    Reset,
+    /// Goes through another chain, and comes back.
+    Jump(String),
+    /// Goes through another chain, and from there to where this one would have gone.
+    Goto(String),
+    Return,
 }
 
-/// A base chain: rules at one of the kernel's hooks.
+/// Bits of the TCP header, RFC 9293.
+#[derive(Clone, Copy)]
+pub(super) enum TcpFlag {
+    Syn = 2,
+    Rst = 4,
+}
+
+/// Rules that are tried in order.
 pub(super) struct Chain {
-    pub(super) name: &'static str,
+    pub(super) name: String,
+    /// Where packets come in; without it only from other chains.
+    pub(super) base: Option<Base>,
+    pub(super) rules: Vec<Vec<Statement>>,
+}
+
+/// One of the kernel's hooks; lower priorities come first.
+#[derive(Clone, Copy)]
+pub(super) struct Base {
     pub(super) kind: &'static str,
     pub(super) hook: Hook,
     pub(super) priority: i32,
-    pub(super) rules: Vec<Vec<Statement>>,
 }
 
 /// `enum nf_inet_hooks`.
@@ -69,12 +105,14 @@ impl Hook {
     }
 }
 
-impl Chain {
+impl Base {
     /// The priority as `nft list` writes it: the names are valid at some hooks only.
     pub(super) fn priority_text(&self) -> String {
         match (self.hook, self.priority) {
             (_, -300) => "raw".to_owned(),
+            (_, -150) => "mangle".to_owned(),
             (Hook::Prerouting, -100) => "dstnat".to_owned(),
+            (Hook::Prerouting, -110) => "dstnat - 10".to_owned(),
             (Hook::Postrouting, 100) => "srcnat".to_owned(),
             (_, number) => number.to_string(),
         }
@@ -102,7 +140,17 @@ impl Statement {
             Self::Source(address, prefix) => format!("ip saddr {}", network(*address, *prefix)),
             Self::Destination(address, prefix) => format!("ip daddr {}", network(*address, *prefix)),
             Self::DestinationLocal => "fib daddr type local".to_owned(),
+            Self::Tcp => "meta l4proto tcp".to_owned(),
             Self::TcpPort(port) => format!("tcp dport {port}"),
+            Self::TcpFlag(TcpFlag::Syn) => "tcp flags syn".to_owned(),
+            Self::TcpFlag(TcpFlag::Rst) => "tcp flags rst".to_owned(),
+            Self::CtEstablished => "ct state established".to_owned(),
+            Self::CtOriginalDestination(address) => format!("ct original ip daddr {address}"),
+            Self::CtOriginalPort(port) => format!("ct original proto-dst {port}"),
+            Self::CtReplySource(address, prefix) => {
+                format!("ct reply ip saddr {}", network(*address, *prefix))
+            }
+            Self::EveryNth(n) => format!("numgen inc mod {n} 0"),
             Self::CtStatusDnat => "ct status dnat".to_owned(),
             Self::Dnat(to) => format!("dnat to {to}"),
             Self::Masquerade => "masquerade".to_owned(),
@@ -110,6 +158,10 @@ impl Statement {
             Self::Over(rate) => format!("limit rate over {rate} bytes/second burst {BURST} bytes"),
             Self::Class(id) => format!("meta priority set {:x}:{:x}", id >> 16, id & 0xffff),
             Self::Drop => "drop".to_owned(),
+            Self::Reset => "reject with tcp reset".to_owned(),
+            Self::Jump(chain) => format!("jump {chain}"),
+            Self::Goto(chain) => format!("goto {chain}"),
+            Self::Return => "return".to_owned(),
         }
     }
 
@@ -123,18 +175,31 @@ impl Statement {
             Self::Source(address, prefix) => in_network(IP_SADDR, *address, *prefix),
             Self::Destination(address, prefix) => in_network(IP_DADDR, *address, *prefix),
             Self::DestinationLocal => vec![fib(), compare(NFT_CMP_EQ, &RTN_LOCAL.to_ne_bytes())],
-            Self::TcpPort(port) => vec![
-                // The port is at that offset in TCP only, so the protocol is part of the match.
-                meta(NFT_META_L4PROTO),
-                compare(NFT_CMP_EQ, &[IPPROTO_TCP]),
+            Self::Tcp => tcp(vec![]),
+            // The fields are at their offsets in TCP only, so the protocol is part of the match.
+            Self::TcpPort(port) => tcp(vec![
                 payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_DPORT, 2),
                 compare(NFT_CMP_EQ, &port.to_be_bytes()),
-            ],
-            Self::CtStatusDnat => vec![
-                ct(NFT_CT_STATUS),
-                mask(&IPS_DST_NAT.to_ne_bytes()),
-                compare(NFT_CMP_NEQ, &0u32.to_ne_bytes()),
-            ],
+            ]),
+            Self::TcpFlag(flag) => tcp(vec![
+                payload(NFT_PAYLOAD_TRANSPORT_HEADER, TCP_FLAGS, 1),
+                mask(&[*flag as u8]),
+                compare(NFT_CMP_NEQ, &[0]),
+            ]),
+            Self::CtStatusDnat => any_bit(ct(NFT_CT_STATUS), IPS_DST_NAT),
+            Self::CtEstablished => any_bit(ct(NFT_CT_STATE), NF_CT_STATE_ESTABLISHED),
+            Self::CtOriginalDestination(address) => {
+                vec![ct_of(NFT_CT_DST_IP, IP_CT_DIR_ORIGINAL), compare(NFT_CMP_EQ, &address.octets())]
+            }
+            Self::CtOriginalPort(port) => {
+                vec![ct_of(NFT_CT_PROTO_DST, IP_CT_DIR_ORIGINAL), compare(NFT_CMP_EQ, &port.to_be_bytes())]
+            }
+            Self::CtReplySource(address, prefix) => {
+                within(ct_of(NFT_CT_SRC_IP, IP_CT_DIR_REPLY), *address, *prefix)
+            }
+            Self::EveryNth(n) => {
+                vec![generate(NFT_NG_INCREMENTAL, *n), compare(NFT_CMP_EQ, &0u32.to_ne_bytes())]
+            }
             Self::Dnat(to) => vec![
                 immediate(NFT_REG_1, value(&to.ip().octets())),
                 immediate(NFT_REG_2, value(&to.port().to_be_bytes())),
@@ -143,11 +208,19 @@ impl Statement {
             Self::Masquerade => vec![expression("masq", Attributes::new())],
             // Numbers are compared byte by byte, so the first byte must be the highest.
             Self::Random(per_million) => {
-                vec![random(MILLION), big_endian(), compare(NFT_CMP_LT, &per_million.to_be_bytes())]
+                vec![
+                    generate(NFT_NG_RANDOM, MILLION),
+                    big_endian(),
+                    compare(NFT_CMP_LT, &per_million.to_be_bytes()),
+                ]
             }
             Self::Over(rate) => vec![limit_over(*rate)],
             Self::Class(id) => vec![immediate(NFT_REG_1, value(&id.to_ne_bytes())), set_priority()],
             Self::Drop => vec![immediate(NFT_REG_VERDICT, verdict(NF_DROP))],
+            Self::Reset => tcp(vec![reset()]),
+            Self::Jump(chain) => vec![immediate(NFT_REG_VERDICT, verdict_to(NFT_JUMP, chain))],
+            Self::Goto(chain) => vec![immediate(NFT_REG_VERDICT, verdict_to(NFT_GOTO, chain))],
+            Self::Return => vec![immediate(NFT_REG_VERDICT, verdict(NFT_RETURN.cast_unsigned()))],
         }
     }
 }
@@ -165,11 +238,27 @@ pub(super) fn netmask(prefix: u8) -> [u8; 4] {
 }
 
 fn in_network(offset: u32, address: Ipv4Addr, prefix: u8) -> Vec<Attributes> {
-    let load = payload(NFT_PAYLOAD_NETWORK_HEADER, offset, 4);
+    within(payload(NFT_PAYLOAD_NETWORK_HEADER, offset, 4), address, prefix)
+}
+
+/// Whether the address that `load` loads is in a network.
+fn within(load: Attributes, address: Ipv4Addr, prefix: u8) -> Vec<Attributes> {
     match prefix {
         32 => vec![load, compare(NFT_CMP_EQ, &address.octets())],
         _ => vec![load, mask(&netmask(prefix)), compare(NFT_CMP_EQ, &address.octets())],
     }
+}
+
+/// TCP, and then what `rest` says of it.
+fn tcp(rest: Vec<Attributes>) -> Vec<Attributes> {
+    let mut all = vec![meta(NFT_META_L4PROTO), compare(NFT_CMP_EQ, &[IPPROTO_TCP])];
+    all.extend(rest);
+    all
+}
+
+/// Whether one of these bits is set in what `load` loads.
+fn any_bit(load: Attributes, bits: u32) -> Vec<Attributes> {
+    vec![load, mask(&bits.to_ne_bytes()), compare(NFT_CMP_NEQ, &0u32.to_ne_bytes())]
 }
 
 /// Interface names are compared over their whole field of 16 bytes; a shorter value would be a prefix
@@ -193,6 +282,12 @@ fn verdict(code: u32) -> Attributes {
     Attributes::new().nest(NFTA_DATA_VERDICT, Attributes::new().number(NFTA_VERDICT_CODE, code))
 }
 
+fn verdict_to(code: i32, chain: &str) -> Attributes {
+    let to =
+        Attributes::new().number(NFTA_VERDICT_CODE, code.cast_unsigned()).text(NFTA_VERDICT_CHAIN, chain);
+    Attributes::new().nest(NFTA_DATA_VERDICT, to)
+}
+
 fn immediate(register: u32, data: Attributes) -> Attributes {
     let data = Attributes::new().number(NFTA_IMMEDIATE_DREG, register).nest(NFTA_IMMEDIATE_DATA, data);
     expression("immediate", data)
@@ -206,6 +301,15 @@ fn ct(key: u32) -> Attributes {
     expression("ct", Attributes::new().number(NFTA_CT_KEY, key).number(NFTA_CT_DREG, NFT_REG_1))
 }
 
+/// Of the connection as its client sees it, or as its server does.
+fn ct_of(key: u32, direction: u8) -> Attributes {
+    let data = Attributes::new()
+        .number(NFTA_CT_KEY, key)
+        .number(NFTA_CT_DREG, NFT_REG_1)
+        .bytes(NFTA_CT_DIRECTION, &[direction]);
+    expression("ct", data)
+}
+
 fn payload(base: u32, offset: u32, length: u32) -> Attributes {
     let data = Attributes::new()
         .number(NFTA_PAYLOAD_DREG, NFT_REG_1)
@@ -215,13 +319,13 @@ fn payload(base: u32, offset: u32, length: u32) -> Attributes {
     expression("payload", data)
 }
 
-fn mask(bits: &[u8; 4]) -> Attributes {
+fn mask(bits: &[u8]) -> Attributes {
     let data = Attributes::new()
         .number(NFTA_BITWISE_SREG, NFT_REG_1)
         .number(NFTA_BITWISE_DREG, NFT_REG_1)
-        .number(NFTA_BITWISE_LEN, 4)
+        .number(NFTA_BITWISE_LEN, bits.len() as u32)
         .nest(NFTA_BITWISE_MASK, value(bits))
-        .nest(NFTA_BITWISE_XOR, value(&[0; 4]));
+        .nest(NFTA_BITWISE_XOR, value(&[0; 4][..bits.len()]));
     expression("bitwise", data)
 }
 
@@ -242,13 +346,18 @@ fn fib() -> Attributes {
     expression("fib", data)
 }
 
-/// Loads a random number below `modulus`.
-fn random(modulus: u32) -> Attributes {
+/// Loads a number below `modulus`: by chance, or counting over and over.
+fn generate(kind: u32, modulus: u32) -> Attributes {
     let data = Attributes::new()
         .number(NFTA_NG_DREG, NFT_REG_1)
         .number(NFTA_NG_MODULUS, modulus)
-        .number(NFTA_NG_TYPE, NFT_NG_RANDOM);
+        .number(NFTA_NG_TYPE, kind);
     expression("numgen", data)
+}
+
+fn reset() -> Attributes {
+    let data = Attributes::new().number(NFTA_REJECT_TYPE, NFT_REJECT_TCP_RST);
+    expression("reject", data.bytes(NFTA_REJECT_ICMP_CODE, &[0]))
 }
 
 fn big_endian() -> Attributes {
@@ -297,82 +406,17 @@ const ETH_P_IP: u16 = 0x0800;
 const IP_SADDR: u32 = 12;
 const IP_DADDR: u32 = 16;
 const TCP_DPORT: u32 = 2;
+const TCP_FLAGS: u32 = 13;
 const IPPROTO_TCP: u8 = 6;
 
 /// rtnetlink(7), `rtm_type`.
 const RTN_LOCAL: u32 = 2;
 /// linux/netfilter/nf_conntrack_common.h.
 const IPS_DST_NAT: u32 = 1 << 5;
-/// linux/netfilter.h.
-pub(super) const NF_DROP: u32 = 0;
-
-// linux/netfilter/nf_tables.h.
-const NFT_REG_VERDICT: u32 = 0;
-const NFT_REG_1: u32 = 1;
-const NFT_REG_2: u32 = 2;
-const NFTA_LIST_ELEM: u16 = 1;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_DATA_VALUE: u16 = 1;
-const NFTA_DATA_VERDICT: u16 = 2;
-const NFTA_VERDICT_CODE: u16 = 1;
-const NFTA_IMMEDIATE_DREG: u16 = 1;
-const NFTA_IMMEDIATE_DATA: u16 = 2;
-const NFTA_BITWISE_SREG: u16 = 1;
-const NFTA_BITWISE_DREG: u16 = 2;
-const NFTA_BITWISE_LEN: u16 = 3;
-const NFTA_BITWISE_MASK: u16 = 4;
-const NFTA_BITWISE_XOR: u16 = 5;
-const NFTA_CMP_SREG: u16 = 1;
-const NFTA_CMP_OP: u16 = 2;
-const NFTA_CMP_DATA: u16 = 3;
-const NFT_CMP_EQ: u32 = 0;
-const NFT_CMP_NEQ: u32 = 1;
-const NFT_CMP_LT: u32 = 2;
-const NFTA_PAYLOAD_DREG: u16 = 1;
-const NFTA_PAYLOAD_BASE: u16 = 2;
-const NFTA_PAYLOAD_OFFSET: u16 = 3;
-const NFTA_PAYLOAD_LEN: u16 = 4;
-const NFT_PAYLOAD_NETWORK_HEADER: u32 = 1;
-const NFT_PAYLOAD_TRANSPORT_HEADER: u32 = 2;
-const NFTA_META_DREG: u16 = 1;
-const NFTA_META_KEY: u16 = 2;
-const NFTA_META_SREG: u16 = 3;
-const NFT_META_PROTOCOL: u32 = 1;
-const NFT_META_PRIORITY: u32 = 2;
-const NFT_META_IIFNAME: u32 = 6;
-const NFT_META_OIFNAME: u32 = 7;
-const NFT_META_L4PROTO: u32 = 16;
-const NFTA_CT_DREG: u16 = 1;
-const NFTA_CT_KEY: u16 = 2;
-const NFT_CT_STATUS: u32 = 2;
-const NFTA_FIB_DREG: u16 = 1;
-const NFTA_FIB_RESULT: u16 = 2;
-const NFTA_FIB_FLAGS: u16 = 3;
-const NFT_FIB_RESULT_ADDRTYPE: u32 = 3;
-const NFTA_FIB_F_DADDR: u32 = 1 << 1;
-const NFTA_NAT_TYPE: u16 = 1;
-const NFTA_NAT_FAMILY: u16 = 2;
-const NFTA_NAT_REG_ADDR_MIN: u16 = 3;
-const NFTA_NAT_REG_PROTO_MIN: u16 = 5;
-const NFT_NAT_DNAT: u32 = 1;
-const NFTA_NG_DREG: u16 = 1;
-const NFTA_NG_MODULUS: u16 = 2;
-const NFTA_NG_TYPE: u16 = 3;
-const NFT_NG_RANDOM: u32 = 1;
-const NFTA_BYTEORDER_SREG: u16 = 1;
-const NFTA_BYTEORDER_DREG: u16 = 2;
-const NFTA_BYTEORDER_OP: u16 = 3;
-const NFTA_BYTEORDER_LEN: u16 = 4;
-const NFTA_BYTEORDER_SIZE: u16 = 5;
-const NFT_BYTEORDER_HTON: u32 = 1;
-const NFTA_LIMIT_RATE: u16 = 1;
-const NFTA_LIMIT_UNIT: u16 = 2;
-const NFTA_LIMIT_BURST: u16 = 3;
-const NFTA_LIMIT_TYPE: u16 = 4;
-const NFTA_LIMIT_FLAGS: u16 = 5;
-const NFT_LIMIT_PKT_BYTES: u32 = 1;
-const NFT_LIMIT_F_INV: u32 = 1;
+/// `NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`.
+const NF_CT_STATE_ESTABLISHED: u32 = 1 << 1;
+const IP_CT_DIR_ORIGINAL: u8 = 0;
+const IP_CT_DIR_REPLY: u8 = 1;
 
 #[cfg(test)]
 mod tests {

@@ -1,7 +1,7 @@
-//! The netlink side of nf_tables: attributes, batches, dumps. Names are those of
+//! The netlink side of netfilter: attributes, nf_tables batches, dumps. Names are those of
 //! linux/netfilter/nf_tables.h and nfnetlink.h; netlink(7) has the frame.
 //!
-//! The rules that surprise people: integers are big-endian inside nf_tables attributes but host-endian in
+//! The rules that surprise people: integers are big-endian inside netfilter's attributes but host-endian in
 //! the netlink header; and a batch without its `BATCH_END` is checked in full and then dropped, which is how
 //! `nft --check` works.
 
@@ -30,14 +30,19 @@ const DUMP_ATTEMPTS: usize = 10;
 
 /// Attributes one after the other, in the kernel's padded form.
 #[derive(Default)]
-pub(super) struct Attributes(Vec<u8>);
+pub(in crate::sys) struct Attributes(Vec<u8>);
 
 impl Attributes {
-    pub(super) fn new() -> Self {
+    pub(in crate::sys) fn new() -> Self {
         Self::default()
     }
 
-    pub(super) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
+    #[cfg(test)]
+    pub(in crate::sys) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    pub(in crate::sys) fn bytes(mut self, kind: u16, value: &[u8]) -> Self {
         // Only a rule of thousands of expressions would reach 64 KiB.
         let length = u16::try_from(4 + value.len()).expect("a netlink attribute is under 64 KiB");
         self.0.extend(length.to_ne_bytes());
@@ -47,23 +52,23 @@ impl Attributes {
         self
     }
 
-    pub(super) fn number(self, kind: u16, value: u32) -> Self {
+    pub(in crate::sys) fn number(self, kind: u16, value: u32) -> Self {
         self.bytes(kind, &value.to_be_bytes())
     }
 
-    pub(super) fn text(self, kind: u16, value: &str) -> Self {
+    pub(in crate::sys) fn text(self, kind: u16, value: &str) -> Self {
         let mut terminated = value.as_bytes().to_vec();
         terminated.push(0);
         self.bytes(kind, &terminated)
     }
 
-    pub(super) fn nest(self, kind: u16, inner: Attributes) -> Self {
+    pub(in crate::sys) fn nest(self, kind: u16, inner: Attributes) -> Self {
         self.bytes(kind | NLA_F_NESTED, &inner.0)
     }
 }
 
 /// Messages that the kernel applies all together or not at all.
-pub(super) struct Batch {
+pub(in crate::sys) struct Batch {
     bytes: Vec<u8>,
     /// `NFPROTO_*`, of every message.
     family: u8,
@@ -73,12 +78,12 @@ pub(super) struct Batch {
 
 impl Batch {
     /// A batch of the IPv4 family.
-    pub(super) fn new() -> Self {
+    pub(in crate::sys) fn new() -> Self {
         Self::of(nix::libc::AF_INET as u8)
     }
 
     /// A batch of another family.
-    pub(super) fn of(family: u8) -> Self {
+    pub(in crate::sys) fn of(family: u8) -> Self {
         let labels = vec!["commit the batch".to_owned()];
         let mut batch = Self { bytes: Vec::new(), family, labels };
         batch.frame(0, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, &Attributes::new());
@@ -86,7 +91,7 @@ impl Batch {
     }
 
     /// Adds an nf_tables message. `flags` come on top of REQUEST and ACK.
-    pub(super) fn push(&mut self, operation: u16, flags: u16, attributes: Attributes, label: String) {
+    pub(in crate::sys) fn push(&mut self, operation: u16, flags: u16, attributes: Attributes, label: String) {
         let sequence = self.labels.len() as u32;
         let flags = flags | NLM_F_REQUEST | NLM_F_ACK;
         self.frame(sequence, message_type(operation), flags, self.family, 0, &attributes);
@@ -97,15 +102,20 @@ impl Batch {
     ///
     /// # Errors
     /// Name the first message that the kernel refused; nothing has been changed then.
-    pub(super) fn commit(mut self) -> Result<()> {
+    pub(in crate::sys) fn commit(self) -> Result<()> {
+        self.commit_first().map(drop)
+    }
+
+    /// As [`commit`](Self::commit), and leaves the waiting to the caller.
+    pub(in crate::sys) fn commit_first(mut self) -> Result<Leftover> {
         let end = self.labels.len() as u32;
         self.frame(end, NFNL_MSG_BATCH_END, NLM_F_REQUEST, 0, NFNL_SUBSYS_NFTABLES, &Attributes::new());
-        self.send()
+        self.send().map(Leftover)
     }
 
     /// Has the kernel check the batch and drop it: without its end it is never applied.
-    pub(super) fn check(self) -> Result<()> {
-        self.send()
+    pub(in crate::sys) fn check(self) -> Result<()> {
+        self.send().map(drop)
     }
 
     fn frame(
@@ -120,7 +130,7 @@ impl Batch {
         self.bytes.extend(message(sequence, kind, flags, family, resource, attributes));
     }
 
-    fn send(self) -> Result<()> {
+    fn send(self) -> Result<Socket> {
         let socket = open()?;
         send(&socket, &self.bytes)?;
         // The kernel does all the work, and queues every answer, within that one system call.
@@ -144,7 +154,7 @@ impl Batch {
         if !acknowledged {
             bail!("nf_tables: the kernel did not answer to: {}", self.label(last));
         }
-        Ok(())
+        Ok(socket)
     }
 
     fn label(&self, sequence: u32) -> String {
@@ -153,40 +163,72 @@ impl Batch {
     }
 }
 
+/// What a transaction has deleted. It is out of use, but not freed before all readers have passed: closing the
+/// transaction's socket, or any other one of netfilter, waits for that, 10 ms and more. Whoever has more urgent things to
+/// do drops this afterwards.
+#[derive(Debug)]
+pub struct Leftover(#[expect(dead_code, reason = "it is there to be dropped")] Socket);
+
 /// One object of a dump.
-pub(super) struct Object {
+pub(in crate::sys) struct Object {
     /// `NFPROTO_*`; equal to `AF_INET` for IPv4.
-    pub(super) family: u8,
+    pub(in crate::sys) family: u8,
     attributes: Vec<u8>,
 }
 
 impl Object {
-    pub(super) fn bytes(&self, kind: u16) -> Option<&[u8]> {
+    pub(in crate::sys) fn bytes(&self, kind: u16) -> Option<&[u8]> {
         attribute(&self.attributes, kind)
     }
 
-    pub(super) fn text(&self, kind: u16) -> Option<String> {
+    pub(in crate::sys) fn text(&self, kind: u16) -> Option<String> {
         let bytes = self.bytes(kind)?;
         Some(String::from_utf8_lossy(bytes.strip_suffix(&[0]).unwrap_or(bytes)).into_owned())
     }
 
-    pub(super) fn number(&self, kind: u16) -> Option<u32> {
+    pub(in crate::sys) fn number(&self, kind: u16) -> Option<u32> {
         number(self.bytes(kind)?)
     }
 }
 
-/// All objects that the `GET` operation lists, of one family or (0) of all.
-pub(super) fn dump(operation: u16, family: u8) -> Result<Vec<Object>> {
-    let socket = open()?;
-    let request =
-        message(1, message_type(operation), NLM_F_REQUEST | NLM_F_DUMP, family, 0, &Attributes::new());
+/// All nf_tables objects that the `GET` operation lists, of one family or (0) of all.
+pub(in crate::sys) fn dump(operation: u16, family: u8) -> Result<Vec<Object>> {
+    dump_on(&open()?, message_type(operation), family)
+}
+
+/// All objects that a `GET` message, subsystem and operation, lists.
+pub(in crate::sys) fn dump_on(socket: &Socket, kind: u16, family: u8) -> Result<Vec<Object>> {
+    let request = message(1, kind, NLM_F_REQUEST | NLM_F_DUMP, family, 0, &Attributes::new());
     for _ in 0..DUMP_ATTEMPTS {
-        send(&socket, &request)?;
-        if let Some(objects) = read_dump(&socket)? {
+        send(socket, &request)?;
+        if let Some(objects) = read_dump(socket)? {
             return Ok(objects);
         }
     }
-    Err(Errno::EINTR).context("nf_tables: the rules changed during every attempt to list them")
+    Err(Errno::EINTR).context("netfilter: the objects changed during every attempt to list them")
+}
+
+/// Sends single messages of one kind, subsystem and operation, one after the other.
+///
+/// # Errors
+/// The first one that the kernel answered to; the others are sent all the same.
+pub(in crate::sys) fn change_each(
+    socket: &Socket,
+    kind: u16,
+    family: u8,
+    all: Vec<Attributes>,
+) -> Result<()> {
+    let mut result = Ok(());
+    for attributes in all {
+        send(socket, &message(1, kind, NLM_F_REQUEST | NLM_F_ACK, family, 0, &attributes))?;
+        let (datagram, _) = socket.recv_from_full().map_err(errno).context("netfilter: recv")?;
+        for answer in answers(&datagram)? {
+            if let Some(errno) = error_code(&answer)? {
+                result = result.and(Err(errno.into()));
+            }
+        }
+    }
+    result
 }
 
 /// None when the dump is inconsistent and has to be repeated.
@@ -202,7 +244,7 @@ fn read_dump(socket: &Socket) -> Result<Option<Vec<Object>>> {
                 NLMSG_DONE => return Ok(consistent.then_some(objects)),
                 NLMSG_ERROR => {
                     let errno = error_code(&answer)?.unwrap_or(Errno::EPROTO);
-                    return Err(errno).context("nf_tables: list");
+                    return Err(errno).context("netfilter: list");
                 }
                 _ => {
                     let payload = answer.payload();
@@ -216,7 +258,7 @@ fn read_dump(socket: &Socket) -> Result<Option<Vec<Object>>> {
 }
 
 /// The value of the attribute `kind` in a run of attributes.
-pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
+pub(in crate::sys) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
     while let Some((head, _)) = attributes.split_first_chunk::<4>() {
         let length = u16::from_ne_bytes([head[0], head[1]]) as usize;
         let found = u16::from_ne_bytes([head[2], head[3]]) & NLA_TYPE_MASK;
@@ -230,11 +272,11 @@ pub(super) fn attribute(mut attributes: &[u8], kind: u16) -> Option<&[u8]> {
 }
 
 /// A big-endian number.
-pub(super) fn number(bytes: &[u8]) -> Option<u32> {
+pub(in crate::sys) fn number(bytes: &[u8]) -> Option<u32> {
     Some(u32::from_be_bytes(bytes.try_into().ok()?))
 }
 
-const SHORT: &str = "nf_tables: the kernel's answer is cut short";
+const SHORT: &str = "netfilter: the kernel's answer is cut short";
 
 fn message_type(operation: u16) -> u16 {
     NFNL_SUBSYS_NFTABLES << 8 | operation
@@ -262,21 +304,21 @@ fn message(
     bytes
 }
 
-fn open() -> Result<Socket> {
+pub(in crate::sys) fn open() -> Result<Socket> {
     let open = || {
         let socket = Socket::new(NETLINK_NETFILTER)?;
         // Errors then carry the header of the message they are about, not all of it.
         socket.set_cap_ack(true)?;
         Ok(socket)
     };
-    open().map_err(errno).context("nf_tables: open a netfilter socket: socket")
+    open().map_err(errno).context("netfilter: open a socket: socket")
 }
 
 fn send(socket: &Socket, bytes: &[u8]) -> Result<()> {
     let kernel = SocketAddr::new(0, 0);
-    let sent = socket.send_to(bytes, &kernel, 0).map_err(errno).context("nf_tables: send")?;
+    let sent = socket.send_to(bytes, &kernel, 0).map_err(errno).context("netfilter: send")?;
     if sent != bytes.len() {
-        bail!("nf_tables: send: {sent} of {} bytes", bytes.len());
+        bail!("netfilter: send: {sent} of {} bytes", bytes.len());
     }
     Ok(())
 }
