@@ -302,6 +302,7 @@ section_switchover() {
         count_missing "$target"
         if [ "$target" = b ]; then target=a; else target=b; fi
     done
+    echo "The targets are those of a failover. Most of it is the old server's own shutdown and its last checkpoint."
     verdict_of_roles "$scratch/gaps" "pgbox switchover"
     clear_lab
 }

@@ -50,7 +50,8 @@ pub fn defaults(major: u32) -> Vec<Setting> {
     }
     // With 14.
     if major >= 14 {
-        let why = "else recovery begins with an fsync of each of a thousand files, at the start of every standby";
+        let why =
+            "else recovery begins with an fsync of each of a thousand files, at the start of every standby";
         settings.push(Setting { name: "recovery_init_sync_method", value: "syncfs".to_owned(), why });
     }
     settings
