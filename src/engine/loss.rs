@@ -30,8 +30,9 @@ pub struct Loss {
     pub received: Lsn,
     /// Where the primary's WAL ends.
     pub end: Lsn,
-    /// Transactions that were committed in between and that somebody would miss, and the rows that they changed.
+    /// Transactions that were committed in between and that somebody would miss.
     pub commits: u64,
+    /// The rows that they changed; not counted where nobody was told of them.
     pub rows: u64,
     /// Whether there may be more: the WAL that is left begins later, or in the middle of a transaction.
     pub at_least: bool,
@@ -73,16 +74,17 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     ensure!(!target.frozen, "`{}` is frozen", target.name);
     let begun = Instant::now();
     loop {
-        // The receiver writes what the kernel has for it, and ends only then: asked in this order, nothing comes after.
-        let is_over = !takeover::receives(&server)? || begun.elapsed() > ARRIVAL;
-        let received = takeover::received(&server)?;
+        let (receives, received) = takeover::reception(&server)?;
+        let is_over = !receives || begun.elapsed() > ARRIVAL;
         same_history(head, target, received)?;
-        let scan = wal::lost(data, received)?;
+        // What the standby lacks was then acknowledged to nobody, whether it still arrives or not: there is nothing to wait
+        // for, and nothing to look up.
+        let synchronous = is_synchronous(cluster, head, target, received);
+        let scan = if synchronous { wal::unreceived(data, received)? } else { wal::lost(data, received)? };
         let commits = scan.commits - scan.idle;
-        if commits == 0 || is_over {
-            let rows = if commits == 0 { 0 } else { rows(&scan, &server) };
+        if commits == 0 || is_over || synchronous {
+            let rows = if commits == 0 || synchronous { 0 } else { rows(&scan, &server) };
             let at_least = !scan.exact || scan.since > received;
-            let synchronous = is_synchronous(cluster, head, target, received);
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -71,13 +71,18 @@ pub fn promote(
     let mut state = target.state.clone();
     let followers: Vec<Name> =
         others.iter().map(|node| node.name.clone()).chain(own_followers(root, target)?).collect();
-    if let Some(value) = sync::in_effect(root, &target.lab, &target.name, &followers)? {
-        sync::tell(&mut state, &value);
+    let rule = sync::in_effect(root, &target.lab, &target.name, &followers)?;
+    if let Some(value) = &rule {
+        sync::tell(&mut state, value);
         orders::give(&target.dir, &state, target.pidfd.as_ref())?;
-        wait_for_setting(&server, value)?;
     }
     timelines::take(root, target)?;
-    let promoted = server.ask(PROMOTION, promote_in).with_context(|| format!("promote `{}`", target.name))?;
+    // One session for all: clients wait, and a login takes longer than most questions.
+    let promoted = server.ask(PROMOTION, move |client| {
+        rule.map_or(Ok(()), |value| await_setting(client, &value))?;
+        promote_in(client)
+    });
+    let promoted = promoted.with_context(|| format!("promote `{}`", target.name))?;
     // First of all: if this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
@@ -120,17 +125,18 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
 
 /// Waits until a server has taken over what it was told; one second is plenty for a file of some lines.
 pub(super) fn wait_for_setting(server: &Login, value: String) -> Result<()> {
-    server.ask(Duration::from_secs(2), move |client| {
-        let begun = Instant::now();
-        loop {
-            let row = client
-                .query_one("SELECT setting FROM pg_settings WHERE name = 'synchronous_standby_names'", &[])?;
-            if row.get::<_, String>(0) == value || begun.elapsed() > Duration::from_secs(1) {
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(1));
+    server.ask(Duration::from_secs(2), move |client| await_setting(client, &value))
+}
+
+fn await_setting(client: &mut Client, value: &str) -> Result<(), postgres::Error> {
+    let begun = Instant::now();
+    loop {
+        let row = client.query_one("SHOW synchronous_standby_names", &[])?;
+        if row.get::<_, &str>(0) == value || begun.elapsed() > Duration::from_secs(1) {
+            return Ok(());
         }
-    })
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
@@ -153,23 +159,26 @@ fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
     Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
 }
 
-/// Whether a stream to a standby is open, on its side.
+/// Whether a stream to a standby is open, on its side, and how far it has received what it follows, which is on its disk.
+/// Where it is over, nothing comes after.
 ///
 /// # Errors
 /// When it can't be asked.
-pub fn receives(server: &Login) -> Result<bool> {
-    server.ask(crate::sql::PATIENCE, |client| {
+pub fn reception(server: &Login) -> Result<(bool, Lsn)> {
+    let (receives, text) = server.ask(crate::sql::PATIENCE, |client| {
+        // In this order: the receiver writes what the kernel has for it, and ends only then.
         let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        Ok(client.query_one(sql, &[])?.get(0))
-    })
+        let receives: bool = client.query_one(sql, &[])?.get(0);
+        // After a restart nothing was received yet, and what is there was replayed.
+        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default()))
+    })?;
+    let received =
+        text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))?;
+    Ok((receives, received))
 }
 
 /// How far a server has received what it follows, which is on its disk.
 pub fn received(server: &Login) -> Result<Lsn> {
-    let text = server.ask(crate::sql::PATIENCE, |client| {
-        // After a restart nothing was received yet, and what is there was replayed.
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
-        Ok(client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default())
-    })?;
-    text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))
+    Ok(reception(server)?.1)
 }

@@ -33,11 +33,26 @@ pub fn control(data: &Path) -> Result<Control> {
 /// # Errors
 /// When the directory can't be read, or its log is damaged before the latest checkpoint.
 pub fn lost(data: &Path, from: Lsn) -> Result<Scan> {
+    scan(data, from, wal::committed_since)
+}
+
+/// The same without the rows, which may take a look at all that was written since the latest checkpoint.
+///
+/// # Errors
+/// As [`lost`].
+pub fn unreceived(data: &Path, from: Lsn) -> Result<Scan> {
+    scan(data, from, wal::commits_since)
+}
+
+/// One of the ways to read a log.
+type Reading = fn(&Control, u32, Lsn, &mut wal::Pages) -> Result<Scan>;
+
+fn scan(data: &Path, from: Lsn, read: Reading) -> Result<Scan> {
     let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
     let control = control_in(&dir, data)?;
     let mut segments = Segments::open(&dir, data, &control)?;
     let timeline = segments.timeline;
-    wal::committed_since(&control, timeline, from, &mut |at, page| segments.page(at, page))
+    read(&control, timeline, from, &mut |at, page| segments.page(at, page))
         .with_context(|| format!("read the WAL in {}/pg_wal", data.display()))
 }
 

@@ -48,6 +48,12 @@ pub fn defaults(major: u32) -> Vec<Setting> {
         let why = "a forgotten slot fills the volume; beyond this it is lost instead";
         settings.push(Setting { name: "max_slot_wal_keep_size", value: "4GB".to_owned(), why });
     }
+    // With 14.
+    if major >= 14 {
+        let why =
+            "else recovery begins with an fsync of each of a thousand files, at the start of every standby";
+        settings.push(Setting { name: "recovery_init_sync_method", value: "syncfs".to_owned(), why });
+    }
     settings
 }
 

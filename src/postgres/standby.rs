@@ -52,9 +52,11 @@ pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby, waldir: Opti
     argv.push(format!("--pgdata={}", pgdata.display()));
     argv.push(format!("--dbname={}", conninfo(standby)));
     argv.push(format!("--slot={}", standby.slot));
-    // A spread checkpoint takes minutes on a busy primary.
+    // A spread checkpoint takes minutes on a busy primary. A manifest is for backups that are kept: it costs a checksum of
+    // every byte, and is wrong as soon as the server has started.
     argv.extend(
-        ["--checkpoint=fast", "--wal-method=stream", "--no-password", "--no-sync"].map(str::to_owned),
+        ["--checkpoint=fast", "--wal-method=stream", "--no-password", "--no-sync", "--no-manifest"]
+            .map(str::to_owned),
     );
     argv.extend(waldir.map(|waldir| format!("--waldir={}", waldir.display())));
     argv.extend(standby.rate_kb.map(|rate| format!("--max-rate={rate}k")));

@@ -94,6 +94,28 @@ impl Scan {
 /// # Errors
 /// When the log can't be read, or doesn't reach the checkpoint that the control file names.
 pub fn committed_since(control: &Control, timeline: u32, from: Lsn, pages: &mut Pages) -> Result<Scan> {
+    // The rows of a transaction may be far before its commit: only if there is one to lose, it is worth it to read
+    // from the checkpoint on.
+    scan_since(control, timeline, from, pages, |near| near.commits == 0)
+}
+
+/// Counts the commits alone: of a transaction that began much earlier it knows neither rows nor whether it is idle.
+///
+/// # Errors
+/// As [`committed_since`].
+pub fn commits_since(control: &Control, timeline: u32, from: Lsn, pages: &mut Pages) -> Result<Scan> {
+    scan_since(control, timeline, from, pages, |_| true)
+}
+
+/// Reads from shortly before `from`, which takes a page or two where nothing is missing, as nearly always; and, where
+/// that is not enough, from the checkpoint on.
+fn scan_since(
+    control: &Control,
+    timeline: u32,
+    from: Lsn,
+    pages: &mut Pages,
+    enough: fn(&Scan) -> bool,
+) -> Result<Scan> {
     let log = Log { system: control.system, segment: control.segment.into(), timeline };
     let scan = |start: Option<Lsn>, pages: &mut Pages| -> Result<Option<Scan>> {
         let mut reader = Reader::new(log, pages);
@@ -103,11 +125,9 @@ pub fn committed_since(control: &Control, timeline: u32, from: Lsn, pages: &mut 
         };
         start.map(|start| count(&mut reader, start, from)).transpose()
     };
-    // Nearly always nothing is missing, and that takes a page or two to see. The rows of a transaction may be
-    // far before its commit: only if there is one to lose, it is worth it to read from the checkpoint on.
     let near = scan(None, pages)?;
     let scan = match near {
-        Some(near) if near.commits == 0 || near.since <= control.redo => near,
+        Some(near) if enough(&near) || near.since <= control.redo => near,
         _ => scan(Some(control.redo), pages)?.unwrap_or_default(),
     };
     ensure!(
