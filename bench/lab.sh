@@ -105,6 +105,9 @@ END
     chmod +x "$scratch/bin-plain" "$scratch/bin-lab"
 }
 
+# A command whose words count only when it fails: then the bench ends.
+quietly() { "$@" >"$scratch/said" 2>&1 || { echo "bench: $*: $(cat "$scratch/said")" >&2; return 1; }; }
+
 # Removes all nodes of the lab and their data.
 clear_lab() {
     local node
@@ -137,11 +140,11 @@ compare_replica() { # ROUNDS TARGET TEXT
     local from
     from=$(address_of primary)
     # The password file is made with the role, for the first standby.
-    "$pgbox" replica first --of primary >/dev/null 2>&1
+    quietly "$pgbox" replica first --of primary
     printf '%s:*:*:replicator:%s' "$from" "$(cat "$PGBOX_ROOT/labs/default/nodes/primary/replicator")" >"$host/tmp/pgpass"
     chown 999:999 "$host/tmp/pgpass"
     chmod 600 "$host/tmp/pgpass"
-    "$pgbox" rm --force -v first >/dev/null
+    quietly "$pgbox" rm --force -v first
     plan pgbox "$pgbox replica r{i} --of primary" "sync" "$pgbox rm --force -v r{i} >/dev/null 2>&1"
     plan "pg_basebackup" "$scratch/bin-plain backup copy $from" "sync" "rm -rf $disk/plain/copy"
     plan "pg_basebackup --checkpoint=fast" "$scratch/bin-plain backup copy $from --checkpoint=fast" "sync" "rm -rf $disk/plain/copy"
@@ -155,7 +158,7 @@ section_replica() {
     say "a standby: replica, until it streams, against a bare pg_basebackup of the same server; $storage"
     echo "pgbox makes a container, copies inside it, starts the server and waits until it streams; the other only copies."
     echo
-    "$pgbox" run primary >/dev/null 2>&1
+    quietly "$pgbox" run primary
     compare_replica 7 0.35 "empty primary"
     echo
     "$pgbox" exec primary -- psql -U postgres -qc "CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 25) AS text FROM generate_series(1, 920000) i" -c CHECKPOINT
@@ -169,11 +172,11 @@ section_replica() {
 
 # Makes the nodes `a` and `b`; commits wait for whichever is the standby.
 lab_of_two() {
-    "$pgbox" run a --restart no >/dev/null 2>&1
-    "$pgbox" replica b --of a --restart no >/dev/null 2>&1
-    "$pgbox" sync 'any 1 (b)' >/dev/null
-    "$pgbox" drive start --fresh >/dev/null 2>&1
-    "$pgbox" drive stop >/dev/null
+    quietly "$pgbox" run a --restart no
+    quietly "$pgbox" replica b --of a --restart no
+    quietly "$pgbox" sync 'any 1 (b)'
+    quietly "$pgbox" drive start --fresh
+    quietly "$pgbox" drive stop
 }
 
 number_in() { sed -n "s/^ *\"$1\": \"\{0,1\}\([^\",]*\).*/\1/p" | head -n 1; } # FIELD, JSON on the standard input
@@ -237,7 +240,7 @@ postmaster_of() { pgrep -P "$(pid_of "$1")" -x postgres | head -n 1; }
 fail_over() { # PRIMARY STANDBY FILE ACT
     local postmaster moment
     postmaster=$(postmaster_of "$1")
-    "$pgbox" drive start >/dev/null 2>&1
+    quietly "$pgbox" drive start
     sleep 0.4
     moment=$EPOCHREALTIME
     kill -9 "$postmaster"
@@ -245,8 +248,8 @@ fail_over() { # PRIMARY STANDBY FILE ACT
     sleep 0.3
     note_gap "$3" "$moment"
     count_missing "$2"
-    "$pgbox" rejoin "$1" >/dev/null 2>&1
-    "$pgbox" wait "$1" --for streaming >/dev/null 2>&1
+    quietly "$pgbox" rejoin "$1"
+    quietly "$pgbox" wait "$1" --for streaming
 }
 
 by_hand() { "$pgbox" failover "$1" >>"$scratch/failover.log" 2>&1 || cat "$scratch/failover.log" >&2; }
@@ -294,7 +297,7 @@ section_switchover() {
     rm -f "$scratch/gaps"
     lab_of_two
     for ((round = 0; round < ${BENCH_RUNS:-20}; round++)); do
-        "$pgbox" drive start >/dev/null 2>&1
+        quietly "$pgbox" drive start
         sleep 0.3
         "$pgbox" switchover "$target" >"$scratch/switchover.log" 2>&1 || cat "$scratch/switchover.log" >&2
         sleep 0.3
