@@ -60,7 +60,7 @@ pub fn supersede(node: &Node, by: &Name) -> Result<()> {
 }
 
 /// Promotes a standby. `others` are the standbys that are to follow it from now on; `moved` is called as soon as it takes
-/// writes, before they are turned to it.
+/// writes.
 pub fn promote(
     root: &Root,
     target: &Node,
@@ -77,21 +77,23 @@ pub fn promote(
         orders::give(&target.dir, &state, target.pidfd.as_ref())?;
     }
     timelines::take(root, target)?;
+    // Who is to follow it does so before it is a primary: its first commits may wait for them, and if this ends here, nobody is
+    // left behind with a server that does not come back.
+    let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
+    slots::settle_one(&server, slots)?;
+    for other in others {
+        turn(root, other, &target.name, &server)?;
+    }
     // One session for all: clients wait, and a login takes longer than most questions.
     let promoted = server.ask(PROMOTION, move |client| {
         rule.map_or(Ok(()), |value| await_setting(client, &value))?;
         promote_in(client)
     });
     let promoted = promoted.with_context(|| format!("promote `{}`", target.name))?;
-    // First of all: if this ends here, it is on record who the primary is, before anybody is sent there.
+    // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
     moved()?;
-    let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
-    slots::settle_one(&server, slots)?;
-    for other in others {
-        turn(root, other, &target.name, &server)?;
-    }
     Ok(promoted)
 }
 
