@@ -344,6 +344,8 @@ mod tests {
             ("[nodes.a]\n[[init]]\n", 2, "init: it must have either"),
             ("[nodes.a]\n[users.u]\npassword-file = 'nofile'\n", 3, "users.u.password-file: read /d/nofile"),
             ("[nodes.a]\nsettings = { 'a b' = 1 }\n", 2, "nodes.a.settings.a b"),
+            ("[nodes.a.settings]\nPort = 1\n", 2, "nodes.a.settings.Port: it can't be set: a node's port"),
+            ("[defaults]\nsettings = { listen_addresses = 'x' }\n[nodes.a]\n", 2, "it can't be set"),
             ("[nodes.A]\n", 1, "`A` is not a name"),
             ("[nodes.a\n", 1, ""),
             ("subnet = '10.1'\n[nodes.a]\n", 1, "subnet: not an address range"),
