@@ -8,7 +8,7 @@ use std::{cmp::Reverse, fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, drive, need_root, rm, up, volume};
+use super::{Context, drive, each, need_root, rm, up, volume};
 use crate::{
     cli,
     engine::halt::{self, Shutdown},
@@ -37,14 +37,23 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     nodes.sort_by_cached_key(|node| Reverse(depth(&context.root.clone(), node)));
     let names: Vec<Name> = nodes.into_iter().map(|node| node.name).collect();
     let rm = cli::Rm { nodes: names, volumes: false, force: true, dry_run: false };
-    let code = rm::run(context, &rm)?;
-    rm.nodes.iter().for_each(|name| println!("{name} is removed"));
-    if !args.volumes {
+    let code = each(context, &rm.nodes, |name| {
+        rm::remove(context, &rm, name)?;
+        println!("{name} is removed");
+        Ok(())
+    })?;
+    // What is left of the lab may need its data, and who uses data their passwords.
+    if !args.volumes || code != 0 {
         return Ok(code);
     }
-    volume::run(context, cli::Volumes::Rm { volumes: volumes.clone(), dry_run: false })?;
-    forget_users(context)?;
-    volumes.iter().for_each(|volume| println!("volume {volume} is removed, with all data"));
+    let code = each(context, &volumes, |volume| {
+        volume::remove(context, volume, false)?;
+        println!("volume {volume} is removed, with all data");
+        Ok(())
+    })?;
+    if code == 0 {
+        forget_users(context)?;
+    }
     Ok(code)
 }
 
