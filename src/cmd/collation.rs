@@ -57,7 +57,7 @@ pub fn check_upstream(context: &Context, spec: &NodeSpec, image: &ImageFacts, fo
     let (Some(follow), Some(postgres)) = (&spec.follow, &image.postgres) else { return Ok(()) };
     let of = node::find(&context.root, &spec.lab, &follow.of)?.state;
     let (name, of_name) = (&spec.node, &follow.of);
-    let same = "leave --image out, and it has the image of the other node";
+    let same = format!("give it the image of `{of_name}`");
     if let Some(theirs) = of.postgres().map(|theirs| theirs.major).filter(|theirs| *theirs != postgres.major)
     {
         let text = format!(
@@ -72,7 +72,7 @@ pub fn check_upstream(context: &Context, spec: &NodeSpec, image: &ImageFacts, fo
     if !force {
         return Err(advise(
             text,
-            format!("{same}; or take the risk with --force, and REINDEX what sorts text"),
+            format!("{same}; or take the risk with `pgbox replica --force`, and REINDEX what sorts text"),
         ));
     }
     super::warn(context, &text);

@@ -4,17 +4,19 @@
 //! waits until its standbys have all that it has, so the next `up` finds them level; and a standby takes its slot along,
 //! which it can only do while there is somebody to ask.
 
-use std::{cmp::Reverse, fs, time::Duration};
+use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, drive, need_root, rm, up, volume};
+use super::{Context, drive, each, need_root, rm, up, volume};
 use crate::{
     cli,
     engine::halt::{self, Shutdown},
-    facts::node::{self, Node},
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
     spec::Name,
-    state::Role,
 };
 
 pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
@@ -22,8 +24,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     let named = args.file.as_deref().map(|file| up::context(context, file)).transpose()?;
     let context = named.as_ref().unwrap_or(context);
     let _up = context.root.lock_up(&context.lab)?;
-    let mut nodes = node::all(&context.root, &context.lab)?;
-    nodes.sort_by_cached_key(|node| depth(&context.root.clone(), node));
+    let nodes = upstream_first(node::all(&context.root, &context.lab)?);
     let volumes = if args.volumes { context.root.volumes(&context.lab)? } else { Vec::new() };
     if nodes.is_empty() && volumes.is_empty() {
         super::note(context, &format!("lab `{}` has no nodes", context.lab));
@@ -34,34 +35,33 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     }
     drive::end(context)?;
     stop(context, &nodes)?;
-    nodes.sort_by_cached_key(|node| Reverse(depth(&context.root.clone(), node)));
-    let names: Vec<Name> = nodes.into_iter().map(|node| node.name).collect();
+    let names: Vec<Name> = nodes.into_iter().rev().map(|node| node.name).collect();
     let rm = cli::Rm { nodes: names, volumes: false, force: true, dry_run: false };
-    let code = rm::run(context, &rm)?;
-    rm.nodes.iter().for_each(|name| println!("{name} is removed"));
-    if !args.volumes {
+    let code = each(context, &rm.nodes, |name| {
+        rm::remove(context, &rm, name)?;
+        println!("{name} is removed");
+        Ok(())
+    })?;
+    // What is left of the lab may need its data, and who uses data their passwords.
+    if !args.volumes || code != 0 {
         return Ok(code);
     }
-    volume::run(context, cli::Volumes::Rm { volumes: volumes.clone(), dry_run: false })?;
-    forget_users(context)?;
-    volumes.iter().for_each(|volume| println!("volume {volume} is removed, with all data"));
+    let code = each(context, &volumes, |volume| {
+        volume::remove(context, volume, false)?;
+        println!("volume {volume} is removed, with all data");
+        Ok(())
+    })?;
+    if code == 0 {
+        forget_users(context)?;
+    }
     Ok(code)
 }
 
-/// How many nodes are above a node.
-fn depth(root: &crate::state::Root, node: &Node) -> usize {
-    let mut role = node.state.role();
-    let mut depth = 0;
-    while let Role::Standby { of } = role {
-        depth += 1;
-        let upstream = root.node(&node.lab, &of).load().ok().flatten();
-        // A circle can't be; a limit costs nothing.
-        match upstream.filter(|_| depth < 100) {
-            Some(state) => role = state.role(),
-            None => break,
-        }
-    }
-    depth
+fn upstream_first(nodes: Vec<Node>) -> Vec<Node> {
+    let depths: Vec<usize> = nodes.iter().map(|node| cluster::depth(&nodes, &node.name)).collect();
+    let mut sorted: Vec<(usize, Node)> = depths.into_iter().zip(nodes).collect();
+    sorted.sort_by_key(|(depth, _)| *depth);
+    sorted.into_iter().map(|(_, node)| node).collect()
 }
 
 /// Ends what runs, upstream first. The network stays: who is removed next may ask for a slot, and is told at once that

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, need_root, run};
+use super::{Context, need_root, run, set};
 use crate::{
     cli,
     engine::sync,
@@ -14,7 +14,7 @@ use crate::{
     },
     hint::advise,
     image::Store,
-    postgres::{settings, standby},
+    postgres::standby,
     spec::{Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
     sql,
 };
@@ -121,9 +121,7 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     // What both may read can be shared; what one of them writes is its own.
     spec.volumes.retain(|volume| volume.read_only);
     spec.volumes.extend(args.volumes.iter().cloned().map(absolute).collect::<Result<Vec<_>>>()?);
-    for setting in &args.settings {
-        spec.settings.push(settings::parse(setting)?);
-    }
+    spec.settings.extend(set::parse(&args.settings)?);
     let limits = &mut spec.limits;
     limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
     limits.swap = args.limits.swap.or(limits.swap);

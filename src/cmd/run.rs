@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Context, collation, endpoint, need_root,
     password::{self, Origin},
-    start, talk,
+    set, start, talk,
 };
 use crate::{
     cli,
@@ -23,7 +23,7 @@ use crate::{
     plan,
     postgres::{
         contract::{self, Contract},
-        settings, tune,
+        tune,
     },
     show,
     spawn::Stdio,
@@ -208,7 +208,7 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         env: env.collect(),
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
-        settings: args.settings.iter().map(|s| settings::parse(s)).collect::<Result<_>>()?,
+        settings: set::parse(&args.settings)?,
         limits: NodeLimits {
             memory: args.limits.memory.and_then(Bound::limit),
             swap: args.limits.swap,

@@ -49,6 +49,19 @@ pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
     Ok(0)
 }
 
+/// Settings of a command line, each of which pgbox lets be set.
+pub fn parse(given: &[String]) -> Result<Vec<(String, String)>> {
+    given
+        .iter()
+        .map(|setting| {
+            settings::parse(setting).and_then(|(name, value)| {
+                check::may_be_set(&name)?;
+                Ok((name, value))
+            })
+        })
+        .collect()
+}
+
 /// The nodes and the settings of the command line.
 fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
     let (settings, nodes): (Vec<&String>, Vec<&String>) =

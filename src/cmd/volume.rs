@@ -86,7 +86,8 @@ fn render(rows: &[Row], with_lab: bool) -> String {
     table::render(&header, &lines)
 }
 
-fn remove(context: &Context, name: &Name, dry_run: bool) -> Result<()> {
+/// Removes a volume that no node uses, with all data.
+pub fn remove(context: &Context, name: &Name, dry_run: bool) -> Result<()> {
     let _lock = context.root.lock(&context.lab)?;
     let path = context.root.volume_dir(&context.lab, name);
     if !path.exists() {

@@ -54,25 +54,31 @@ pub fn change(
     name: &Name,
     changes: &[Change],
 ) -> Result<(NodeState, Option<Vec<Parameter>>)> {
-    let (node, before) = {
-        let _lock = root.lock(lab)?;
-        let node = node::find(root, lab, name)?;
-        let before = node.state.clone();
-        let mut state = node.state.clone();
-        apply(&mut state, changes);
-        let loaded = node.pidfd.as_ref().map(|_| loaded(&node)).transpose()?;
-        orders::give(&node.dir, &state, node.pidfd.as_ref())?;
-        let Some(loaded_before) = loaded else { return Ok((before, None)) };
-        wait_for_reload(&node, &loaded_before).with_context(|| format!("reload of `{name}`"))?;
-        (node, before)
-    };
-    let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
-    let said = ask(&node, &names)?;
-    if let Err(error) = check(&said, changes) {
-        restore(root, lab, name, &before, changes)?;
-        return Err(error.context(format!("`{name}` rejects it, and everything is as it was")));
+    let lock = root.lock(lab)?;
+    let node = node::find(root, lab, name)?;
+    let before = node.state.clone();
+    let mut state = node.state.clone();
+    apply(&mut state, changes);
+    let loaded = node.pidfd.as_ref().map(|_| loaded(&node)).transpose()?;
+    let reloaded = orders::give(&node.dir, &state, node.pidfd.as_ref())
+        .and_then(|()| loaded.as_deref().map(|before| wait_for_reload(&node, before)).transpose());
+    drop(lock);
+    match reloaded.and_then(|reloaded| reloaded.map(|()| approve(&node, changes)).transpose()) {
+        Ok(said) => Ok((before, said)),
+        Err(error) => {
+            restore(root, lab, name, &before, changes)
+                .with_context(|| format!("after `{name}` has not taken it ({error:#}), take it back"))?;
+            Err(error.context(format!("`{name}` does not take it, and everything is as it was")))
+        }
     }
-    Ok((before, Some(said)))
+}
+
+/// What the server says of these parameters after it has read its files again, if it has nothing against them.
+fn approve(node: &Node, changes: &[Change]) -> Result<Vec<Parameter>> {
+    let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
+    let said = ask(node, &names)?;
+    check(&said, changes)?;
+    Ok(said)
 }
 
 /// Brings back what was remembered of these settings before. Of others somebody else may have said something meanwhile.

@@ -7,7 +7,7 @@ use anyhow::Result;
 use super::node::{self, Node};
 use crate::{
     hint::advise,
-    spec::Name,
+    spec::{self, Name},
     state::{Role, Root},
 };
 
@@ -72,16 +72,10 @@ pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
 
 /// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
 pub fn depth(nodes: &[Node], name: &Name) -> usize {
-    let mut depth = 0;
-    let mut at = nodes.iter().find(|node| node.name == *name);
-    // As many as there are nodes, if somebody has made a circle.
-    while let Some(Role::Standby { of }) = at.map(|node| node.state.role())
-        && depth < nodes.len()
-    {
-        depth += 1;
-        at = nodes.iter().find(|node| node.name == of);
-    }
-    depth
+    spec::depth(name, nodes.len(), |name| match role_of(nodes, name) {
+        Some(Role::Standby { of }) => Some(of),
+        _ => None,
+    })
 }
 
 /// A standby whose upstream is gone, with everything that follows it.

@@ -45,9 +45,10 @@ impl LabFile {
             let source = text.lines().nth(line).unwrap_or_default().trim();
             // The key alone: the value may be a password.
             let key = source.split_once('=').map_or("", |(key, _)| key.trim());
-            let named = key.is_empty() || error.message().contains(key);
+            let message = without_value(error.message().trim());
+            let named = key.is_empty() || message.contains(key);
             let key = if named { String::new() } else { format!("{key}: ") };
-            anyhow!("{shown}:{}: {key}{}", line + 1, error.message().trim())
+            anyhow!("{shown}:{}: {key}{message}", line + 1)
         })?;
         Ok(Self { shown: shown.to_owned(), text: text.to_owned(), raw })
     }
@@ -251,6 +252,17 @@ impl LabFile {
     }
 }
 
+/// What the parser has against a value, without the value: it may be a password.
+fn without_value(message: &str) -> String {
+    let of_value = message.starts_with("invalid type: ") || message.starts_with("invalid value: ");
+    match (of_value, message.find(['"', '`']), message.rfind(", expected")) {
+        (true, Some(value), Some(end)) if value < end => {
+            format!("{}{}", message[..value].trim_end(), &message[end..])
+        }
+        _ => message.to_owned(),
+    }
+}
+
 /// What can be a role whose password gets a file of its own.
 fn check_role(name: &str) -> Result<(), String> {
     if name == hba::REPLICATOR || name.starts_with("pg_") {
@@ -332,6 +344,8 @@ mod tests {
             ("[nodes.a]\n[[init]]\n", 2, "init: it must have either"),
             ("[nodes.a]\n[users.u]\npassword-file = 'nofile'\n", 3, "users.u.password-file: read /d/nofile"),
             ("[nodes.a]\nsettings = { 'a b' = 1 }\n", 2, "nodes.a.settings.a b"),
+            ("[nodes.a.settings]\nPort = 1\n", 2, "nodes.a.settings.Port: it can't be set: a node's port"),
+            ("[defaults]\nsettings = { listen_addresses = 'x' }\n[nodes.a]\n", 2, "it can't be set"),
             ("[nodes.A]\n", 1, "`A` is not a name"),
             ("[nodes.a\n", 1, ""),
             ("subnet = '10.1'\n[nodes.a]\n", 1, "subnet: not an address range"),
@@ -345,6 +359,25 @@ mod tests {
         assert!(refusal("").contains("nodes"));
         assert!(refusal("[nodes.a]\npublish=[1]\n[nodes.b]\npublish=[1]\n").contains("another node's"));
         assert!(refusal("[nodes.a]\n[users.replicator]\n").contains("users.replicator"));
+    }
+
+    #[test]
+    fn a_password_in_the_wrong_place_is_in_no_message() {
+        for text in [
+            "[nodes.a]\n[users]\napp = 'hunter2'\n",
+            "[nodes.a]\n[users]\napp = 'hunter2, expected x'\n",
+            "[nodes.a]\n[users.app]\npassword = ['hunter2']\n",
+            "[nodes.a]\nenv = 'POSTGRES_PASSWORD=hunter2'\n",
+            "[nodes.a]\nenv = ['POSTGRES_PASSWORD=hunter2']\n",
+            "[nodes.a]\n[[users]]\nhunter = 'hunter2'\n",
+            "[nodes.a]\n[users.app]\npassword = 'hunter2' 'hunter2'\n",
+        ] {
+            let said = refusal(text);
+            assert!(!said.contains("hunter2"), "{text:?}: {said}");
+            assert!(said.starts_with("lab.toml:"), "{said}");
+        }
+        let said = refusal("[nodes.a]\n[users]\napp = 20261121\n");
+        assert!(said.starts_with("lab.toml:3: app: invalid type: integer, expected"), "{said}");
     }
 
     #[test]

@@ -23,6 +23,13 @@ pub const RESTARTS: &str = "SELECT name FROM pg_settings WHERE context = 'postma
 /// placeholder, and like all settings of a database it is copied to standbys and into dumps.
 const DONE: &str = "pgbox.init";
 
+/// Users and databases don't wait for synchronous standbys: they may be frozen, and get it all the same when they come back.
+/// For a session, because a database can't be made in one transaction with anything.
+pub const WAIT_FOR_NOBODY: &str = "SET synchronous_commit = local";
+
+/// Whether a session is in the middle of a transaction that has written.
+pub const IN_TRANSACTION: &str = "SELECT txid_current_if_assigned() IS NOT NULL";
+
 /// Makes a role that can log in, with this verifier as its password.
 pub fn create_user(name: &str, verifier: &str) -> String {
     format!("CREATE ROLE {} LOGIN PASSWORD {}", quote::identifier(name), quote::literal(verifier))

@@ -10,13 +10,13 @@ use serde::Deserialize;
 
 use super::{quote, settings};
 
-/// Standbys must have at least as much of these as their primary.
-pub const ORDERED: [&str; 5] = [
-    "max_connections",
-    "max_worker_processes",
-    "max_wal_senders",
-    "max_prepared_transactions",
-    "max_locks_per_transaction",
+/// Standbys must have at least as much of these as their primary; with what a server has that was told nothing.
+const ORDERED: [(&str, i64); 5] = [
+    ("max_connections", 100),
+    ("max_worker_processes", 8),
+    ("max_wal_senders", 10),
+    ("max_prepared_transactions", 0),
+    ("max_locks_per_transaction", 64),
 ];
 
 /// A row of `pg_settings`, with what the files say.
@@ -109,7 +109,12 @@ pub fn refusal(name: &str) -> Option<&'static str> {
 
 /// Whether standbys must learn of a parameter in an order.
 pub fn is_ordered(name: &str) -> bool {
-    ORDERED.iter().any(|ordered| ordered.eq_ignore_ascii_case(name))
+    ordered_default(name).is_some()
+}
+
+/// What a server that was told nothing has of such a parameter.
+pub fn ordered_default(name: &str) -> Option<i64> {
+    ORDERED.iter().find(|(ordered, _)| name.eq_ignore_ascii_case(ordered)).map(|(_, default)| *default)
 }
 
 #[cfg(test)]

@@ -17,6 +17,12 @@ pub use volume::{Volume, VolumeSource};
 
 use crate::postgres::contract;
 
+/// How many servers a node gets its data through, where `of` names the one that each follows. A circle, which somebody
+/// can have made, ends at `limit`.
+pub fn depth(name: &Name, limit: usize, of: impl Fn(&Name) -> Option<Name>) -> usize {
+    std::iter::successors(of(name), |above| of(above)).take(limit).count()
+}
+
 /// Everything a user said about one node. Stored with the node, so that `start` and `explain` can go by
 /// it later. It never holds a password: those go to a 0600 file before the spec is made.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

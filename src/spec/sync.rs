@@ -102,6 +102,9 @@ impl FromStr for SyncRule {
         };
         let names = names.split(',').map(|name| name.trim().trim_matches('"').parse::<Name>());
         let names = names.collect::<Result<Vec<Name>, _>>().map_err(|error| wrong(&error))?;
+        if let Some(twice) = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name)) {
+            return Err(wrong(&format!("`{}` is in it twice", twice.1)));
+        }
         let mut words = head.split_whitespace();
         let method = match words.next().map(str::to_lowercase).as_deref() {
             Some("any") => Method::Any,
@@ -133,7 +136,16 @@ mod tests {
         assert_eq!(rule.to_string(), "any 1 (r1, r2)");
         assert_eq!("first 2 (a, b, c)".parse::<SyncRule>().unwrap().method, Method::First);
         assert_eq!("r1".parse::<SyncRule>().unwrap(), SyncRule::any(names(&["r1"])));
-        for bad in ["", "any (r1", "any 0 (r1)", "any 2 (r1)", "some 1 (r1)", "any 1 2 (r1)", "any 1 (R1)"] {
+        for bad in [
+            "",
+            "any (r1",
+            "any 0 (r1)",
+            "any 2 (r1)",
+            "some 1 (r1)",
+            "any 1 2 (r1)",
+            "any 1 (R1)",
+            "any 2 (r1, r1)",
+        ] {
             assert!(bad.parse::<SyncRule>().is_err(), "{bad}");
         }
     }

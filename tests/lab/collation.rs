@@ -62,3 +62,28 @@ fn a_standby_under_another_c_library_is_refused_unless_forced() {
     let output = host.try_pgbox(&["start", "primary"]);
     assert!(!text(&output.stderr).contains("written under"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn up_refuses_another_c_library_for_a_standby_and_records_that_of_a_primary() {
+    let Some(host) = Host::new() else { return };
+    let file = host.scratch("files").join("lab.toml");
+    let path = file.to_str().unwrap();
+    let primary = "[nodes.primary]\nimage = 'postgres:15'\n";
+    fs::write(&file, format!("{primary}[nodes.r1]\nof = 'primary'\n")).unwrap();
+    host.pgbox(&["up", path]);
+    let libc =
+        || host.json(&["inspect", "--json", "primary"])[0]["image"]["libc"].as_str().unwrap().to_owned();
+    let recorded = libc();
+    let other = recorded.replace("glibc 2.", "glibc 1.");
+    let pid = host.init_pid("r1");
+    age_image(&host);
+    fs::write(&file, format!("{primary}[nodes.r1]\nof = 'primary'\nenv = {{ X = 1 }}\n")).unwrap();
+    let said = host.fails(1, &["up", path]);
+    assert!(said.contains(&recorded) && said.contains(&other), "{said}");
+    assert_eq!(host.init_pid("r1"), pid, "it runs as before");
+    host.pgbox(&["rm", "-f", "r1"]);
+    fs::write(&file, format!("{primary}env = {{ X = 1 }}\n")).unwrap();
+    let said = text(&host.try_pgbox(&["up", path]).stderr);
+    assert!(said.contains(&format!("written under {recorded}, this image has {other}")), "{said}");
+    assert_eq!(libc(), other);
+}

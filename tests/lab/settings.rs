@@ -1,6 +1,6 @@
 //! Other settings for servers that run: checked, brought in order, taken back.
 
-use crate::harness::{Host, until};
+use crate::harness::{Host, run, until};
 
 /// What the node's server goes by.
 #[track_caller]
@@ -78,6 +78,20 @@ fn what_the_server_would_not_start_with_is_never_written() {
     host.pgbox(&["stop", "primary"]);
     assert!(host.fails(1, &["set", "primary", "work_mem=8MB"]).contains("pgbox start primary"));
     host.pgbox(&["start", "primary"]);
+}
+
+#[test]
+fn what_pid_1_has_not_written_is_not_left_behind() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let before = setting(&host, "primary", "work_mem");
+    let pid = host.init_pid("primary").to_string();
+    run("kill", &["-STOP", &pid]);
+    let said = host.fails(1, &["set", "primary", "work_mem=64MB"]);
+    run("kill", &["-CONT", &pid]);
+    assert!(said.contains("everything is as it was") && said.contains("has not read its files"), "{said}");
+    host.pgbox(&["restart", "primary"]);
+    assert_eq!(setting(&host, "primary", "work_mem"), before);
 }
 
 #[test]

@@ -62,6 +62,29 @@ fn a_lab_without_a_file_is_a_primary_and_a_standby_and_stays_so() {
 }
 
 #[test]
+fn down_says_of_what_is_still_there_that_it_is_and_keeps_what_it_needs() {
+    let Some(host) = Host::new() else { return };
+    let lab = write(&host, "lab.toml", "[nodes.primary]\n[nodes.r1]\nof = 'primary'\n[users.app]\n");
+    up(&host, &lab);
+    let password = host.root.join("volumes/default/.users/app");
+    assert!(password.exists());
+    // What is mounted can't be removed.
+    let stuck = host.root.join("labs/default/nodes/r1/stuck");
+    fs::create_dir(&stuck).expect("mkdir");
+    run("mount", &["-t", "tmpfs", "none", stuck.to_str().expect("UTF-8")]);
+    let output = host.try_pgbox(&["down", "-v"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert_eq!(text(&output.stdout), "primary is removed\n", "{output:?}");
+    assert!(password.exists(), "the data are still there");
+    let rest = host.root.join("labs/default/nodes/.r1.new");
+    run("umount", &[rest.join("stuck").to_str().expect("UTF-8")]);
+    fs::remove_dir_all(rest).expect("remove what is left");
+    host.pgbox(&["down", "-v"]);
+    assert!(!password.exists());
+    assert_eq!(host.pgbox(&["volume", "ls", "-q", "--all-labs"]), "");
+}
+
+#[test]
 fn after_a_switchover_up_keeps_the_roles_also_through_down() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["up"]);
@@ -143,9 +166,33 @@ fn sql_that_fails_leaves_nothing_and_runs_again_when_it_is_mended() {
     let said = host.fails(1, &["up", file.to_str().unwrap()]);
     assert!(said.contains("the SQL of") && said.contains("nonsense"), "{said}");
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"), "0");
-    let file = write(&host, "lab.toml", &lab("CREATE TABLE a (); CREATE TABLE b ()"));
+    for (sql, why) in [
+        ("BEGIN; CREATE TABLE a ()", "add the COMMIT"),
+        ("VACUUM", "VACUUM cannot run inside a transaction block"),
+        ("VACUUM", "is for `pgbox psql`"),
+    ] {
+        let file = write(&host, "lab.toml", &lab(sql));
+        let said = host.fails(1, &["up", file.to_str().unwrap()]);
+        assert!(said.contains(why) && said.contains("the SQL of"), "{sql}: {said}");
+    }
+    let file = write(&host, "lab.toml", &lab("BEGIN; CREATE TABLE a (); COMMIT; CREATE TABLE b ()"));
     up(&host, &file);
     assert!(up(&host, &file).contains("nothing to do"));
+}
+
+#[test]
+fn users_and_databases_do_not_wait_for_a_standby_that_is_frozen() {
+    let Some(host) = Host::new() else { return };
+    let lab = "sync = 'any 1 (r1)'\n[nodes.primary]\nimage = 'postgres:15'\n[nodes.r1]\nof = 'primary'\n";
+    let file = write(&host, "lab.toml", lab);
+    up(&host, &file);
+    host.pgbox(&["freeze", "r1"]);
+    let file = write(&host, "lab.toml", &format!("{lab}[users.app]\n[databases.shop]\nowner = 'app'\n"));
+    let said = up(&host, &file);
+    assert!(said.contains("user app") && said.contains("database shop"), "{said}");
+    host.pgbox(&["thaw", "r1"]);
+    let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'shop'";
+    until("app", || text(&host.try_pgbox(&["psql", "r1", "-Atc", owner]).stdout));
 }
 
 #[test]

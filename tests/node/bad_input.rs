@@ -23,6 +23,17 @@ fn images_that_will_not_do() {
 }
 
 #[test]
+fn settings_that_are_pgboxs_own_matter() {
+    let Some(host) = Host::new() else { return };
+    refused(&host, &["run", "n", "postgres:15", "-c", "port=5433"], &["port can't be set", "pgbox run -p"]);
+    refused(
+        &host,
+        &["run", "n", "postgres:15", "-c", "listen-addresses=*"],
+        &["listen_addresses can't be set"],
+    );
+}
+
+#[test]
 fn names_and_ports_that_are_taken() {
     let Some(host) = Host::new() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

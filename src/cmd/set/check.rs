@@ -23,11 +23,7 @@ pub fn everything(
     node: &Node,
     changes: &[Change],
 ) -> Result<Vec<Parameter>> {
-    for change in changes {
-        if let Some(why) = parameter::refusal(&change.name) {
-            return Err(advise(format!("{} can't be set", change.name), why));
-        }
-    }
+    changes.iter().try_for_each(|change| may_be_set(&change.name))?;
     let same = |other: &&Node| other.pidfd.is_some() && other.state.image == node.state.image;
     let Some(witness) = [node].into_iter().chain(&cluster.nodes).find(same) else {
         return Err(advise(
@@ -42,6 +38,14 @@ pub fn everything(
     }
     run_postgres(context, witness, changes)?;
     Ok(known)
+}
+
+/// Refuses what is pgbox's own matter, with the way that there is instead.
+pub fn may_be_set(name: &str) -> Result<()> {
+    match parameter::refusal(name) {
+        Some(why) => Err(advise(format!("{name} can't be set"), why)),
+        None => Ok(()),
+    }
 }
 
 fn is_known(change: &Change, known: &[Parameter]) -> Result<()> {

@@ -2,15 +2,17 @@
 
 use std::{fs, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
+use postgres::error::SqlState;
 
 use crate::{
     cmd::{Context, password},
     facts::{cluster, lab},
+    hint::advise,
     lab::wanted::Sql,
     plan::changes::{self, Need},
     postgres::{content, password::verifier},
-    sql::Login,
+    sql::{Login, reason},
     state,
 };
 
@@ -34,9 +36,7 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
         Need::Differs => content::set_password(name, &verifier),
         _ => content::create_user(name, &verifier),
     };
-    primary(context)?
-        .ask(PATIENCE, move |client| client.batch_execute(&sql))
-        .with_context(|| format!("user `{name}`"))
+    alone(context, sql).with_context(|| format!("user `{name}`"))
 }
 
 /// The password of a user of whom none was said: the one that it had in these data before, or a new one.
@@ -60,9 +60,15 @@ pub fn database(context: &Context, name: &str, owner: Option<&str>, need: Need) 
         (Need::Differs, Some(owner)) => content::set_owner(name, owner),
         _ => content::create_database(name, owner),
     };
-    primary(context)?
-        .ask(PATIENCE, move |client| client.batch_execute(&sql))
-        .with_context(|| format!("database `{name}`"))
+    alone(context, sql).with_context(|| format!("database `{name}`"))
+}
+
+/// Has the primary execute a statement without waiting for standbys.
+fn alone(context: &Context, sql: String) -> Result<()> {
+    primary(context)?.ask(PATIENCE, move |client| {
+        client.batch_execute(content::WAIT_FOR_NOBODY)?;
+        client.batch_execute(&sql)
+    })
 }
 
 /// Runs SQL, and notes in the same transaction that it has run.
@@ -74,5 +80,21 @@ pub fn run(context: &Context, sql: &Sql) -> Result<()> {
     let mut digests: Vec<String> = here.map(|(_, digest)| digest).collect();
     digests.push(changes::digest(&sql.text));
     let text = content::run_once(&sql.text, &server.database, &digests);
-    server.ask(PATIENCE, move |client| client.batch_execute(&text)).with_context(|| sql.shown.clone())
+    let is_open = server.try_ask(PATIENCE, move |client| {
+        client.batch_execute(&text)?;
+        client.query_one(content::IN_TRANSACTION, &[]).map(|row| row.get(0))
+    })?;
+    match is_open {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(advise(
+            format!("{}: it ends in a transaction that it has begun, which is undone", sql.shown),
+            "add the COMMIT, or leave BEGIN out: without one it is one transaction as a whole",
+        )),
+        Err(error) if error.code() == Some(&SqlState::ACTIVE_SQL_TRANSACTION) => Err(advise(
+            format!("{}: {}", sql.shown, reason(&error)),
+            "SQL of a lab file is one transaction, with the note that it has run; what can't be in one is for \
+             `pgbox psql`",
+        )),
+        Err(error) => Err(Error::msg(reason(&error)).context(sql.shown.clone())),
+    }
 }

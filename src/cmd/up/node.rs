@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cmd::{Context, endpoint, start},
+    cmd::{Context, collation, endpoint, start},
     engine::{
         halt::{self, Shutdown},
         orders, publish, sync,
@@ -59,13 +59,20 @@ pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Durat
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
     let lock = context.root.lock(&context.lab)?;
-    let shared = context.root.lock_shared()?;
-    store.resolve(&image.digest)?;
+    let mut shared = context.root.lock_shared()?;
     let node = node::find(&context.root, &context.lab, name)?;
+    let plan = || {
+        store.resolve(&image.digest)?;
+        planned(context, &node.state, spec, image.clone())
+    };
     // All that can be refused is refused while the node still runs.
-    let state = planned(context, &node.state, spec, image)?;
+    let mut state = plan()?;
     if node.pidfd.is_some() {
+        // Other labs need not wait until it has shut down; what they have taken meanwhile counts.
+        drop(shared);
         halt::end(&node, Shutdown::Fast, Duration::from_secs(spec.stop_timeout))?;
+        shared = context.root.lock_shared()?;
+        state = plan()?;
     }
     halt::take_down(&node)?;
     orders::save(&node.dir, &state)?;
@@ -86,9 +93,13 @@ fn planned(
 ) -> Result<NodeState> {
     let name = &spec.node;
     let facts = facts::gather_again(&context.root, old, spec, image)?;
+    let libc = facts.image.postgres.as_ref().and_then(|postgres| postgres.libc.clone());
+    // What it has had already somebody has forced.
+    collation::check_upstream(context, spec, &facts.image, libc == old.libc)?;
     let mut state = NodeState {
         spec: spec.clone(),
         image: facts.image.digest.clone(),
+        libc,
         plan: plan::plan(spec, &facts)?,
         ..old.clone()
     };

@@ -13,7 +13,7 @@ use crate::{
     lab::wanted::{SHM_SIZE, STOP_TIMEOUT, WantedNode},
     postgres::{
         contract::{self, Contract},
-        settings,
+        parameter, settings,
     },
     spec::{
         Follow, Name, NodeLimits, NodeSpec, Volume, VolumeSource,
@@ -113,8 +113,13 @@ impl Reader<'_> {
     }
 
     fn setting(&self, name: &str, value: &Spanned<Text>) -> Result<(String, String)> {
-        let parse =
-            |text: &str| settings::parse(&format!("{name}={text}")).map_err(|error| error.to_string());
+        let parse = |text: &str| {
+            let setting = settings::parse(&format!("{name}={text}")).map_err(|error| error.to_string())?;
+            match parameter::refusal(&setting.0) {
+                Some(why) => Err(format!("it can't be set: {why}")),
+                None => Ok(setting),
+            }
+        };
         self.one(&format!("settings.{name}"), value, parse)
     }
 

@@ -7,19 +7,10 @@ use std::collections::BTreeMap;
 
 use super::{Action, Actual, Condition, Effect, Existing, order::Steps};
 use crate::{
-    postgres::contract,
+    postgres::{contract, parameter},
     spec::{NodeSpec, quantity::human_bytes},
     state::Role,
 };
-
-/// Standbys must have at least as much of these as their primary; with what a server has that was told nothing.
-const ORDERED: [(&str, i64); 5] = [
-    ("max_connections", 100),
-    ("max_worker_processes", 8),
-    ("max_wal_senders", 10),
-    ("max_prepared_transactions", 0),
-    ("max_locks_per_transaction", 64),
-];
 
 type Setting = (String, Option<String>);
 
@@ -62,7 +53,7 @@ fn change(wanted: NodeSpec, node: &Existing, actual: &Actual, steps: &mut Steps)
     phase.extend(without_restart(&wanted, &node.spec));
     let mut why = remake_reasons(&wanted, &node.spec);
     let (mut now, mut late) = settings(&wanted, &node.spec);
-    let raises = now.iter().any(|(name, _)| default_of(name).is_some());
+    let raises = now.iter().any(|(name, _)| parameter::is_ordered(name));
     // A new container has the new settings from its start on; that saves a restart wherever it comes in time.
     let in_time = !is_standby || actual.nodes.iter().any(Existing::is_running_primary);
     let folded = !why.is_empty() && late.is_empty() && (!raises || in_time);
@@ -176,15 +167,11 @@ fn settings(wanted: &NodeSpec, there: &NodeSpec) -> (Vec<Setting>, Vec<Setting>)
     let other = new.iter().filter(|(name, value)| old.get(*name) != Some(value));
     let changed = gone.chain(other.map(|(name, value)| (name.clone(), Some(value.clone()))));
     changed.partition(|(name, value)| {
-        let Some(default) = default_of(name) else { return true };
+        let Some(default) = parameter::ordered_default(name) else { return true };
         let number = |value: Option<&String>| value.map_or(Some(default), |v| v.trim().parse().ok());
         // What is no number the server refuses by itself.
         number(value.as_ref()) >= number(old.get(name))
     })
-}
-
-fn default_of(name: &str) -> Option<i64> {
-    ORDERED.iter().find(|(ordered, _)| name.eq_ignore_ascii_case(ordered)).map(|(_, default)| *default)
 }
 
 fn set(node: &Existing, settings: Vec<Setting>, actual: &Actual) -> Option<Action> {

@@ -4,7 +4,7 @@
 use super::{Actual, Changes, Data};
 use crate::{
     lab::wanted::{Wanted, WantedNode},
-    spec::{Follow, Name},
+    spec::{self, Follow, Name},
     state::Role,
 };
 
@@ -29,7 +29,9 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
         }
     }
     nodes.retain(|node| is_member(&node.spec.node, actual, changes));
-    let depths: Vec<usize> = nodes.iter().map(|node| depth_of(&nodes, node)).collect();
+    let depth =
+        |node: &WantedNode| spec::depth(&node.spec.node, nodes.len(), |name| follows(&nodes, name).cloned());
+    let depths: Vec<usize> = nodes.iter().map(depth).collect();
     let mut sorted: Vec<(usize, WantedNode)> = depths.into_iter().zip(nodes).collect();
     sorted.sort_by_key(|(depth, _)| *depth);
     sorted.into_iter().map(|(_, node)| node).collect()
@@ -117,14 +119,10 @@ fn top(actual: &Actual, mut name: Name) -> Name {
 
 /// How many nodes are above one that is there.
 pub fn depth(actual: &Actual, name: &Name) -> usize {
-    let mut name = name.clone();
-    for depth in 0..actual.nodes.len() {
-        match actual.node(&name).map(|node| &node.role) {
-            Some(Role::Standby { of }) => name = of.clone(),
-            _ => return depth,
-        }
-    }
-    actual.nodes.len()
+    spec::depth(name, actual.nodes.len(), |name| match actual.node(name).map(|node| &node.role) {
+        Some(Role::Standby { of }) => Some(of.clone()),
+        _ => None,
+    })
 }
 
 fn follows<'w>(nodes: &'w [WantedNode], name: &Name) -> Option<&'w Name> {
@@ -142,15 +140,4 @@ fn leads_to(wanted: &Wanted, name: &Name, root: &Name) -> bool {
         }
     }
     false
-}
-
-fn depth_of(nodes: &[WantedNode], node: &WantedNode) -> usize {
-    let mut name = &node.spec.node;
-    for depth in 0..nodes.len() {
-        match follows(nodes, name) {
-            Some(of) => name = of,
-            None => return depth,
-        }
-    }
-    nodes.len()
 }
