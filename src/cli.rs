@@ -221,6 +221,9 @@ pub struct Limits {
     /// Memory, for example 512m, or max for no limit; more is refused or killed
     #[arg(short, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
     pub memory: Option<Bound>,
+    /// Memory above which it is slowed down and reclaimed, or max; cgroup v2 only
+    #[arg(long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
+    pub memory_high: Option<Bound>,
     /// Swap on top of memory; none unless given
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
     pub swap: Option<u64>,

@@ -92,6 +92,7 @@ pub struct PostgresFacts {
 pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
     let names = ObjectNames::new(facts.root.path(), &spec.lab, &spec.node);
     let init = init_config(spec, facts)?;
+    check_limits(spec, &facts.cgroups)?;
     let mounts = mounts(spec, facts, data_dir(&init));
     Ok(Plan {
         host: host_steps(spec, facts, &names, &mounts),
@@ -419,7 +420,6 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    check_limits(spec)?;
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),

@@ -304,6 +304,7 @@ fn full() -> Plan {
     spec.settings = vec![("work_mem".into(), "16MB".into())];
     spec.limits = NodeLimits {
         memory: Some(1 << 30),
+        memory_high: Some(900 << 20),
         swap: None,
         milli_cpus: Some(1500),
         pids: Some(200),

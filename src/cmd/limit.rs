@@ -19,7 +19,7 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     need_root("pgbox limit")?;
     let asked = &args.limits;
-    if asked.memory.is_none() && asked.cpus.is_none() && asked.pids.is_none() {
+    if [asked.memory, asked.memory_high, asked.cpus, asked.pids].iter().all(Option::is_none) {
         return Err(advise(
             "no limit was given",
             format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node),
@@ -39,6 +39,7 @@ fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
         let kept = limits.swap.filter(|_| memory != Bound::Max);
         (limits.memory, limits.swap) = (memory.limit(), asked.swap.or(kept));
     }
+    limits.memory_high = asked.memory_high.map_or(limits.memory_high, Bound::limit);
     limits.milli_cpus = asked.cpus.map_or(limits.milli_cpus, Bound::limit);
     limits.pids = asked.pids.map_or(limits.pids, Bound::limit);
 }
@@ -51,16 +52,16 @@ fn change_by(context: &Context, name: &Name, change_limits: impl FnOnce(&mut Nod
     change_limits(limits);
     facts::check_cpus(limits)?;
     if let Some(text) = node.state.spec.contradiction() {
-        return Err(advise(text, "leave --swap out"));
+        return Err(advise(text, "leave one of them out, or change both"));
     }
-    plan::check_limits(&node.state.spec)?;
+    let hierarchy = cgroup::detect()?;
+    plan::check_limits(&node.state.spec, &hierarchy)?;
     let wanted = plan::limits(&node.state.spec);
     if node.pidfd.is_some() {
         let group = node.cgroup(&context.root)?;
         let unmet = change(&group, &before, &wanted)?;
         unmet.iter().for_each(|unmet| super::warn(context, &unmet.to_string()));
     }
-    let hierarchy = cgroup::detect()?;
     for step in &mut node.state.plan.host {
         if let HostStep::SetLimits { path, .. } = step {
             *step = plan::set_limits(&hierarchy, path, wanted.clone());
@@ -87,6 +88,7 @@ fn replacing(old: &Limits, new: &Limits) -> Limits {
     let no_quota = |quota: CpuQuota| CpuQuota { quota_us: UNLIMITED, ..quota };
     Limits {
         memory_max: number(old.memory_max, new.memory_max),
+        memory_high: number(old.memory_high, new.memory_high),
         swap_max: number(old.swap_max, new.swap_max),
         cpu: new.cpu.or(old.cpu.map(no_quota)),
         pids_max: number(old.pids_max, new.pids_max),

@@ -124,6 +124,7 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     spec.settings.extend(set::parse(&args.settings)?);
     let limits = &mut spec.limits;
     limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
+    limits.memory_high = args.limits.memory_high.map_or(limits.memory_high, Bound::limit);
     limits.swap = args.limits.swap.or(limits.swap);
     limits.milli_cpus = args.limits.cpus.map_or(limits.milli_cpus, Bound::limit);
     limits.pids = args.limits.pids.map_or(limits.pids, Bound::limit);

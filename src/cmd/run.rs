@@ -211,6 +211,7 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         settings: set::parse(&args.settings)?,
         limits: NodeLimits {
             memory: args.limits.memory.and_then(Bound::limit),
+            memory_high: args.limits.memory_high.and_then(Bound::limit),
             swap: args.limits.swap,
             milli_cpus: args.limits.cpus.and_then(Bound::limit),
             pids: args.limits.pids.and_then(Bound::limit),

@@ -18,7 +18,7 @@ pub fn limits(spec: &NodeSpec) -> cgroup::Limits {
     let asked = &spec.limits;
     cgroup::Limits {
         memory_max: asked.memory,
-        memory_high: None,
+        memory_high: asked.memory_high,
         swap_max: asked.memory.map(|_| asked.swap.unwrap_or(0)),
         cpu: asked.milli_cpus.map(cgroup::CpuQuota::from_millis),
         pids_max: asked.pids,
@@ -37,8 +37,14 @@ pub fn set_limits(hierarchy: &cgroup::Hierarchy, path: &Path, limits: cgroup::Li
     HostStep::SetLimits { path: path.to_owned(), files: files.collect(), limits }
 }
 
-/// Refuses limits under which a server could not start.
-pub fn check_limits(spec: &NodeSpec) -> Result<()> {
+/// Refuses limits under which a server could not start, and what this host does not have.
+pub fn check_limits(spec: &NodeSpec, hierarchy: &cgroup::Hierarchy) -> Result<()> {
+    if spec.limits.memory_high.is_some() && !hierarchy.is_v2(cgroup::Controller::Memory) {
+        return Err(advise(
+            "--memory-high can't be held here: only cgroup v2 has memory.high, and memory is under v1 on this host",
+            "leave it out, and limit with --memory; or boot with cgroup v2 alone",
+        ));
+    }
     let too_small = |what: String, least: String| {
         Err(advise(format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
     };

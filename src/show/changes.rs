@@ -176,6 +176,7 @@ fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
     };
     let all = [
         changed("memory", before.memory, limits.memory, &human_bytes),
+        changed("memory-high", before.memory_high, limits.memory_high, &human_bytes),
         changed("swap", before.swap, limits.swap, &human_bytes),
         changed("cpus", before.milli_cpus, limits.milli_cpus, &cpus),
         changed("pids", before.pids, limits.pids, &|count| count.to_string()),

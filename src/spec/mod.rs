@@ -81,7 +81,14 @@ impl NodeSpec {
             let alone = self.limits.swap.is_some() && self.limits.memory.is_none();
             alone.then(|| "a limit on swap and no limit on memory exclude each other".to_owned())
         };
-        place.or_else(port).or_else(swap)
+        let high = || {
+            let (high, memory) = (self.limits.memory_high?, self.limits.memory?);
+            (high > memory).then(|| {
+                let [high, memory] = [high, memory].map(quantity::human_bytes);
+                format!("memory.high of {high} would be above the limit of {memory}, and never reached")
+            })
+        };
+        place.or_else(port).or_else(swap).or_else(high)
     }
 
     /// The command to run instead of a server, if the words after `--` are one.
@@ -100,7 +107,9 @@ impl NodeSpec {
 pub struct NodeLimits {
     /// Bytes of `memory.max`.
     pub memory: Option<u64>,
-    /// Bytes of swap beyond that (`memory.swap.max`); zero unless asked for.
+    /// Bytes above which the kernel reclaims and slows down (`memory.high`), before it kills.
+    pub memory_high: Option<u64>,
+    /// Bytes of swap beyond `memory` (`memory.swap.max`); zero unless asked for.
     pub swap: Option<u64>,
     /// Thousandths of a CPU.
     pub milli_cpus: Option<u64>,

@@ -93,3 +93,35 @@ fn a_limit_can_be_lifted_and_a_refused_change_leaves_none_behind() {
     host.pgbox(&["run", "m", "postgres:15", "--memory", "max", "--tune", "auto"]);
     assert!(host.pgbox(&["stats", "m"]).contains("/ max"));
 }
+
+#[test]
+fn memory_high_slows_down_on_cgroup_v2_and_is_refused_elsewhere() {
+    let Some(host) = Host::new() else { return };
+    let run = ["run", "n", "postgres:15", "--memory", "300m", "--memory-high"];
+    assert!(host.fails(1, &[&run[..], &["400m"]].concat()).contains("above the limit of 300M"));
+    // The memory controller is in one of the two.
+    let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+    if !controllers.split_whitespace().any(|name| name == "memory") {
+        let said = host.fails(1, &[&run[..], &["200m"]].concat());
+        assert!(said.contains("only cgroup v2 has memory.high"), "{said}");
+        host.is_forgotten();
+        host.pgbox(&["run", "n", "postgres:15"]);
+        let said = host.fails(1, &["limit", "n", "--memory-high", "200m"]);
+        assert!(said.contains("only cgroup v2 has memory.high"), "{said}");
+        return;
+    }
+    host.pgbox(&[&run[..], &["200m"]].concat());
+    let high = || {
+        let inspected = host.json(&["inspect", "--json", "n"])[0].clone();
+        let dirs = inspected["cgroup"].as_array().unwrap().iter();
+        let path = |dir: &serde_json::Value| std::path::Path::new(dir.as_str().unwrap()).join("memory.high");
+        dirs.filter_map(|dir| std::fs::read_to_string(path(dir)).ok()).collect::<String>()
+    };
+    assert_eq!(high().trim(), (200 << 20).to_string());
+    host.pgbox(&["limit", "n", "--memory-high", "250m"]);
+    assert_eq!(high().trim(), (250 << 20).to_string());
+    host.pgbox(&["restart", "n"]);
+    assert_eq!(high().trim(), (250 << 20).to_string());
+    host.pgbox(&["limit", "n", "--memory-high", "max"]);
+    assert_eq!(high().trim(), "max");
+}

@@ -79,6 +79,7 @@ fn limits(read: &Reader<'_>, said: &RawNode) -> Result<NodeLimits> {
     };
     Ok(NodeLimits {
         memory: bound("memory", &said.memory, quantity::bytes)?,
+        memory_high: bound("memory-high", &said.memory_high, quantity::bytes)?,
         swap: read.some("swap", &said.swap, quantity::bytes)?,
         milli_cpus: bound("cpus", &said.cpus, quantity::milli_cpus)?,
         pids: bound("pids", &said.pids, quantity::count)?,
