@@ -12,7 +12,7 @@ use crate::{
         orders, slots, takeover,
     },
     facts::{
-        cluster,
+        self, cluster,
         node::{self, Node},
     },
     hint::advise,
@@ -76,6 +76,14 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     };
     takeover::share_replicator(&context.root, node, &primary.name)?;
     let upstream = Upstream { server: of.login()?, primary: server };
+    let how = match how {
+        RenewHow::Rewind if is_gone(node, of) => {
+            let text = format!("`{}` has not kept the WAL that `{name}` needs: a new base backup", of.name);
+            super::note(context, &text);
+            RenewHow::Clone
+        }
+        how => how,
+    };
     let renew = Renew { stamp: stamp(), how };
     follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
     orders::save(&node.dir, &state)?;
@@ -85,6 +93,15 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     drop(lock);
     start::start(context, name, timeout, timeout)?;
     Ok(0)
+}
+
+/// Whether a node has less than the other one still has the WAL of. pg_rewind finds nothing to do there, and the node would wait
+/// for that WAL for ever.
+fn is_gone(node: &Node, of: &Node) -> bool {
+    let (Some(own), Some(theirs)) = (&node.state.data, &of.state.data) else { return false };
+    let end = || facts::wal::lost(own, facts::wal::control(own)?.redo).map(|scan| scan.end);
+    // What can't be read here is found out by pg_rewind.
+    matches!((end(), facts::wal::begin(theirs)), (Ok(end), Ok(begin)) if end < begin)
 }
 
 /// pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on. That may take long,

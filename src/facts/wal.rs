@@ -67,6 +67,18 @@ pub fn timeline(data: &Path) -> Result<(u32, Vec<Switch>)> {
     Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
 }
 
+/// Where the log that a data directory still has begins.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn begin(data: &Path) -> Result<Lsn> {
+    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
+    let segments = Segments::open(&dir, data, &control_in(&dir, data)?)?;
+    let names = fs::names(&segments.dir).with_context(|| format!("read {}/pg_wal", data.display()))?;
+    let first = names.iter().filter_map(|name| wal::position_of(name, segments.size)).min();
+    first.with_context(|| format!("{}/pg_wal has no segment", data.display()))
+}
+
 fn control_in(dir: &OwnedFd, data: &Path) -> Result<Control> {
     let whole = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -237,9 +237,22 @@ pub fn timeline_of(name: &[u8]) -> Option<u32> {
     u32::from_str_radix(&name[..8], 16).ok()
 }
 
+/// Where a segment file begins, by its name; `None` for every other file.
+pub fn position_of(name: &[u8], size: u64) -> Option<Lsn> {
+    timeline_of(name)?;
+    let part = |from: usize| u64::from_str_radix(std::str::from_utf8(&name[from..from + 8]).ok()?, 16).ok();
+    Some(Lsn((part(8)? << 32) + part(16)? * size))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_segment_begins_where_its_name_says() {
+        assert_eq!(position_of(b"0000000300000002000000FE", 16 << 20), Some(Lsn(0x2_FE00_0000)));
+        assert_eq!(position_of(b"00000003.history", 16 << 20), None);
+    }
 
     #[test]
     fn segments_have_the_names_that_postgres_gives_them() {

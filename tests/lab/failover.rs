@@ -187,8 +187,8 @@ fn two_that_never_met_do_not_begin_the_same_timeline() {
     let said = host.pgbox(&["failover", "r2", "--accept-loss"]);
     assert!(said.contains("timeline 3"), "{said}");
     host.sql("r2", &[], "INSERT INTO t VALUES (-1)");
-    host.pgbox(&["rejoin", "r1"]);
-    host.pgbox(&["rejoin", "primary"]);
+    host.pgbox(&["rejoin", "r1", "--timeout", "60s"]);
+    host.pgbox(&["rejoin", "primary", "--timeout", "60s"]);
     until("primary streaming, r1 streaming", || host.sql("r2", &[], STREAMS));
     for node in ["r1", "primary"] {
         until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
