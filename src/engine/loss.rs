@@ -85,6 +85,13 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
         if commits == 0 || is_over || synchronous {
             let rows = if commits == 0 || synchronous { 0 } else { rows(&scan, &server) };
             let at_least = !scan.exact || scan.since > received;
+            // That there are no commits in what is left says nothing of what is gone.
+            ensure!(
+                commits > 0 || synchronous || !at_least,
+                "the WAL of `{}` between {received} and {} is gone",
+                head.name,
+                scan.since
+            );
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
         std::thread::sleep(Duration::from_millis(10));

@@ -194,3 +194,28 @@ fn two_that_never_met_do_not_begin_the_same_timeline() {
         until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
     }
 }
+
+/// What the standby lacks is no longer in the primary's log: that it holds no commit there says nothing.
+#[test]
+fn a_gap_in_the_log_is_not_taken_for_nothing_lost() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["stop", "r1"]);
+    host.sql("primary", &[], "SELECT pg_drop_replication_slot('pgbox_r1')");
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    for _ in 0..3 {
+        host.sql("primary", &[], "SELECT pg_switch_wal()");
+        host.sql("primary", &[], "CHECKPOINT");
+    }
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.try_pgbox(&["start", "r1"]);
+    let output = host.try_pgbox(&["failover", "r1"]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("the WAL of `primary` between"), "{said}");
+    assert!(said.contains("may lack what `primary` has acknowledged"), "{said}");
+    host.pgbox(&["start", "primary"]);
+    assert_eq!(host.sql("primary", &[], "SELECT i FROM t").trim(), "1");
+}
