@@ -100,6 +100,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
     process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
     wait_until_told(&cluster, &value)?;
+    sync::confirm(head)?;
     println!("commits wait for {text}");
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;

@@ -127,7 +127,9 @@ fn toast_tables(standby: &Login, database: u32) -> Result<Vec<Table>> {
 /// be asked that one of these has every commit, and none has more than it.
 fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) -> bool {
     let Ok(rule) = sync::told(&head.state).parse::<SyncRule>() else { return false };
-    if !rule.names.contains(&target.name) {
+    // From there on it was so; before, others may have been asked, or nobody.
+    let Some(since) = head.state.sync_since else { return false };
+    if !rule.names.contains(&target.name) || received < since || is_altered(head) {
         return false;
     }
     let others =
@@ -135,6 +137,12 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
     let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
     let asked = others.len() + 1;
     asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received)
+}
+
+/// Whether an ALTER SYSTEM may win over what the server was told.
+fn is_altered(head: &Node) -> bool {
+    let data = head.state.data.as_deref();
+    !data.and_then(|data| wal::altered(data).ok()).is_some_and(|text| !text.contains(sync::SETTING))
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{follower, slots, sync, takeover};
+use super::{follower, slots, sync};
 use crate::{
     facts::cluster::{self, Cluster},
     spec::{Name, SyncRule},
@@ -59,11 +59,9 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
         if let Some(waits_for) = due(root, &cluster)? {
             let head = cluster.head();
             sync::give(head, &waits_for)?;
-            if head.pidfd.is_some() && !head.frozen {
-                takeover::wait_for_setting(&head.login()?, waits_for.clone())?;
-            }
             changes.push(Change { primary: cluster.head().name.clone(), waits_for });
         }
+        sync::confirm(cluster.head())?;
     }
     Ok(changes)
 }
@@ -73,7 +71,10 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
 pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     let clusters = cluster::all(root, lab)?;
     let is_settled = |cluster: &Cluster| {
-        slots::unsettled(cluster).next().is_none() && due(root, cluster).is_ok_and(|due| due.is_none())
+        let head = &cluster.head().state;
+        slots::unsettled(cluster).next().is_none()
+            && due(root, cluster).is_ok_and(|due| due.is_none())
+            && (head.sync_since.is_some() || sync::told(head).is_empty() || cluster.head().pidfd.is_none())
     };
     if clusters.iter().all(is_settled) {
         return Ok(Vec::new());
