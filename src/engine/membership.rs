@@ -39,14 +39,18 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
     }
     if let Some(mut cluster) = cluster.filter(|cluster| cluster.head().name != *name) {
         cluster.nodes.retain(|node| node.name != *name);
-        let before = sync::told(&cluster.head().state).to_owned();
+        let head = cluster.head();
         let waits_for = match state.sync {
             // Also a node that is in no rule may sit in a seat that is free.
-            Some(_) => sync::settle(root, &cluster)?,
-            None => sync::forget(&cluster).map(|()| String::new())?,
+            Some(_) => due(root, &cluster)?,
+            None => Some(String::new()).filter(|_| !sync::told(&head.state).is_empty()),
         };
-        let primary = cluster.head().name.clone();
-        departure.change = (waits_for != before).then_some(Change { primary, waits_for });
+        match (&waits_for, state.sync) {
+            (_, None) => sync::forget(cluster.nodes.iter())?,
+            (Some(value), _) => sync::give(head, value)?,
+            (None, _) => {}
+        }
+        departure.change = waits_for.map(|waits_for| Change { primary: head.name.clone(), waits_for });
     }
     Ok(departure)
 }

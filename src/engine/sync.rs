@@ -22,8 +22,8 @@ pub const SETTING: &str = "synchronous_standby_names";
 /// Brings the rule to the primary if what it was told before is not right any more. Returns what is in effect.
 pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
     let head = cluster.head();
-    let followers: Vec<Name> = cluster.followers(&head.name).map(|node| node.name.clone()).collect();
-    let Some(value) = in_effect(root, &head.lab, &head.name, &followers)? else {
+    let followers: Vec<&Node> = cluster.followers(&head.name).collect();
+    let Some(value) = as_they_run(root, head, &followers)? else {
         return Ok(told(&head.state).to_owned());
     };
     give(head, &value)?;
@@ -95,8 +95,8 @@ pub fn join(root: &Root, lab: &Name, name: &Name) -> Result<SyncRule> {
 }
 
 /// Takes the rule from every server: a standby may have it from a time when it was the primary.
-pub fn forget(cluster: &Cluster) -> Result<()> {
-    for node in cluster.nodes.iter().filter(|node| !told(&node.state).is_empty()) {
+pub fn forget<'n>(nodes: impl Iterator<Item = &'n Node>) -> Result<()> {
+    for node in nodes.filter(|node| !told(&node.state).is_empty()) {
         let mut state = node.state.clone();
         tell(&mut state, "");
         orders::give(&node.dir, &state, node.pidfd.as_ref())?;
@@ -112,6 +112,15 @@ fn load(root: &Root, lab: &Name) -> Result<LabState> {
 pub fn in_effect(root: &Root, lab: &Name, primary: &Name, followers: &[Name]) -> Result<Option<String>> {
     let rule = root.load_lab(lab)?.and_then(|lab| lab.sync);
     Ok(rule.map(|rule| rule.in_effect(primary, followers)))
+}
+
+/// The same, where nobody knows yet who streams. Those of the rule are waited for as the user wants it; who would only sit
+/// in a free seat does not stop commits by being away.
+pub fn as_they_run(root: &Root, primary: &Node, followers: &[&Node]) -> Result<Option<String>> {
+    let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
+    let counts = |node: &&&Node| rule.names.contains(&node.name) || (node.pidfd.is_some() && !node.frozen);
+    let names: Vec<Name> = followers.iter().filter(counts).map(|node| node.name.clone()).collect();
+    Ok(Some(rule.in_effect(&primary.name, &names)))
 }
 
 /// What a node's server was told last.

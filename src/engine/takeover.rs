@@ -15,7 +15,7 @@ use super::{orders, slots, sync, timelines};
 use crate::{
     facts::node::{self, Node},
     plan::follow::{self, Upstream},
-    postgres::lsn::Lsn,
+    postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
     sql::Login,
     state::{Role, Root},
@@ -66,10 +66,10 @@ pub fn promote(
 ) -> Result<Promoted> {
     let server = target.login()?;
     let mut state = target.state.clone();
-    let followers: Vec<Name> =
-        others.iter().map(|node| node.name.clone()).chain(own_followers(root, target)?).collect();
+    let own = own_followers(root, target)?;
+    let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let rule = sync::in_effect(root, &target.lab, &target.name, &followers)?;
+    let rule = sync::as_they_run(root, target, &followers)?;
     let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
     let value = rule.unwrap_or_default();
     if is_ruled {
@@ -89,7 +89,7 @@ pub fn promote(
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
     moved()?;
-    let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
+    let slots = followers.iter().map(|node| slot_name(node.name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {
         turn(root, other, &target.name, &server)?;
@@ -98,9 +98,9 @@ pub fn promote(
 }
 
 /// The standbys that follow a node already.
-fn own_followers(root: &Root, of: &Node) -> Result<Vec<Name>> {
+fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
     let follows = |node: &Node| node.state.role() == Role::Standby { of: of.name.clone() };
-    Ok(node::all(root, &of.lab)?.into_iter().filter(follows).map(|node| node.name).collect())
+    Ok(node::all(root, &of.lab)?.into_iter().filter(follows).collect())
 }
 
 /// Turns a standby to another server, at once if it runs.
