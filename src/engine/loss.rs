@@ -170,8 +170,8 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
     standbys.filter_map(worth).max().map(|(.., Reverse(name))| name)
 }
 
-/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. It was received
-/// in the last moment, from a primary that had no time left to hear of it: so nobody was told of it.
+/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. Mostly
+/// it was received in the last moment, from a primary that had no time left to hear of it.
 pub fn has_more(promoted: &Node, standby: &Node) -> bool {
     let received = || takeover::received(&standby.login().ok()?).ok();
     let asked = standby.pidfd.is_some() && !standby.frozen;
