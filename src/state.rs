@@ -25,7 +25,10 @@ pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
 
 use crate::{
-    postgres::launch::{InitConfig, Payload, PostgresPayload},
+    postgres::{
+        launch::{InitConfig, Payload, PostgresPayload},
+        lsn::Lsn,
+    },
     spec::{Name, NodeSpec},
     step::{AfterStep, HostStep, InnerStep},
     sys::{self, process::ProcessId},
@@ -66,6 +69,10 @@ pub struct NodeState {
     /// The node that was promoted in this one's place.
     #[serde(default)]
     pub superseded_by: Option<Name>,
+    /// From where on its commits wait for whom it was told last: what is before may have been acknowledged without them.
+    /// `None` while nobody has seen it go by that.
+    #[serde(default)]
+    pub sync_since: Option<Lsn>,
     /// When it was created and started last, in seconds since 1970.
     pub created: u64,
     pub started: u64,

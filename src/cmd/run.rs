@@ -112,6 +112,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         data,
         plan,
         superseded_by: None,
+        sync_since: None,
         init: None,
         boot_id: String::new(),
         created: launch::now(),

@@ -15,6 +15,7 @@ use crate::{
     engine::{settings, sync},
     facts::{
         cluster::{self, Cluster},
+        node,
         replication::{self, Picture, Sync},
     },
     hint::advise,
@@ -44,7 +45,8 @@ pub fn run(context: &Context, args: &cli::Sync) -> Result<i32> {
 }
 
 fn show(context: &Context, json: bool) -> Result<()> {
-    let head = cluster::main(&context.root, &context.lab)?.head().name.clone();
+    let rule = context.root.load_lab(&context.lab)?.and_then(|lab| lab.sync);
+    let head = meant(context, rule.as_ref())?.head().name.clone();
     let lab = replication::look(&context.root, &context.lab)?;
     let is_meant = |picture: &Picture| picture.nodes.first().is_some_and(|first| first.node == head);
     let picture = lab.clusters.into_iter().find(is_meant).with_context(|| format!("`{head}` is gone"))?;
@@ -69,12 +71,49 @@ fn effect(sync: &Sync) -> &str {
     }
 }
 
+/// The cluster with standbys. Of several it is the one that the rule speaks of.
+fn meant(context: &Context, rule: Option<&SyncRule>) -> Result<Cluster> {
+    let error = match cluster::main(&context.root, &context.lab) {
+        Ok(cluster) => return Ok(cluster),
+        Err(error) => error,
+    };
+    let names = rule.map_or(&[][..], |rule| &rule.names);
+    let has_one = |cluster: &Cluster| cluster.nodes.iter().any(|node| names.contains(&node.name));
+    let clusters = cluster::all(&context.root, &context.lab)?;
+    match clusters.len() {
+        0 => Err(error),
+        _ => clusters.into_iter().find(has_one).with_context(|| match names.is_empty() {
+            true => {
+                format!("lab `{}` has several clusters, and no rule that says which is meant", context.lab)
+            }
+            false => format!("lab `{}` has several clusters, and none of the rule's standbys", context.lab),
+        }),
+    }
+}
+
+/// Lets no commit wait for anybody, in any cluster of the lab. The caller holds the lab's lock.
+fn forget_everywhere(context: &Context) -> Result<()> {
+    if let Some(mut lab) = context.root.load_lab(&context.lab)? {
+        lab.sync = None;
+        context.root.save_lab(&context.lab, &lab)?;
+    }
+    sync::forget(node::all(&context.root, &context.lab)?.iter())
+}
+
 /// Changes the rule, and waits until the primary goes by it.
 pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     need_root("pgbox sync")?;
     let _lock = context.root.lock(&context.lab)?;
-    let cluster = cluster::main(&context.root, &context.lab)?;
     let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
+    let cluster = match meant(context, rule.as_ref().or(lab.sync.as_ref())) {
+        // Whichever they are, nobody waits there any more.
+        Err(_) if rule.is_none() => {
+            forget_everywhere(context)?;
+            println!("commits wait for nobody");
+            return Ok(());
+        }
+        cluster => cluster?,
+    };
     // What was said before may be said again, when one of them is the primary meanwhile.
     if let Some(rule) = rule.as_ref().filter(|rule| lab.sync.as_ref() != Some(rule)) {
         check(&cluster, rule)?;
@@ -87,9 +126,13 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     lab.sync = rule;
     context.root.save_lab(&context.lab, &lab)?;
     let value = match is_off {
-        true => sync::forget(&cluster).map(|()| String::new())?,
+        true => forget_everywhere(context).map(|()| String::new())?,
         false => sync::settle(&context.root, &cluster)?,
     };
+    let others = cluster::all(&context.root, &context.lab)?.into_iter();
+    for other in others.filter(|other| !is_off && other.head().name != cluster.head().name) {
+        sync::settle(&context.root, &other)?;
+    }
     let Some(pidfd) = &head.pidfd else {
         super::note(
             context,
@@ -100,6 +143,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
     process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
     wait_until_told(&cluster, &value)?;
+    sync::confirm(head)?;
     println!("commits wait for {text}");
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;

@@ -133,7 +133,7 @@ pub fn promote(
     lead(None);
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(
-            "`{0}` has received what `{1}` never had, and nobody was told of; it can't follow before `pgbox rejoin {0}`",
+            "`{0}` has received what `{1}` never had; it can't follow before `pgbox rejoin {0}`",
             other.name, target.name
         )
     }));

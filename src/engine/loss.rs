@@ -85,6 +85,13 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
         if commits == 0 || is_over || synchronous {
             let rows = if commits == 0 || synchronous { 0 } else { rows(&scan, &server) };
             let at_least = !scan.exact || scan.since > received;
+            // That there are no commits in what is left says nothing of what is gone.
+            ensure!(
+                commits > 0 || synchronous || !at_least,
+                "the WAL of `{}` between {received} and {} is gone",
+                head.name,
+                scan.since
+            );
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
         }
         std::thread::sleep(Duration::from_millis(10));
@@ -120,7 +127,9 @@ fn toast_tables(standby: &Login, database: u32) -> Result<Vec<Table>> {
 /// be asked that one of these has every commit, and none has more than it.
 fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) -> bool {
     let Ok(rule) = sync::told(&head.state).parse::<SyncRule>() else { return false };
-    if !rule.names.contains(&target.name) {
+    // From there on it was so; before, others may have been asked, or nobody.
+    let Some(since) = head.state.sync_since else { return false };
+    if !rule.names.contains(&target.name) || received < since || is_altered(head) {
         return false;
     }
     let others =
@@ -128,6 +137,12 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
     let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
     let asked = others.len() + 1;
     asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received)
+}
+
+/// Whether an ALTER SYSTEM may win over what the server was told.
+fn is_altered(head: &Node) -> bool {
+    let data = head.state.data.as_deref();
+    !data.and_then(|data| wal::altered(data).ok()).is_some_and(|text| !text.contains(sync::SETTING))
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.
@@ -155,8 +170,8 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
     standbys.filter_map(worth).max().map(|(.., Reverse(name))| name)
 }
 
-/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. It was received
-/// in the last moment, from a primary that had no time left to hear of it: so nobody was told of it.
+/// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. Mostly
+/// it was received in the last moment, from a primary that had no time left to hear of it.
 pub fn has_more(promoted: &Node, standby: &Node) -> bool {
     let received = || takeover::received(&standby.login().ok()?).ok();
     let asked = standby.pidfd.is_some() && !standby.frozen;

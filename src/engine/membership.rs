@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 
-use super::{follower, slots, sync, takeover};
+use super::{follower, slots, sync};
 use crate::{
     facts::cluster::{self, Cluster},
     spec::{Name, SyncRule},
@@ -39,14 +39,18 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
     }
     if let Some(mut cluster) = cluster.filter(|cluster| cluster.head().name != *name) {
         cluster.nodes.retain(|node| node.name != *name);
-        let before = sync::told(&cluster.head().state).to_owned();
+        let head = cluster.head();
         let waits_for = match state.sync {
             // Also a node that is in no rule may sit in a seat that is free.
-            Some(_) => sync::settle(root, &cluster)?,
-            None => sync::forget(&cluster).map(|()| String::new())?,
+            Some(_) => due(root, &cluster)?,
+            None => Some(String::new()).filter(|_| !sync::told(&head.state).is_empty()),
         };
-        let primary = cluster.head().name.clone();
-        departure.change = (waits_for != before).then_some(Change { primary, waits_for });
+        match (&waits_for, state.sync) {
+            (_, None) => sync::forget(cluster.nodes.iter())?,
+            (Some(value), _) => sync::give(head, value)?,
+            (None, _) => {}
+        }
+        departure.change = waits_for.map(|waits_for| Change { primary: head.name.clone(), waits_for });
     }
     Ok(departure)
 }
@@ -59,11 +63,9 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
         if let Some(waits_for) = due(root, &cluster)? {
             let head = cluster.head();
             sync::give(head, &waits_for)?;
-            if head.pidfd.is_some() && !head.frozen {
-                takeover::wait_for_setting(&head.login()?, waits_for.clone())?;
-            }
             changes.push(Change { primary: cluster.head().name.clone(), waits_for });
         }
+        sync::confirm(cluster.head())?;
     }
     Ok(changes)
 }
@@ -73,7 +75,10 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
 pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     let clusters = cluster::all(root, lab)?;
     let is_settled = |cluster: &Cluster| {
-        slots::unsettled(cluster).next().is_none() && due(root, cluster).is_ok_and(|due| due.is_none())
+        let head = &cluster.head().state;
+        slots::unsettled(cluster).next().is_none()
+            && due(root, cluster).is_ok_and(|due| due.is_none())
+            && (head.sync_since.is_some() || sync::told(head).is_empty() || cluster.head().pidfd.is_none())
     };
     if clusters.iter().all(is_settled) {
         return Ok(Vec::new());

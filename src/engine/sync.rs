@@ -1,6 +1,9 @@
 //! Whom commits wait for: the lab's rule, brought to the primary as far as its standbys are there.
 
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, Result};
+use postgres::Client;
 
 use super::orders;
 use crate::{
@@ -19,8 +22,8 @@ pub const SETTING: &str = "synchronous_standby_names";
 /// Brings the rule to the primary if what it was told before is not right any more. Returns what is in effect.
 pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
     let head = cluster.head();
-    let followers: Vec<Name> = cluster.followers(&head.name).map(|node| node.name.clone()).collect();
-    let Some(value) = in_effect(root, &head.lab, &head.name, &followers)? else {
+    let followers: Vec<&Node> = cluster.followers(&head.name).collect();
+    let Some(value) = as_they_run(root, head, &followers)? else {
         return Ok(told(&head.state).to_owned());
     };
     give(head, &value)?;
@@ -37,6 +40,45 @@ pub fn give(head: &Node, value: &str) -> Result<()> {
     Ok(())
 }
 
+/// Notes from where on a primary goes by what it was told last, if that is not known. True if it does go by it.
+pub fn confirm(head: &Node) -> Result<bool> {
+    let Some(mut state) = head.dir.load()? else { return Ok(false) };
+    let value = told(&state).to_owned();
+    let may_answer = state.role() == Role::Primary && head.pidfd.is_some() && !head.frozen;
+    if state.sync_since.is_some() || value.is_empty() || !may_answer {
+        return Ok(state.sync_since.is_some());
+    }
+    state.sync_since = head
+        .login()?
+        .ask(Duration::from_secs(2), move |client| {
+            let lsn = |client: &mut Client| {
+                Ok(client.query_one("SELECT pg_current_wal_lsn()::text", &[])?.get::<_, String>(0))
+            };
+            await_setting(client, &value)?.then(|| lsn(client)).transpose()
+        })?
+        .and_then(|lsn| lsn.parse().ok());
+    orders::save(&head.dir, &state)?;
+    Ok(state.sync_since.is_some())
+}
+
+/// Waits until a server goes by what it was told; one second is plenty for a file of some lines. Its senders read the file
+/// each for itself, so that they are asked, too.
+pub(super) fn await_setting(client: &mut Client, value: &str) -> Result<bool, postgres::Error> {
+    let names: Vec<String> = value
+        .parse()
+        .map_or(Vec::new(), |rule: SyncRule| rule.names.iter().map(ToString::to_string).collect());
+    let sql = "SELECT current_setting('synchronous_standby_names') = $1 AND (pg_is_in_recovery() OR NOT EXISTS (SELECT FROM pg_stat_replication \
+               WHERE state = 'streaming' AND (sync_priority > 0) <> (application_name = ANY ($2))))";
+    let begun = Instant::now();
+    while !client.query_one(sql, &[&value, &names])?.get::<_, bool>(0) {
+        if begun.elapsed() > Duration::from_secs(1) {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(true)
+}
+
 /// Makes a standby one of those that commits wait for. It should stream by now: they wait for it from here on.
 pub fn join(root: &Root, lab: &Name, name: &Name) -> Result<SyncRule> {
     let mut state = load(root, lab)?;
@@ -46,13 +88,15 @@ pub fn join(root: &Root, lab: &Name, name: &Name) -> Result<SyncRule> {
     };
     state.sync = Some(rule.clone());
     root.save_lab(lab, &state)?;
-    settle(root, &cluster::of(root, lab, name)?)?;
+    let cluster = cluster::of(root, lab, name)?;
+    settle(root, &cluster)?;
+    confirm(cluster.head())?;
     Ok(rule)
 }
 
 /// Takes the rule from every server: a standby may have it from a time when it was the primary.
-pub fn forget(cluster: &Cluster) -> Result<()> {
-    for node in cluster.nodes.iter().filter(|node| !told(&node.state).is_empty()) {
+pub fn forget<'n>(nodes: impl Iterator<Item = &'n Node>) -> Result<()> {
+    for node in nodes.filter(|node| !told(&node.state).is_empty()) {
         let mut state = node.state.clone();
         tell(&mut state, "");
         orders::give(&node.dir, &state, node.pidfd.as_ref())?;
@@ -70,6 +114,15 @@ pub fn in_effect(root: &Root, lab: &Name, primary: &Name, followers: &[Name]) ->
     Ok(rule.map(|rule| rule.in_effect(primary, followers)))
 }
 
+/// The same, where nobody knows yet who streams. Those of the rule are waited for as the user wants it; who would only sit
+/// in a free seat does not stop commits by being away.
+pub fn as_they_run(root: &Root, primary: &Node, followers: &[&Node]) -> Result<Option<String>> {
+    let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
+    let counts = |node: &&&Node| rule.names.contains(&node.name) || (node.pidfd.is_some() && !node.frozen);
+    let names: Vec<Name> = followers.iter().filter(counts).map(|node| node.name.clone()).collect();
+    Ok(Some(rule.in_effect(&primary.name, &names)))
+}
+
 /// What a node's server was told last.
 pub fn told(state: &NodeState) -> &str {
     let settings = state.postgres().map_or(&[][..], |postgres| &postgres.orders.settings);
@@ -78,6 +131,9 @@ pub fn told(state: &NodeState) -> &str {
 
 /// Changes what a node's server is told; its orders are still to be given.
 pub fn tell(state: &mut NodeState, value: &str) {
+    if told(state) != value {
+        state.sync_since = None;
+    }
     let Some(postgres) = state.postgres_mut() else { return };
     let Orders { settings, .. } = &mut postgres.orders;
     settings.retain(|(name, _)| name != SETTING);

@@ -5,10 +5,7 @@
 //! synchronous standbys like any other, and the old primary, the one standby that the rule may name now, is dead. What
 //! the new primary is told must be right *before* it is promoted.
 
-use std::{
-    os::fd::AsFd,
-    time::{Duration, Instant},
-};
+use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
@@ -18,7 +15,7 @@ use super::{orders, slots, sync, timelines};
 use crate::{
     facts::node::{self, Node},
     plan::follow::{self, Upstream},
-    postgres::lsn::Lsn,
+    postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
     sql::Login,
     state::{Role, Root},
@@ -69,27 +66,32 @@ pub fn promote(
 ) -> Result<Promoted> {
     let server = target.login()?;
     let mut state = target.state.clone();
-    let followers: Vec<Name> =
-        others.iter().map(|node| node.name.clone()).chain(own_followers(root, target)?).collect();
-    let rule = sync::in_effect(root, &target.lab, &target.name, &followers)?;
-    if let Some(value) = &rule {
-        sync::tell(&mut state, value);
+    let own = own_followers(root, target)?;
+    let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
+    // Also without a rule: it may have been told one when it was the primary before.
+    let rule = sync::as_they_run(root, target, &followers)?;
+    let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
+    let value = rule.unwrap_or_default();
+    if is_ruled {
+        sync::tell(&mut state, &value);
+        state.sync_since = None;
         orders::give(&target.dir, &state, target.pidfd.as_ref())?;
     }
     timelines::take(root, target)?;
     // Who is to follow it does so before it is a primary: its first commits may wait for them, and if this ends here, nobody is
     // left behind with a server that does not come back.
-    let slots = followers.iter().map(|name| crate::postgres::standby::slot_name(name.as_str())).collect();
+    let slots = followers.iter().map(|node| slot_name(node.name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {
         turn(root, other, &target.name, &server)?;
     }
     // One session for all: clients wait, and a login takes longer than most questions.
     let promoted = server.ask(PROMOTION, move |client| {
-        rule.map_or(Ok(()), |value| await_setting(client, &value))?;
-        promote_in(client)
+        let is_told = is_ruled && sync::await_setting(client, &value)?;
+        Ok((is_told, promote_in(client)?))
     });
-    let promoted = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let (is_told, promoted) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    state.sync_since = is_told.then_some(promoted.lsn);
     // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;
@@ -98,9 +100,9 @@ pub fn promote(
 }
 
 /// The standbys that follow a node already.
-fn own_followers(root: &Root, of: &Node) -> Result<Vec<Name>> {
+fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
     let follows = |node: &Node| node.state.role() == Role::Standby { of: of.name.clone() };
-    Ok(node::all(root, &of.lab)?.into_iter().filter(follows).map(|node| node.name).collect())
+    Ok(node::all(root, &of.lab)?.into_iter().filter(follows).collect())
 }
 
 /// Turns a standby to another server, at once if it runs.
@@ -123,22 +125,6 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
     let theirs = root.node(&node.lab, of).replicator_file();
     let password = std::fs::read_to_string(&theirs).with_context(|| format!("read {}", theirs.display()))?;
     crate::state::write_secret(&node.dir.replicator_file(), &password)
-}
-
-/// Waits until a server has taken over what it was told; one second is plenty for a file of some lines.
-pub(super) fn wait_for_setting(server: &Login, value: String) -> Result<()> {
-    server.ask(Duration::from_secs(2), move |client| await_setting(client, &value))
-}
-
-fn await_setting(client: &mut Client, value: &str) -> Result<(), postgres::Error> {
-    let begun = Instant::now();
-    loop {
-        let row = client.query_one("SHOW synchronous_standby_names", &[])?;
-        if row.get::<_, &str>(0) == value || begun.elapsed() > Duration::from_secs(1) {
-            return Ok(());
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
 }
 
 /// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.

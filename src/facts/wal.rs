@@ -79,6 +79,21 @@ pub fn begin(data: &Path) -> Result<Lsn> {
     first.with_context(|| format!("{}/pg_wal has no segment", data.display()))
 }
 
+/// What ALTER SYSTEM has written.
+///
+/// # Errors
+/// When it can't be read.
+pub fn altered(data: &Path) -> Result<String> {
+    let read = || -> io::Result<String> {
+        let mut text = String::new();
+        fs::file_beneath(&fs::open_dir(data)?, b"postgresql.auto.conf")?
+            .take(1 << 20)
+            .read_to_string(&mut text)?;
+        Ok(text)
+    };
+    read().with_context(|| format!("read {}/postgresql.auto.conf", data.display()))
+}
+
 fn control_in(dir: &OwnedFd, data: &Path) -> Result<Control> {
     let whole = || -> io::Result<Vec<u8>> {
         let mut bytes = Vec::new();

@@ -194,3 +194,68 @@ fn two_that_never_met_do_not_begin_the_same_timeline() {
         until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
     }
 }
+
+/// What the standby lacks is no longer in the primary's log: that it holds no commit there says nothing.
+#[test]
+fn a_gap_in_the_log_is_not_taken_for_nothing_lost() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["stop", "r1"]);
+    host.sql("primary", &[], "SELECT pg_drop_replication_slot('pgbox_r1')");
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    for _ in 0..3 {
+        host.sql("primary", &[], "SELECT pg_switch_wal()");
+        host.sql("primary", &[], "CHECKPOINT");
+    }
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.try_pgbox(&["start", "r1"]);
+    let output = host.try_pgbox(&["failover", "r1"]);
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("the WAL of `primary` between"), "{said}");
+    assert!(said.contains("may lack what `primary` has acknowledged"), "{said}");
+    host.pgbox(&["start", "primary"]);
+    assert_eq!(host.sql("primary", &[], "SELECT i FROM t").trim(), "1");
+}
+
+/// The rule names r1 alone by now, but the commits before were on r2 alone: what holds now says nothing of them.
+#[test]
+fn a_rule_says_nothing_of_what_was_committed_before_it_held() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["sync", "any 1 (r1, r2)"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    for i in 0..3 {
+        host.sql("primary", &[], &format!("INSERT INTO t VALUES ({i})"));
+    }
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 3 acknowledged transactions with 3 rows"), "{said}");
+    // Once it has all that was before, it has all that was acknowledged.
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    host.pgbox(&["start", "primary"]);
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
+    host.sql("primary", &[], "INSERT INTO t VALUES (3)");
+    let name = "default".parse().expect("a name");
+    let node = pgbox::facts::node::find(
+        &pgbox::state::Root::new(&host.root),
+        &name,
+        &"primary".parse().expect("a name"),
+    );
+    assert!(node.expect("the node").state.sync_since.is_some());
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    let uri = host.pgbox(&["uri", "primary"]);
+    let mut commit = std::process::Command::new("psql");
+    let mut commit =
+        commit.args(["-Xqc", "INSERT INTO t VALUES (4)", uri.trim()]).spawn().expect("start psql");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    until("1", || host.sql("primary", &[], waits));
+    let said = host.pgbox(&["failover", "r1"]);
+    assert!(said.contains("nothing acknowledged is lost"), "{said}");
+    assert!(!commit.wait().expect("psql ends").success());
+}

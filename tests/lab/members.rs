@@ -169,3 +169,42 @@ fn the_standbys_of_a_standby_that_goes_follow_the_server_above_it() {
     assert!(host.pgbox(&["promote", "r2"]).contains("r2 is the primary"));
     assert_eq!(host.sql("r2", &[], SLOTS), "");
 }
+
+#[test]
+fn sync_is_off_in_a_lab_with_two_clusters_too() {
+    let Some(host) = Host::new() else { return };
+    for (primary, standby) in [("a", "ra"), ("b", "rb")] {
+        host.pgbox(&["run", primary, "postgres:15"]);
+        host.pgbox(&["replica", standby, "--of", primary]);
+    }
+    host.pgbox(&["sync", "any 1 (ra)"]);
+    assert_eq!(
+        (host.sql("a", &[], NAMES), host.sql("b", &[], NAMES)),
+        ("ANY 1 (\"ra\")".into(), String::new())
+    );
+    assert!(host.pgbox(&["sync"]).contains("any 1 (ra)"));
+    // The other cluster's turn: the first one waits for nobody.
+    host.pgbox(&["sync", "any 1 (rb)"]);
+    soon("the servers know", 5, || host.sql("a", &[], NAMES).is_empty());
+    assert_eq!(host.sql("b", &[], NAMES), "ANY 1 (\"rb\")");
+    assert!(host.pgbox(&["sync", "off"]).contains("commits wait for nobody"));
+    assert_eq!(host.sql("b", &[], NAMES), "");
+    assert!(host.pgbox(&["sync", "off"]).contains("commits wait for nobody"));
+}
+
+#[test]
+fn who_is_away_does_not_sit_in_a_free_seat() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    assert_eq!(host.sql("r1", &[], NAMES), "");
+    host.sql("r1", &[], "INSERT INTO t VALUES (1)");
+    host.pgbox(&["start", "r2"]);
+    soon("it sits there now", 5, || host.sql("r1", &[], NAMES) == "ANY 1 (\"r2\")");
+    until("r2 quorum", || host.sql("r1", &[], STATES));
+}
