@@ -142,7 +142,7 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
 /// Whether an ALTER SYSTEM may win over what the server was told.
 fn is_altered(head: &Node) -> bool {
     let data = head.state.data.as_deref();
-    !data.and_then(|data| wal::altered(data).ok()).is_some_and(|text| !text.contains(sync::SETTING))
+    data.and_then(|data| wal::altered(data).ok()).is_none_or(|text| text.contains(sync::SETTING))
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.
