@@ -143,7 +143,8 @@ fn what_somebody_wants_is_no_failure() {
     host.pgbox(&["start", "primary"]);
     guard.sees("back", |_| true);
     host.pgbox(&["restart", "primary"]);
-    // The policy brings it back in less time than it has.
+    // The policy brings it back in less time than it has, but with so much to replay not before somebody can have seen it.
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000000)");
     host.pgbox(&["crash", "primary"]);
     guard.sees("trouble", |_| true);
     until("it is back", 10, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
