@@ -8,6 +8,7 @@ use super::{Context, collation, need_root, start};
 use crate::{
     cli,
     engine::{
+        follower,
         halt::{self, Shutdown},
         orders, slots, takeover,
     },
@@ -26,7 +27,26 @@ use crate::{
 pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
     need_root("pgbox rejoin")?;
     let how = if args.clone { RenewHow::Clone } else { RenewHow::Rewind };
+    if !args.clone
+        && let Some(of) = streams_from(context, &args.node)?
+    {
+        println!("{} streams from {of} already", args.node);
+        return Ok(0);
+    }
     renew(context, &args.node, how, args.dry_run, args.timeout)
+}
+
+/// The server that a node streams from, if it does: then there is nothing to mend.
+fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let node = cluster.node(name).context("the cluster has lost a node")?;
+    let Role::Standby { of } = node.state.role() else { return Ok(None) };
+    let Some(server) = cluster.node(&of).filter(|of| of.pidfd.is_some() && !of.frozen) else {
+        return Ok(None);
+    };
+    let streams =
+        node.pidfd.is_some() && !node.frozen && follower::streams(&server.login()?, name.as_str()).is_ok();
+    Ok(streams.then_some(of))
 }
 
 pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {

@@ -111,9 +111,13 @@ fn bring_up(
     patience: &Patience<'_>,
 ) -> Result<Option<(NodeState, Spawned)>> {
     let lock = context.root.lock(&context.lab)?;
-    let node = node::find(&context.root, &context.lab, name)?;
-    if node.pidfd.is_some() {
-        return Ok(None);
+    let mut node = node::find(&context.root, &context.lab, name)?;
+    if let Some(pidfd) = &node.pidfd {
+        // A start that was killed before it let pid 1 go on has left one that ends at once.
+        if !process::has_ended(pidfd.as_fd(), Duration::from_millis(50))? {
+            return Ok(None);
+        }
+        node = node::find(&context.root, &context.lab, name)?;
     }
     check_role(&node.state)?;
     check_data(context, &node.state)?;

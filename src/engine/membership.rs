@@ -1,11 +1,16 @@
 //! What follows from who is in a cluster: a slot for each standby on the server that it follows and no other, and commits
 //! that wait for those standbys of the lab's rule that are there. Settled whenever a node comes, goes or comes back.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use super::{follower, slots, sync};
 use crate::{
-    facts::cluster::{self, Cluster},
+    facts::{
+        cluster::{self, Cluster},
+        node::Node,
+    },
     spec::{Name, SyncRule},
     state::{Role, Root},
 };
@@ -42,7 +47,7 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
         let head = cluster.head();
         let waits_for = match state.sync {
             // Also a node that is in no rule may sit in a seat that is free.
-            Some(_) => due(root, &cluster)?,
+            Some(_) => due(root, &cluster, Duration::ZERO)?,
             None => Some(String::new()).filter(|_| !sync::told(&head.state).is_empty()),
         };
         match (&waits_for, state.sync) {
@@ -55,12 +60,20 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
     Ok(departure)
 }
 
-/// Settles every cluster of a lab. The caller holds the lab's lock.
+/// How long a standby that runs may take to stream. One that has just come to a new primary is seen to stream the end of the
+/// old timeline, and then for a moment not at all, before it streams the new one.
+const TURN: Duration = Duration::from_secs(1);
+
+/// Settles every cluster of a lab as it is at this moment. The caller holds the lab's lock.
 pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
+    settle_within(root, lab, Duration::ZERO)
+}
+
+fn settle_within(root: &Root, lab: &Name, patience: Duration) -> Result<Vec<Change>> {
     let mut changes = Vec::new();
     for cluster in cluster::all(root, lab)? {
         slots::settle(&cluster)?;
-        if let Some(waits_for) = due(root, &cluster)? {
+        if let Some(waits_for) = due(root, &cluster, patience)? {
             let head = cluster.head();
             sync::give(head, &waits_for)?;
             changes.push(Change { primary: cluster.head().name.clone(), waits_for });
@@ -70,42 +83,49 @@ pub fn settle(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     Ok(changes)
 }
 
-/// The same for who does not hold the lock. It is taken only if there is something to do: whoever has it may wait for a
+/// The same for who does not hold the lock, and has just started a node. It is taken only if there is something to do: whoever has it may wait for a
 /// server that hangs.
 pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     let clusters = cluster::all(root, lab)?;
     let is_settled = |cluster: &Cluster| {
         let head = &cluster.head().state;
         slots::unsettled(cluster).next().is_none()
-            && due(root, cluster).is_ok_and(|due| due.is_none())
+            && due(root, cluster, TURN).is_ok_and(|due| due.is_none())
             && (head.sync_since.is_some() || sync::told(head).is_empty() || cluster.head().pidfd.is_none())
     };
     if clusters.iter().all(is_settled) {
         return Ok(Vec::new());
     }
     let _lock = root.lock(lab)?;
-    settle(root, lab)
+    settle_within(root, lab, TURN)
 }
 
 /// What a primary is to be told about whom its commits wait for, unless it knows. They begin to wait for a standby when
 /// it streams, and not while its base backup is being made; and stop to wait when it leaves, and not when it is away.
-fn due(root: &Root, cluster: &Cluster) -> Result<Option<String>> {
+fn due(root: &Root, cluster: &Cluster, patience: Duration) -> Result<Option<String>> {
     let head = cluster.head();
     if head.state.role() != Role::Primary {
         return Ok(None);
     }
     let known = sync::told(&head.state).parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
-    let all: Vec<Name> = cluster.followers(&head.name).map(|node| node.name.clone()).collect();
-    let wanted = sync::in_effect(root, &head.lab, &head.name, &all)?;
+    let all: Vec<&Node> = cluster.followers(&head.name).collect();
+    let names = |nodes: &[&Node]| nodes.iter().map(|node| node.name.clone()).collect::<Vec<Name>>();
+    let wanted = sync::in_effect(root, &head.lab, &head.name, &names(&all))?;
     if wanted.as_deref().is_none_or(|value| value == sync::told(&head.state)) {
         return Ok(None);
     }
     let server = head.login()?;
-    let is_there = |name: &Name| {
-        known.contains(name)
-            || (head.pidfd.is_some() && !head.frozen && follower::streams(&server, name.as_str()).is_ok())
+    let answers = head.pidfd.is_some() && !head.frozen;
+    let deadline = Instant::now() + patience;
+    let streams = |node: &Node| loop {
+        let is_over = node.pidfd.is_none() || node.frozen || Instant::now() >= deadline;
+        match follower::streams(&server, node.name.as_str()).is_ok() {
+            false if !is_over => std::thread::sleep(Duration::from_millis(10)),
+            streams => return streams,
+        }
     };
-    let followers: Vec<Name> = all.into_iter().filter(is_there).collect();
+    let is_there = |node: &&Node| known.contains(&node.name) || (answers && streams(node));
+    let followers = names(&all.into_iter().filter(is_there).collect::<Vec<_>>());
     let value = sync::in_effect(root, &head.lab, &head.name, &followers)?;
     Ok(value.filter(|value| value != sync::told(&head.state)))
 }

@@ -8,6 +8,7 @@ use postgres::Client;
 use super::orders;
 use crate::{
     facts::{
+        self,
         cluster::{self, Cluster},
         node::Node,
     },
@@ -111,7 +112,8 @@ fn load(root: &Root, lab: &Name) -> Result<LabState> {
 /// What a primary with these followers is to be told. `None` without a rule: then it is the user's own affair.
 pub fn in_effect(root: &Root, lab: &Name, primary: &Name, followers: &[Name]) -> Result<Option<String>> {
     let rule = root.load_lab(lab)?.and_then(|lab| lab.sync);
-    Ok(rule.map(|rule| rule.in_effect(primary, followers)))
+    let Some(rule) = rule else { return Ok(None) };
+    Ok(Some(rule.in_effect(&left(root, lab, primary)?, followers)))
 }
 
 /// The same, where nobody knows yet who streams. Those of the rule are waited for as the user wants it; who would only sit
@@ -120,7 +122,15 @@ pub fn as_they_run(root: &Root, primary: &Node, followers: &[&Node]) -> Result<O
     let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
     let counts = |node: &&&Node| rule.names.contains(&node.name) || (node.pidfd.is_some() && !node.frozen);
     let names: Vec<Name> = followers.iter().filter(counts).map(|node| node.name.clone()).collect();
-    Ok(Some(rule.in_effect(&primary.name, &names)))
+    Ok(Some(rule.in_effect(&left(root, &primary.lab, &primary.name)?, &names)))
+}
+
+/// The primary, and those whose place it has taken and who are not back yet.
+fn left(root: &Root, lab: &Name, primary: &Name) -> Result<Vec<Name>> {
+    let by = Role::Superseded { by: primary.clone() };
+    let old =
+        facts::nodes(root, lab)?.into_iter().filter(|(_, state)| state.role() == by).map(|(name, _)| name);
+    Ok(old.chain([primary.clone()]).collect())
 }
 
 /// What a node's server was told last.

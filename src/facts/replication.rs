@@ -337,7 +337,16 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let name = &head.node.name;
     let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
     let followers: Vec<Name> = nodes.iter().filter(follows).map(|one| one.node.name.clone()).collect();
-    let wanted = rule.in_effect(name, &followers);
+    let has_left = |one: &&Seen| one.node.state.role() == Role::Superseded { by: name.clone() };
+    let left: Vec<Name> =
+        nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
+    let wanted = rule.in_effect(&left, &followers);
+    let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
+    if is_ours && wanted.is_empty() && said.sync.is_empty() {
+        return Some(format!(
+            "the rule is `{rule}`, and commits on `{name}` wait for nobody: none that could be waited for follows it"
+        ));
+    }
     (wanted != said.sync).then(|| {
         format!(
             "the rule is `{rule}`, and `{name}` waits for {}; `pgbox sync '{rule}'` brings it there",

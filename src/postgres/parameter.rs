@@ -102,6 +102,7 @@ pub fn refusal(name: &str) -> Option<&'static str> {
         "primary_conninfo" | "primary_slot_name" | "recovery_target_timeline" => {
             Some("whom a node follows is a matter of `pgbox switchover`, `pgbox failover` and `pgbox rejoin`")
         }
+        "hot_standby" => Some("a standby that answers nobody can't be told from one that is broken"),
         "synchronous_standby_names" => Some("a name that is no standby stops every commit; use `pgbox sync`"),
         _ => None,
     }

@@ -54,11 +54,12 @@ impl SyncRule {
         (self.count > 0).then_some(self)
     }
 
-    /// What the primary of this name is to be told while these standbys follow it: a value for
+    /// What a primary is to be told while these standbys follow it: a value for
     /// `synchronous_standby_names`, empty when nobody is left to wait for. A member that has become the primary has left
-    /// its seat to whoever follows it now and is not in the rule.
-    pub fn in_effect(&self, primary: &Name, followers: &[Name]) -> String {
-        let seat_free = self.names.contains(primary);
+    /// its seat to whoever follows it now and is not in the rule; and so has one whose place the primary has taken. `left`
+    /// are the primary and those that were it before.
+    pub fn in_effect(&self, left: &[Name], followers: &[Name]) -> String {
+        let seat_free = self.names.iter().any(|name| left.contains(name));
         let waits_for = |name: &&Name| self.names.contains(name) || seat_free;
         let mut names: Vec<&Name> = followers.iter().filter(waits_for).collect();
         // In the order of the rule, which counts for `first`; who is not in it comes last.
@@ -168,12 +169,14 @@ mod tests {
     fn only_standbys_that_are_there_are_waited_for() {
         let rule: SyncRule = "any 1 (r1, r2)".parse().unwrap();
         let in_effect =
-            |primary: &str, followers: &[&str]| rule.in_effect(&names(&[primary])[0], &names(followers));
+            |left: &str, followers: &[&str]| rule.in_effect(&names(&[left, "head"]), &names(followers));
         assert_eq!(in_effect("primary", &["r1", "r2"]), "ANY 1 (\"r1\", \"r2\")");
         assert_eq!(in_effect("primary", &["r2", "other"]), "ANY 1 (\"r2\")");
         assert_eq!(in_effect("primary", &[]), "");
         // r1 was promoted: the old primary sits in its place once it follows.
         assert_eq!(in_effect("r1", &["r2"]), "ANY 1 (\"r2\")");
         assert_eq!(in_effect("r1", &["primary", "r2"]), "ANY 1 (\"r2\", \"primary\")");
+        // Or r1 was the primary before this one, and is not back.
+        assert_eq!(in_effect("r1", &["other"]), "ANY 1 (\"other\")");
     }
 }
