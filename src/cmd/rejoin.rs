@@ -89,11 +89,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     // Through another standby, if it was so: that one may have the same history.
     let of = old.as_ref().map(|old| &old.of).and_then(|of| cluster.node(of)).filter(|of| of.pidfd.is_some());
     let of = of.unwrap_or(primary);
-    let follow = Follow {
-        of: of.name.clone(),
-        delay_ms: old.as_ref().and_then(|old| old.delay_ms),
-        rate_kb: old.and_then(|old| old.rate_kb),
-    };
+    let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
     let upstream = Upstream { server: of.login()?, primary: server };
     let how = match how {

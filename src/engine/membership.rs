@@ -83,8 +83,8 @@ fn settle_within(root: &Root, lab: &Name, patience: Duration) -> Result<Vec<Chan
     Ok(changes)
 }
 
-/// The same for who does not hold the lock, and has just started a node. It is taken only if there is something to do: whoever has it may wait for a
-/// server that hangs.
+/// The same for who does not hold the lock, and has just started a node. It is taken only if there is something to do:
+/// whoever has it may wait for a server that hangs.
 pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<Vec<Change>> {
     let clusters = cluster::all(root, lab)?;
     let is_settled = |cluster: &Cluster| {

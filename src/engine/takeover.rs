@@ -108,12 +108,7 @@ fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
 /// Turns a standby to another server, at once if it runs.
 pub fn turn(root: &Root, node: &Node, of: &Name, server: &Login) -> Result<()> {
     let mut state = node.state.clone();
-    let old = state.spec.follow.clone();
-    let follow = Follow {
-        of: of.clone(),
-        delay_ms: old.as_ref().and_then(|old| old.delay_ms),
-        rate_kb: old.and_then(|old| old.rate_kb),
-    };
+    let follow = Follow::turned(state.spec.follow.as_ref(), of.clone());
     let upstream = Upstream { server: server.clone(), primary: server.clone() };
     share_replicator(root, node, of)?;
     follow::follow(&mut state, follow, &upstream, None, node.dir.replicator_file());

@@ -63,6 +63,13 @@ pub struct Follow {
     pub rate_kb: Option<u64>,
 }
 
+impl Follow {
+    /// As before, if it was a standby before, but of this node.
+    pub fn turned(old: Option<&Self>, of: Name) -> Self {
+        Self { of, delay_ms: old.and_then(|old| old.delay_ms), rate_kb: old.and_then(|old| old.rate_kb) }
+    }
+}
+
 impl NodeSpec {
     /// What in it excludes something else in it.
     pub fn contradiction(&self) -> Option<String> {

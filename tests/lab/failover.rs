@@ -50,6 +50,10 @@ fn after_the_primary_has_died_a_standby_takes_over_and_the_old_one_rejoins() {
     host.pgbox(&["rejoin", "primary"]);
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
     until("1001", || host.sql("primary", &[], "SELECT count(*) FROM t"));
+    // What streams has nothing to mend, and is left alone.
+    let pid = host.init_pid("primary");
+    assert_eq!(host.pgbox(&["rejoin", "primary"]), "primary streams from r1 already\n");
+    assert_eq!(host.init_pid("primary"), pid);
     // A new base backup in place of the data, too.
     host.pgbox(&["reinit", "primary"]);
     until("1001", || host.sql("primary", &[], "SELECT count(*) FROM t"));
