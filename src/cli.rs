@@ -60,6 +60,9 @@ pub enum Command {
     /// Stop and remove all nodes of a lab; volumes are kept without -v
     Down(Down),
     /// Make a standby the primary after the primary has died, or without one
+    #[command(
+        after_help = "Examples:\n  pgbox promote r1 --dry-run       what would be lost\n  pgbox promote r1                 as `failover`, but refuses while the primary runs"
+    )]
     Promote(Failover),
     /// Change the primary as planned: nothing is lost, and the old one follows the new
     Switchover(Switchover),

@@ -269,7 +269,7 @@ fn remove(wanted: &Wanted, actual: &Actual, prune: bool, changes: &mut Changes) 
             .find(|other| is_wanted(&other.spec.node) && other.role == Role::Standby { of: name.clone() });
         match follower {
             _ if !prune => changes.notes.push(format!(
-                "`{name}` is not in the file, and stays; `pgbox up --prune` removes it and keeps its data"
+                "`{name}` is not in the file, and stays; `pgbox up FILE --prune` removes it and keeps its data"
             )),
             Some(follower) => changes.refused.push(format!(
                 "`{name}` can't be removed: `{0}` follows it; first: `pgbox switchover {0}`",
