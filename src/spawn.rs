@@ -29,7 +29,10 @@ use nix::{
 use crate::{
     enter,
     init::{self, InitFds, LogFds},
-    postgres::{launch::User, report::Report},
+    postgres::{
+        launch::{Payload, User},
+        report::Report,
+    },
     state::{NodeDir, Plan},
     step::InnerStep,
     sys::{
@@ -93,7 +96,8 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     });
     let netns = File::open(netns.context("the plan has no network namespace")?)
         .context("open the network namespace")?;
-    let (tasks, files) = (group.tasks()?, Files::open(node, stdio)?);
+    let serves = matches!(plan.init.payload, Payload::Postgres(_));
+    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves)?);
     let birth = Birth { plan, stdio, netns, tasks, report, go, files };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
@@ -153,12 +157,13 @@ struct Files {
     log: Option<[File; 2]>,
     status: File,
     secret: Option<File>,
-    orders: File,
-    replicator: File,
+    /// Of a server.
+    orders: Option<File>,
+    replicator: Option<File>,
 }
 
 impl Files {
-    fn open(node: &NodeDir, stdio: Stdio) -> Result<Self> {
+    fn open(node: &NodeDir, stdio: Stdio, serves: bool) -> Result<Self> {
         let open = |path: std::path::PathBuf, append: bool| {
             let mut options = OpenOptions::new();
             options.read(true).create(true).append(append).write(true);
@@ -178,7 +183,10 @@ impl Files {
             let file = create.open(&path).and_then(|_| File::open(&path));
             file.with_context(|| format!("open {}", path.display()))
         };
-        let (orders, replicator) = (read(node.orders_file())?, read(node.replicator_file())?);
+        let (orders, replicator) = match serves {
+            true => (Some(read(node.orders_file())?), Some(read(node.replicator_file())?)),
+            false => (None, None),
+        };
         let log = match stdio {
             Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
             Stdio::Inherit | Stdio::Terminal => None,
@@ -231,8 +239,8 @@ impl Birth<'_> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        let given = [&files.status, &files.orders, &files.replicator];
-        let others = files.log.iter().flatten().chain(&self.tasks).chain(&files.secret).chain(given);
+        let given = files.secret.iter().chain(&files.orders).chain(&files.replicator).chain([&files.status]);
+        let others = files.log.iter().flatten().chain(&self.tasks).chain(given);
         kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
@@ -283,8 +291,8 @@ impl Birth<'_> {
             terminal,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),
-            orders: Some(orders.into()),
-            replicator: Some(replicator.into()),
+            orders: orders.map(OwnedFd::from),
+            replicator: replicator.map(OwnedFd::from),
             report: Some(self.report),
         };
         init::run(&self.plan.init, fds, &assume)

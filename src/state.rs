@@ -213,12 +213,16 @@ impl Root {
         names_in(&self.0.join("volumes"))
     }
 
+    pub fn lab_file(&self, lab: &Name) -> PathBuf {
+        self.lab_dir(lab).join("lab.json")
+    }
+
     pub fn load_lab(&self, lab: &Name) -> Result<Option<LabState>> {
-        load(&self.lab_dir(lab).join("lab.json"))
+        load(&self.lab_file(lab))
     }
 
     pub fn save_lab(&self, lab: &Name, state: &LabState) -> Result<()> {
-        save(&self.lab_dir(lab).join("lab.json"), state, false)
+        save(&self.lab_file(lab), state, false)
     }
 
     /// Closes what nodes write to everybody but root: a set-user-ID program that root in a node has made would be
@@ -334,19 +338,20 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     struct Versioned {
         version: u32,
     }
-    let text = match sys::fs::read_to_string(path) {
+    // Replaced by rename, never written to.
+    let text = match sys::fs::read_at_once(path) {
         Ok(text) => text,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
     };
-    let found: Versioned = serde_json::from_str(&text)
+    let found: Versioned = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
     if found.version != VERSION {
         bail!("{} has version {}, this pgbox knows {VERSION}", path.display(), found.version);
     }
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+    serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// Data and address outlive a power cut, and the file that tells of them must, too: some file systems would

@@ -40,6 +40,8 @@ mod volume;
 mod wait;
 mod which;
 
+use std::ffi::OsString;
+
 use anyhow::Result;
 
 use crate::{
@@ -59,6 +61,12 @@ pub struct Context {
     pub lab: Name,
     /// ` --root DIR --lab NAME`, as far as a command that is shown to the user needs it.
     pub options: String,
+}
+
+/// Whether a command line may begin a process in an image, as far as its words tell: one more than need be does no harm.
+pub fn enters_an_image(args: impl Iterator<Item = OsString>) -> bool {
+    let subcommands = ["run", "exec", "start", "replica"];
+    args.skip(1).take_while(|word| word != "--").any(|word| subcommands.iter().any(|name| word == *name))
 }
 
 /// Runs a command line; gives the exit code.

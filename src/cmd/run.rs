@@ -85,12 +85,12 @@ pub struct How {
 pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &How) -> Result<i32> {
     check_spec(&spec, how)?;
     let store = Store::open(context.root.path())?;
-    let image = store.resolve(&spec.image)?;
-    let image = facts::image::facts(&context.root, &image)?;
+    let resolved = store.resolve(&spec.image)?;
+    let image = facts::image::facts(&context.root, &resolved)?;
     let lock = context.root.lock(&spec.lab)?;
     let shared = context.root.lock_shared()?;
     // From here on `image rm` waits, and then finds the node that needs the image.
-    store.resolve(&image.digest)?;
+    store.confirm(&resolved.manifest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = plan::plan(&spec, &facts)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
@@ -124,7 +124,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let stdio = stdio(&state, how);
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
-    endpoint::settle(context, None);
+    endpoint::settle_for(context, &state);
     drop(lock);
     let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
     let answer =
@@ -363,7 +363,9 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&P
     for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
         eprintln!("warning: {unmet}");
     }
-    if let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
+    // A command that can't get out says so itself.
+    let relies = spec.command().is_none() || !spec.publish.is_empty();
+    if relies && let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
         eprintln!(
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
@@ -402,7 +404,7 @@ fn remember(
     secret: Option<String>,
 ) -> Result<Origin> {
     let lab = &state.spec.lab;
-    if context.root.load_lab(lab)?.is_none() {
+    if !context.root.lab_file(lab).exists() {
         context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
     }
     let node = context.root.node(lab, &state.spec.node);

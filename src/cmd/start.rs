@@ -248,17 +248,15 @@ pub fn attend(
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
     let _lock = context.root.lock(&state.spec.lab)?;
     // Another command may have removed it, or started it again.
-    if dir.load()?.is_none_or(|now| now.init != Some(spawned.init)) {
-        return Ok(code);
-    }
-    let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
+    let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
+    let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
     if attention.remove {
         halt::remove(&context.root, &node)?;
         note_of_data(context, state);
     } else {
         halt::take_down(&node)?;
     }
-    endpoint::settle(context, None);
+    endpoint::settle_for(context, state);
     Ok(code)
 }
 

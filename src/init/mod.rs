@@ -157,6 +157,8 @@ struct Init<'a> {
     talk: &'a mut Talk,
     assume: Assume<'a>,
     terminal: bool,
+    /// From the OOM killer, and so are its children until they give that up.
+    shielded: bool,
     events: Events,
 }
 
@@ -171,8 +173,8 @@ impl<'a> Init<'a> {
         log.set_cap(config.log_cap);
         let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        Ok(Init { config, talk, assume, terminal, events })
+        let shielded = std::fs::write("/proc/self/oom_score_adj", "-1000").is_ok();
+        Ok(Init { config, talk, assume, terminal, shielded, events })
     }
 
     fn payload(&mut self) -> Result<Ended> {

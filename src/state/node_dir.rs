@@ -48,7 +48,7 @@ impl NodeDir {
     /// What the node's pid 1 said last.
     pub fn status(&self) -> Result<Status> {
         let path = self.status_file();
-        let text = match sys::fs::read_to_string(&path) {
+        let text = match sys::fs::read_text_at_once(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.with_context(|| format!("read {}", path.display()))?,
         };

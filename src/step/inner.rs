@@ -10,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Lesson;
@@ -363,8 +364,8 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let Ok(metadata) = std::fs::symlink_metadata(path) else { continue };
         let masked = match (metadata.is_dir(), empty) {
-            (false, _) => mount::bind(Path::new("/dev/null"), path, false),
-            (true, Some(first)) => mount::bind(first, path, false),
+            (false, _) => mount::bind(Path::new("/dev/null"), path, false).map_err(Error::from),
+            (true, Some(first)) => mount::bind(first, path, false).map_err(Error::from),
             (true, None) => {
                 empty = Some(path);
                 mount::mount_new("tmpfs", path, "size=0", Attributes { read_only: true, ..Attributes::INERT })
@@ -378,7 +379,7 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
 /// Makes what is there read-only; not every kernel has all of it.
 fn protect(path: &Path) -> Result<()> {
     match mount::bind(path, path, true) {
-        Err(e) if e.downcast_ref() == Some(&rustix::io::Errno::NOENT) => Ok(()),
+        Err(Errno::ENOENT) => Ok(()),
         other => other.with_context(|| format!("protect {}", path.display())),
     }
 }
