@@ -13,8 +13,9 @@ use crate::{
         orders, slots, takeover,
     },
     facts::{
-        self, cluster,
+        cluster,
         node::{self, Node},
+        wal::Place,
     },
     hint::advise,
     plan::follow::{self, Upstream},
@@ -114,10 +115,10 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
 /// Whether a node has less than the other one still has the WAL of. pg_rewind finds nothing to do there, and the node would wait
 /// for that WAL for ever.
 fn is_gone(node: &Node, of: &Node) -> bool {
-    let (Some(own), Some(theirs)) = (&node.state.data, &of.state.data) else { return false };
-    let end = || facts::wal::lost(own, facts::wal::control(own)?.redo).map(|scan| scan.end);
+    let (Ok(own), Ok(theirs)) = (Place::of(&node.state), Place::of(&of.state)) else { return false };
+    let end = || own.lost(own.control()?.redo).map(|scan| scan.end);
     // What can't be read here is found out by pg_rewind.
-    matches!((end(), facts::wal::begin(theirs)), (Ok(end), Ok(begin)) if end < begin)
+    matches!((end(), theirs.begin()), (Ok(end), Ok(begin)) if end < begin)
 }
 
 /// pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on. That may take long,

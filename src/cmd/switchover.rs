@@ -21,9 +21,9 @@ use crate::{
         orders, takeover,
     },
     facts::{
-        self,
         cluster::{self, Cluster},
         node::{self, Node},
+        wal::Place,
     },
     hint::advise,
     plan::follow::{self, Upstream},
@@ -134,8 +134,7 @@ fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
 
 /// Waits until the standby has replayed the old primary's shutdown checkpoint.
 fn has_all(old: &Node, target: &Node) -> Result<()> {
-    let data = old.state.data.as_deref().context("the primary has no data directory")?;
-    let end = facts::wal::control(data)?.checkpoint;
+    let end = Place::of(&old.state)?.control()?.checkpoint;
     let server = target.login()?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
