@@ -60,6 +60,17 @@ pub fn settle(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
     Ok(())
 }
 
+/// The standbys of a cluster that take reads now.
+pub fn readers(cluster: &Cluster) -> Vec<Name> {
+    leads(cluster).ro
+}
+
+/// Whether the read-only endpoint of this cluster leads to others than those.
+pub fn is_astray(root: &Root, lab: &Name, cluster: &Cluster) -> Result<bool> {
+    let Some(state) = root.load_lab(lab)? else { return Ok(false) };
+    Ok(state.leads.head.as_ref() == Some(&cluster.head().name) && state.leads.ro != readers(cluster))
+}
+
 /// What the endpoints are made of where they lead to what was decided last.
 pub fn decided(root: &Root, lab: &Name, state: &LabState) -> Result<nft::ServiceTable> {
     let nodes = node::all(root, lab)?;

@@ -67,6 +67,7 @@ pub fn watch(
             head: None,
             alone: None,
             refusal: None,
+            astray: None,
         };
         let signal = guard.run().await?;
         (guard.tell)(&Event::Ended { why: signal.to_string() })
@@ -99,6 +100,8 @@ pub struct Guard<'a> {
     /// Why there is nobody to watch, as it was told.
     alone: Option<String>,
     pub refusal: Option<Refusal>,
+    /// Why reads go elsewhere than they should, as it was told.
+    pub astray: Option<String>,
 }
 
 /// A failure after which nothing could be done; it is tried again, ever more seldom.
@@ -135,6 +138,7 @@ impl Guard<'_> {
         loop {
             let finding = match self.look()? {
                 Some(cluster) => {
+                    self.lead_reads(&cluster)?;
                     let sight = self.sight(&cluster);
                     self.judge.see(sight, begun, Instant::now())
                 }
