@@ -32,8 +32,8 @@ pub struct Replica {
     /// Bytes a second that the base backup may take, for example 20m
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     pub rate: Option<u64>,
-    /// auto: clone the files where both nodes' data lie on one file system that can (XFS, Btrfs), else pg_basebackup;
-    /// reflink: only that; basebackup: never
+    /// Clone the other node's files (reflink), have pg_basebackup copy them (basebackup), or clone where the file system can
+    /// (auto)
     #[arg(long, value_name = "HOW", default_value = "auto")]
     pub copy: Copying,
     /// Mount a named volume or a directory of the host
