@@ -1,5 +1,6 @@
-//! A data directory becomes a standby's: by pg_basebackup into an empty one, or, for one that has gone its own way, by
-//! pg_rewind, and where that can't work by a new base backup in its place. PostgreSQL manual 27.2.
+//! A data directory becomes a standby's: by a base backup into an empty one, or, for one that has gone its own way, by
+//! pg_rewind, and where that can't work by a new base backup in its place. PostgreSQL manual 27.2. A base backup is
+//! made of clones where the file system can (`clone`), and by pg_basebackup everywhere else.
 //!
 //! The rule that surprises people: a server is a standby because of the *file* standby.signal, whatever its settings
 //! say. pid 1 makes it together with the data and never again, and Postgres removes it in a promotion: it and the

@@ -103,3 +103,30 @@ fn leave(plan: &mut Plan) {
     plan.inner.retain(|step| !matches!(step, InnerStep::OpenUpstream { .. }));
     plan.after.retain(|step| !matches!(step, AfterStep::WaitUntilStreaming { .. }));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_are_opened_only_for_whom_may_clone_them() {
+        let login = Login {
+            address: "10.0.0.2:5432".parse().unwrap(),
+            user: "postgres".to_owned(),
+            database: "postgres".to_owned(),
+            secret: PathBuf::from("/s"),
+        };
+        let upstream = Upstream { server: login.clone(), primary: login, data: Some("/d".into()) };
+        let auto = Follow::of("primary".parse().unwrap());
+        let opened = open_upstream(&auto, &upstream);
+        assert_eq!(opened, Some(InnerStep::OpenUpstream { node: "primary".to_owned(), data: "/d".into() }));
+        let others = [
+            Follow { copy: Copying::Basebackup, ..auto.clone() },
+            Follow { rate_kb: Some(1024), ..auto.clone() },
+        ];
+        for other in others {
+            assert_eq!(open_upstream(&other, &upstream), None);
+        }
+        assert!(following(&"r".parse().unwrap(), &Follow { copy: Copying::Reflink, ..auto }).only_clones);
+    }
+}

@@ -142,3 +142,35 @@ fn what_can_not_be_cloned_is_copied_by_pg_basebackup() {
     assert!(log.contains("pg_basebackup copies the data") && log.contains("base/link"), "{log}");
     assert_eq!(host.sql("r3", &[], "SELECT pg_is_in_recovery()"), "t");
 }
+
+#[test]
+fn a_clone_that_is_interrupted_leaves_nothing() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    // A backup begins with a checkpoint; without this process there is none.
+    let checkpointer =
+        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    let tell = |signal: &str| {
+        let kill = format!("kill -{signal} {}", checkpointer.trim());
+        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
+    };
+    tell("STOP");
+    let mut command = host.command(&["replica", "r1", "--of", "primary"]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("cloning", || {
+        let nodes = host.json(&["ps", "--json"]);
+        let nodes = nodes.as_array().unwrap().iter().find(|node| node["name"] == "r1");
+        nodes.map_or(String::new(), |node| node["state"].as_str().unwrap().to_owned())
+    });
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let status = child.wait().unwrap();
+    tell("CONT");
+    assert_eq!(status.code(), Some(130), "{}", std::io::read_to_string(child.stderr.unwrap()).unwrap());
+    assert_eq!(host.pgbox(&["ps", "-q"]), "primary\n");
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_replication_slots"), "0");
+    let left = std::fs::read_dir(host.root.join("volumes/default/r1/data")).unwrap();
+    assert_eq!(left.count(), 0, "in its data directory");
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+}
