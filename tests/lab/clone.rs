@@ -160,7 +160,7 @@ fn a_clone_that_is_interrupted_leaves_nothing() {
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
     until("cloning", || {
         let nodes = host.json(&["ps", "--json"]);
-        let nodes = nodes.as_array().unwrap().iter().find(|node| node["name"] == "r1");
+        let nodes = nodes.as_array().unwrap().iter().find(|node| node["node"] == "r1");
         nodes.map_or(String::new(), |node| node["state"].as_str().unwrap().to_owned())
     });
     let pid = nix::unistd::Pid::from_raw(child.id() as i32);
