@@ -342,6 +342,9 @@ fn inner_steps(
     steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
     steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    // As the sources of the mounts: on the host, so before pivot_root.
+    let upstream = spec.follow.as_ref().zip(facts.upstream.as_ref());
+    steps.extend(upstream.and_then(|(follow, upstream)| follow::open_upstream(follow, upstream)));
     steps.extend([
         InnerStep::PivotRoot { root: merged.clone() },
         InnerStep::MountProc,

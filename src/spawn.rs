@@ -5,12 +5,14 @@
 //! them: the lab's lock would be held by the node for life. The child closes all that is not its own first.
 
 use std::{
+    cell::OnceCell,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
     time::Duration,
 };
 
@@ -41,6 +43,7 @@ use crate::{
         child,
         clone::{self, Child},
         credentials::Credentials,
+        mount::Detached,
         pass,
         process::{self, ProcessId},
         seccomp,
@@ -98,7 +101,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         .context("open the network namespace")?;
     let serves = matches!(plan.init.payload, Payload::Postgres(_));
     let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves)?);
-    let birth = Birth { plan, stdio, netns, tasks, report, go, files };
+    let birth = Birth { plan, stdio, netns, tasks, report, go, files, upstream: OnceCell::new() };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -205,6 +208,8 @@ struct Birth<'a> {
     /// It says here that it is in its cgroup, and hears that it may go on.
     go: OwnedFd,
     files: Files,
+    /// The data directory of the server that is followed, from where it is opened on.
+    upstream: OnceCell<OwnedFd>,
 }
 
 impl Birth<'_> {
@@ -225,6 +230,7 @@ impl Birth<'_> {
     fn apply(&self, step: &InnerStep) -> Result<()> {
         match step {
             InnerStep::EnterNamespaces { .. } => self.enter(),
+            InnerStep::OpenUpstream { data, .. } => self.open_upstream(data),
             InnerStep::StartInit { .. } => self.make_terminal().and_then(|()| self.wait_for_go()),
             other => other.apply(),
         }
@@ -250,6 +256,17 @@ impl Birth<'_> {
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
             child::replace_stdio(null.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// As a tree of its own: a descriptor of the directory itself would be a way to the host's root. That server may be gone
+    /// by now, and a standby with data of its own does not need it.
+    fn open_upstream(&self, data: &Path) -> Result<()> {
+        if data.is_dir() {
+            let tree = Detached::bind(data)?;
+            tree.set_read_only()?;
+            self.upstream.set(tree.into_fd()).ok();
         }
         Ok(())
     }
@@ -294,6 +311,7 @@ impl Birth<'_> {
             orders: orders.map(OwnedFd::from),
             replicator: replicator.map(OwnedFd::from),
             report: Some(self.report),
+            upstream: self.upstream.into_inner(),
         };
         init::run(&self.plan.init, fds, &assume)
     }

@@ -92,7 +92,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let of = of.unwrap_or(primary);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
-    let upstream = Upstream { server: of.login()?, primary: server };
+    let upstream = Upstream { server: of.login()?, primary: server, data: of.state.data.clone() };
     let how = match how {
         RenewHow::Rewind if is_gone(node, of) => {
             let text = format!("`{}` has not kept the WAL that `{name}` needs: a new base backup", of.name);

@@ -174,14 +174,15 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         follow::alone(state);
         return Ok(());
     }
-    let server = server.login()?;
+    let (data, server) = (server.state.data.clone(), server.login()?);
     // A standby that is left alone itself has no primary.
     let primary = match cluster::of(&context.root, &context.lab, &of) {
         Ok(cluster) => cluster.head().login()?,
         Err(_) => server.clone(),
     };
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
-    follow::follow(state, follow, &Upstream { server, primary }, renew, dir.replicator_file());
+    let upstream = Upstream { server, primary, data };
+    follow::follow(state, follow, &upstream, renew, dir.replicator_file());
     Ok(())
 }
 

@@ -163,9 +163,9 @@ fn replayed(server: &sql::Login) -> Result<Lsn> {
 fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let mut state = old.state.clone();
     let server = target.login()?;
-    let upstream = Upstream { server: server.clone(), primary: server };
+    let upstream = Upstream { server: server.clone(), primary: server, data: target.state.data.clone() };
     let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
-    let follow = Follow { of: target.name.clone(), delay_ms: None, rate_kb: None };
+    let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;
     follow::follow(&mut state, follow, &upstream, Some(renew), old.dir.replicator_file());
     orders::save(&old.dir, &state)

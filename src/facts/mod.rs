@@ -131,7 +131,7 @@ fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     if primary.name != *of {
         primary.running()?;
     }
-    Ok(Upstream { server, primary: primary.login()? })
+    Ok(Upstream { server, primary: primary.login()?, data: node.state.data.clone() })
 }
 
 /// Refuses more CPUs than there are, as docker does: the kernel would take any number.

@@ -128,6 +128,7 @@ fn during(phase: Phase) -> &'static str {
         Phase::Initdb => "initdb",
         Phase::Scripts => "init-scripts",
         Phase::BaseBackup => "base-backup",
+        Phase::Clone => "cloning",
         Phase::Rewind => "rewinding",
         Phase::Starting => "starting",
         Phase::Running => "running",

@@ -41,6 +41,11 @@ pub enum InnerStep {
         read_only: bool,
         place: BindPlace,
     },
+    /// A standby may be made of clones of the files of the server that it follows.
+    OpenUpstream {
+        node: String,
+        data: PathBuf,
+    },
     PivotRoot {
         root: PathBuf,
     },
@@ -94,8 +99,11 @@ impl InnerStep {
     /// Carries the step out in the calling process, which must be alone in its mount namespace.
     pub fn apply(&self) -> Result<()> {
         match self {
-            // The three that pid 1 itself is made of: clone3, its exec of the payload, and its own life.
-            Self::EnterNamespaces { .. } | Self::DropPrivileges { .. } | Self::StartInit { .. } => Ok(()),
+            // What pid 1 itself is made of: clone3, what it takes along, its exec of the payload, and its own life.
+            Self::EnterNamespaces { .. }
+            | Self::OpenUpstream { .. }
+            | Self::DropPrivileges { .. }
+            | Self::StartInit { .. } => Ok(()),
             Self::MakeMountsPrivate => mount::make_private(),
             Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),
             Self::Bind { root, source, target, read_only, place } => {
@@ -172,6 +180,17 @@ impl InnerStep {
                     target = target.display(),
                 ),
                 look: format!("findmnt {}", target.display()),
+            },
+            Self::OpenUpstream { node, data } => Lesson {
+                title: format!("open the data of {node}, to clone them"),
+                why: "A file system that shares blocks between files (XFS, Btrfs) clones a data directory in the time that \
+                      it takes to list it. Where it can, and no tablespace is in the way, the standby's data are such \
+                      clones, made between pg_backup_start and pg_backup_stop; everywhere else pg_basebackup copies \
+                      them, and the node's log says why. The tree is read-only, has no way out of it, and is closed \
+                      before the server starts.",
+                see: "ioctl_ficlone(2), PostgreSQL manual, 26.3.3 Making a Base Backup Using the Low Level API",
+                shell: format!("exec 9<{}", data.display()),
+                look: format!("stat -f {}", data.display()),
             },
             Self::PivotRoot { root } => Lesson {
                 title: format!("make {} the root", root.display()),

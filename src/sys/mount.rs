@@ -92,6 +92,11 @@ impl Detached {
         Ok(Self(tree))
     }
 
+    /// The root of the tree, for names relative to it: `..` does not lead out of it.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Makes the mount and all below it read-only.
     pub fn set_read_only(&self) -> Result<()> {
         set_read_only(self.0.as_fd())

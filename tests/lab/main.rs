@@ -5,6 +5,7 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod clone;
 mod collation;
 mod drive;
 mod endpoint;
