@@ -2,7 +2,6 @@
 //! from the definitions below.
 
 mod drive;
-mod environment;
 mod fault;
 mod image;
 mod lab;
@@ -17,12 +16,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
-pub use environment::{Env, With};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
-pub use uri::{Endpoint, Uri};
+pub use uri::{As, Endpoint, Env, Uri, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{

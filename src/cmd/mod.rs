@@ -1,6 +1,7 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+mod access;
 mod collation;
 mod crash;
 mod down;

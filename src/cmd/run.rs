@@ -15,6 +15,7 @@ use crate::{
         Reach, StepFailed,
         interrupt::Interrupts,
         launch::{self, Patience},
+        passfile,
         ready::Answer,
     },
     facts,
@@ -146,6 +147,7 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
         super::note(context, &text);
     }
+    passfile::settle_unlocked(&context.root, &context.lab)?;
     remember_volume(context, state, answer)?;
     if state.postgres().is_some() {
         super::settle(context);

@@ -158,7 +158,7 @@ impl Init<'_> {
         if let Some(directory) = path.parent() {
             make_owned_dir(directory, &self.config.user)?;
         }
-        let text = uri::passfile_line(REPLICATOR, &password);
+        let text = uri::passfile_line("*:*", REPLICATOR, &password);
         replace(path, &text, self.config.user.uid, self.config.user.gid)
     }
 

@@ -5,6 +5,7 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod access;
 mod collation;
 mod drive;
 mod endpoint;

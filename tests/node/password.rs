@@ -76,7 +76,7 @@ fn trust_needs_no_password_and_has_none() {
     assert!(!host.pgbox(&["uri", "n"]).contains("passfile"));
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     let directory = host.root.join("labs/default/nodes/n");
-    assert!(!directory.join("password").exists() && !directory.join("pgpass").exists());
+    assert!(!directory.join("password").exists());
 }
 
 #[test]

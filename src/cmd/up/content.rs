@@ -7,6 +7,7 @@ use postgres::error::SqlState;
 
 use crate::{
     cmd::{Context, password},
+    engine::passfile,
     facts::{cluster, lab},
     hint::advise,
     lab::wanted::Sql,
@@ -31,6 +32,7 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
         Some(password) => password.to_owned(),
         None => generated(context, name)?,
     };
+    keep(context, name, &password)?;
     let verifier = verifier(&password);
     let sql = match need {
         Need::Differs => content::set_password(name, &verifier),
@@ -42,17 +44,21 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
 /// The password of a user of whom none was said: the one that it had in these data before, or a new one.
 fn generated(context: &Context, name: &str) -> Result<String> {
     let path = context.root.user_file(&context.lab, name);
-    if let Ok(password) = fs::read_to_string(&path)
-        && !password.is_empty()
-    {
-        return Ok(password);
+    let known = state::read_secret(&path)?;
+    if !known.is_empty() {
+        return Ok(known);
     }
-    let password = password::generated()?;
+    println!("the password of {name} is in {}", path.display());
+    password::generated()
+}
+
+/// Puts it where `pgbox uri --user` and clients find it.
+fn keep(context: &Context, name: &str, password: &str) -> Result<()> {
     let dir = context.root.users_dir(&context.lab);
     fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
-    state::write_secret(&path, &password)?;
-    println!("the password of {name} is in {}", path.display());
-    Ok(password)
+    state::write_secret(&context.root.user_file(&context.lab, name), password)?;
+    let _lock = context.root.lock(&context.lab)?;
+    passfile::settle(&context.root, &context.lab)
 }
 
 pub fn database(context: &Context, name: &str, owner: Option<&str>, need: Need) -> Result<()> {
