@@ -307,13 +307,35 @@ pub struct Exec {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pgbox psql primary\n  pgbox psql primary -c 'SELECT version()'")]
+#[command(
+    override_usage = "pgbox psql [OPTIONS] [NODE] [PSQL ARGUMENTS]...\n       pgbox psql [OPTIONS] -- [PSQL ARGUMENTS]...",
+    after_help = "Examples:\n  pgbox psql                             the lab's primary\n  pgbox psql r1 -c 'SELECT version()'\n  pgbox psql -- -d shop -c 'SELECT 1'"
+)]
 pub struct Psql {
-    /// Name of the node
-    pub node: Name,
+    /// Name of the node, the lab's primary if none is named; and what follows is psql's
+    #[arg(value_name = "NODE|PSQL ARGUMENT", allow_hyphen_values = true)]
+    words: Vec<String>,
     /// Arguments for psql
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub args: Vec<String>,
+    #[arg(last = true, value_name = "PSQL ARGUMENTS")]
+    rest: Vec<String>,
+}
+
+impl Psql {
+    /// The node that is named, and the arguments for psql.
+    ///
+    /// # Errors
+    /// When the first word is neither an option of psql nor can be a node's name.
+    pub fn parts(self) -> Result<(Option<Name>, Vec<String>), String> {
+        let mut args = self.words;
+        let is_name = args.first().is_some_and(|word| !word.starts_with('-'));
+        let node = if is_name { Some(args.remove(0).parse()?) } else { None };
+        // After a name clap takes it for a word of psql's.
+        if args.first().is_some_and(|word| word == "--") {
+            args.remove(0);
+        }
+        args.extend(self.rest);
+        Ok((node, args))
+    }
 }
 
 #[derive(Debug, Args)]

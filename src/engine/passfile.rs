@@ -51,6 +51,9 @@ struct Lines {
 
 impl Lines {
     fn add(&mut self, host: &str, port: u16, user: &str, password: &str) {
+        if password.is_empty() {
+            return;
+        }
         let lines = if host == "*" { &mut self.any_address } else { &mut self.exact };
         lines.push(passfile_line(&format!("{host}:{port}"), user, password));
     }
@@ -82,7 +85,7 @@ fn text(root: &Root, lab: &Name, state: &LabState) -> Result<String> {
     let mut lines = Lines::default();
     let (clusters, alone) = cluster::sort(node::all(root, lab)?);
     for cluster in &clusters {
-        let Some(password) = password(cluster)? else { continue };
+        let password = password(cluster)?;
         cluster.nodes.iter().for_each(|node| lines.node(node, &password));
         if state.leads.head.as_ref().is_some_and(|head| cluster.node(head).is_some()) {
             lines.endpoints(state, cluster.head(), &password);
@@ -98,10 +101,15 @@ fn text(root: &Root, lab: &Name, state: &LabState) -> Result<String> {
     Ok(text)
 }
 
-/// A cluster has one superuser with one password; whoever of it was told knows it.
-fn password(cluster: &Cluster) -> Result<Option<String>> {
-    let known = cluster.nodes.iter().map(|node| state::read_secret(&node.dir.secret_file()));
-    known.filter(|password| password.as_ref().map_or(true, |text| !text.is_empty())).next().transpose()
+/// A cluster has one superuser with one password; whoever of it was told knows it. Empty if nobody was.
+fn password(cluster: &Cluster) -> Result<String> {
+    for node in &cluster.nodes {
+        let known = state::read_secret(&node.dir.secret_file())?;
+        if !known.is_empty() {
+            return Ok(known);
+        }
+    }
+    Ok(String::new())
 }
 
 fn superuser(node: &Node) -> Option<String> {

@@ -137,3 +137,40 @@ fn users_and_databases_of_a_lab_file_are_named_by_options() {
         assert!(said.contains("[users.bob]") && said.contains("pgbox psql primary -- -U bob"), "{said}");
     }
 }
+
+#[test]
+fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
+    let Some(host) = Host::new() else { return };
+    assert!(host.fails(1, &["psql", "-c", "SELECT 1"]).contains("no Postgres runs in lab `default`"));
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.pgbox(&["replica", "b", "--of", "a"]);
+    host.pgbox(&["psql", "-c", "CREATE DATABASE shop"]);
+    let standby = "SELECT pg_is_in_recovery()";
+    let calls: [(&[&str], &str); 7] = [
+        (&["psql", "-Atc", standby], "f\n"),
+        (&["psql", "--", "-Atc", standby], "f\n"),
+        (&["psql", "--", "shop", "-Atc", "SELECT current_database()"], "shop\n"),
+        (&["psql", "b", "-Atc", standby], "t\n"),
+        (&["psql", "b", "--", "-Atc", standby], "t\n"),
+        // What follows is psql's, whatever pgbox calls so.
+        (&["psql", "b", "--no-align", "-tc", standby, "--lab", "x"], ""),
+        (&["--lab", "default", "psql", "-Atc", standby], "f\n"),
+    ];
+    for (call, want) in calls {
+        match want {
+            "" => assert!(text(&host.try_pgbox(call).stderr).contains("--lab"), "{call:?}"),
+            _ => assert_eq!(host.pgbox(call), want, "{call:?}"),
+        }
+    }
+    assert!(host.fails(1, &["psql", "shop"]).contains("lab `default` has a, b"));
+    host.pgbox(&["switchover", "b"]);
+    assert_eq!(host.pgbox(&["psql", "-Atc", "SELECT pg_is_in_recovery()"]), "f\n");
+    host.pgbox(&["rm", "-f", "b"]);
+    let said = host.fails(1, &["psql", "-Atc", standby]);
+    assert!(said.contains("has no primary, but a"), "{said}");
+    assert!(said.contains("pgbox promote a"), "{said}");
+    host.pgbox(&["promote", "a"]);
+    host.pgbox(&["run", "c", "postgres:15"]);
+    let said = host.fails(1, &["psql", "-Atc", standby]);
+    assert!(said.contains("several clusters, of a, c") && said.contains("name a node"), "{said}");
+}
