@@ -9,7 +9,7 @@ use std::{io, os::unix::process::CommandExt, process::Command};
 use anyhow::{Result, anyhow};
 
 use super::{Context, access, uri};
-use crate::{cli, show, spec::Name};
+use crate::{cli, facts, show, spec::Name};
 
 /// What would lead somewhere else.
 const IN_THE_WAY: [&str; 5] =
@@ -54,6 +54,7 @@ type Variables = (Vec<(&'static str, String)>, Vec<&'static str>);
 
 /// The variables to set and those to take away.
 fn variables(context: &Context, name: Option<&Name>, by: &cli::As) -> Result<Variables> {
+    facts::lab::check(&context.root, &context.lab)?;
     let node = access::node(context, name)?;
     let address = uri::address(&node, by.published)?;
     let access = access::of(context, &node, by)?;
