@@ -72,7 +72,10 @@ pub enum Command {
     Rejoin(Rejoin),
     /// Replace a standby's data by a new base backup
     Reinit(Reinit),
-    /// List nodes
+    /// List the nodes of a lab: state, image, address, published ports
+    #[command(
+        after_help = "Examples:\n  pgbox ps\n  pgbox rm --force $(pgbox ps -q)      all of them; their data stay"
+    )]
     Ps(Ps),
     /// Show what a node has written to its log
     Logs(Logs),
@@ -88,7 +91,10 @@ pub enum Command {
     With(With),
     /// Show where the lab's two stable addresses lead, or publish them on this host
     Endpoint(Endpoint),
-    /// Show everything about nodes
+    /// Show all that is known of nodes: role, network, cgroup, data, image, options
+    #[command(
+        after_help = "Examples:\n  pgbox inspect primary\n  pgbox inspect primary --json | jq -r '.[].data'"
+    )]
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
     Stats(Listing),
@@ -312,11 +318,11 @@ pub struct Exec {
     after_help = "Examples:\n  pgbox psql                             the lab's primary\n  pgbox psql r1 -c 'SELECT version()'\n  pgbox psql -- -d shop -c 'SELECT 1'"
 )]
 pub struct Psql {
-    /// Name of the node, the lab's primary if none is named; and what follows is psql's
+    /// Name of the node, or the lab's primary if none is named; all that follows is for psql
     #[arg(value_name = "NODE|PSQL ARGUMENT", allow_hyphen_values = true)]
     words: Vec<String>,
     /// Arguments for psql
-    #[arg(last = true, value_name = "PSQL ARGUMENTS")]
+    #[arg(last = true, hide = true)]
     rest: Vec<String>,
 }
 

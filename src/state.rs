@@ -96,6 +96,17 @@ pub enum Role {
     Command,
 }
 
+impl Role {
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby { .. } => "standby",
+            Self::Superseded { .. } => "superseded",
+            Self::Command => "command",
+        }
+    }
+}
+
 impl NodeState {
     pub const VERSION: u32 = VERSION;
 

@@ -66,7 +66,7 @@ fn stranger(user: &str, superuser: &str, users: &[String], node: &Name) -> anyho
     advise(
         format!("pgbox knows no password of a user `{user}`, but of {}", known.join(", ")),
         format!(
-            "`[users.{user}]` in a lab file lets `pgbox up` make one; `pgbox psql {node} -- -U {user}` asks for none"
+            "`[users.{user}]` in a lab file lets `pgbox up` make one; `pgbox psql {node} -- -U {user}` asks for no password"
         ),
     )
 }

@@ -13,6 +13,7 @@ use rustix::fs::OFlags;
 
 use crate::{
     engine::ready::{self, Answer},
+    facts::node::Node,
     plan,
     postgres::{contract, launch::Password, password},
     state::{self, NodeDir, NodeState, Root},
@@ -108,6 +109,13 @@ fn remembered(root: &Root, state: &NodeState) -> Option<String> {
 
 fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
     root.volume_home(&state.spec.lab, state.data.as_deref()?)
+}
+
+/// Goes by another password from now on, which the superuser of these nodes' cluster has been given.
+pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
+    let beside_data = |node: &Node| home(root, &node.state).map(|home| home.join("password"));
+    let files = nodes.iter().flat_map(|node| [Some(node.dir.secret_file()), beside_data(node)]);
+    files.flatten().try_for_each(|file| state::write_secret(&file, secret))
 }
 
 /// A new password.

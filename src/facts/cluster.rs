@@ -138,7 +138,7 @@ fn without_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
             "make one: `pgbox run primary`; `pgbox ps` shows what there is",
         ),
         Some(first) => advise(
-            format!("lab `{lab}` has no primary, but {}", left.join(", ")),
+            format!("lab `{lab}` has no primary: what {} followed is gone", left.join(", ")),
             format!("name the node that is meant, or make it the primary: `pgbox promote {first}`"),
         ),
     }

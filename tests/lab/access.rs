@@ -139,6 +139,27 @@ fn users_and_databases_of_a_lab_file_are_named_by_options() {
 }
 
 #[test]
+fn the_superuser_may_get_its_password_from_a_lab_file() {
+    let Some(host) = Host::new() else { return };
+    let lab = host.scratch("files").join("lab.toml");
+    let up = |password: &str| {
+        let nodes = "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n";
+        fs::write(&lab, format!("{nodes}[users.postgres]\npassword = '{password}'\n")).unwrap();
+        host.pgbox(&["up", lab.to_str().unwrap()])
+    };
+    for password in ["first", "second"] {
+        up(password);
+        assert!(up(password).contains("nothing to do"));
+        assert!(host.pgbox(&["uri", "r1", "--with-password"]).contains(&format!(":{password}@")));
+        assert_eq!(ask(&host.pgbox(&["uri", "--rw"]), "SELECT 1"), "1");
+    }
+    // And from the data, for nodes to come.
+    host.pgbox(&["down"]);
+    up("second");
+    assert_eq!(ask(&host.pgbox(&["uri", "--rw"]), "SELECT 1"), "1");
+}
+
+#[test]
 fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     let Some(host) = Host::new() else { return };
     assert!(host.fails(1, &["psql", "-c", "SELECT 1"]).contains("no Postgres runs in lab `default`"));
@@ -164,10 +185,12 @@ fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     }
     assert!(host.fails(1, &["psql", "shop"]).contains("lab `default` has a, b"));
     host.pgbox(&["switchover", "b"]);
+    let roles = host.json(&["inspect", "--json", "a", "b"]);
+    assert_eq!([&roles[0]["role"], &roles[1]["role"]], ["standby", "primary"]);
     assert_eq!(host.pgbox(&["psql", "-Atc", "SELECT pg_is_in_recovery()"]), "f\n");
     host.pgbox(&["rm", "-f", "b"]);
     let said = host.fails(1, &["psql", "-Atc", standby]);
-    assert!(said.contains("has no primary, but a"), "{said}");
+    assert!(said.contains("has no primary: what a followed is gone"), "{said}");
     assert!(said.contains("pgbox promote a"), "{said}");
     host.pgbox(&["promote", "a"]);
     host.pgbox(&["run", "c", "postgres:15"]);
