@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::{Context, need_root};
 use crate::{
     cli,
-    engine::{endpoint, passfile, ready::Answer},
+    engine::{endpoint, ready::Answer},
     facts::{self, Asker, cluster::Cluster, node},
     hint::advise,
     plan::POSTGRES_PORT,
@@ -20,21 +20,12 @@ use crate::{
     sys::nft,
 };
 
-/// Lets the endpoints, and the password file for them, follow what has changed; `promoted` has just become the primary. What
-/// has changed has changed, also where they can't follow. The caller holds the lab's lock.
+/// Lets the endpoints follow what has changed; `promoted` has just become the primary. What has changed has changed, also
+/// where they can't follow. The caller holds the lab's lock.
 pub fn settle(context: &Context, promoted: Option<&Name>) {
-    let (root, lab) = (&context.root, &context.lab);
-    if let Err(error) = endpoint::settle(root, lab, promoted) {
-        super::warn(
-            context,
-            &format!("the endpoints of lab `{lab}` do not lead where they should: {error:#}"),
-        );
-    }
-    // A promotion changes no password, and somebody waits for it.
-    if promoted.is_none()
-        && let Err(error) = passfile::settle(root, lab)
-    {
-        super::warn(context, &format!("clients of lab `{lab}` may lack a password: {error:#}"));
+    if let Err(error) = endpoint::settle(&context.root, &context.lab, promoted) {
+        let text = format!("the endpoints of lab `{}` do not lead where they should: {error:#}", context.lab);
+        super::warn(context, &text);
     }
 }
 
@@ -156,8 +147,7 @@ pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
     }
     facts::check_ports_free(&context.root, &wanted, Asker::Endpoints(&context.lab))?;
     context.root.save_lab(&context.lab, &state)?;
-    endpoint::settle(&context.root, &context.lab, None)?;
-    passfile::settle(&context.root, &context.lab)
+    endpoint::settle(&context.root, &context.lab, None)
 }
 
 /// What one would type to make them as they are now.

@@ -58,11 +58,13 @@ impl Lines {
         lines.push(passfile_line(&format!("{host}:{port}"), user, password));
     }
 
-    /// A port of this host is reached by each of its names, unless it is one address's alone.
+    /// A port of this host is reached by each of its names, unless it is an outer address's alone.
     fn publish<'p>(&mut self, ports: impl Iterator<Item = &'p Publish>, user: &str, password: &str) {
         for port in ports.filter(|port| port.port == POSTGRES_PORT) {
-            let host = port.host_ip.map_or("*".to_owned(), |ip| ip.to_string());
-            self.add(&host, port.host_port, user, password);
+            let any = port.host_ip.is_none_or(|ip| ip.is_loopback()).then(|| "*".to_owned());
+            for host in port.host_ip.map(|ip| ip.to_string()).into_iter().chain(any) {
+                self.add(&host, port.host_port, user, password);
+            }
         }
     }
 

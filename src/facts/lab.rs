@@ -15,7 +15,7 @@ use crate::{
     hint::advise,
     lab::wanted::Wanted,
     plan::changes::{Actual, Condition, Data, Existing, Server},
-    postgres::{content, report::Phase},
+    postgres::{content, report::Phase, standby},
     spec::{Name, name::DEFAULT_LAB},
     sql,
     state::Root,
@@ -79,7 +79,7 @@ fn existing(node: &Node) -> Existing {
 pub fn content(dir: &Path) -> Data {
     // Only whether they are there counts: a container may have made them anything.
     let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
-    match (has("PG_VERSION"), has("standby.signal")) {
+    match (has("PG_VERSION"), has(standby::SIGNAL)) {
         (false, _) => Data::None,
         (true, false) => Data::Primary,
         (true, true) => Data::Standby,

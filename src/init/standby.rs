@@ -18,10 +18,8 @@ use super::{Init, at};
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
-use crate::postgres::{standby, uri};
-
-/// Its presence makes a server a standby.
-const SIGNAL: &str = "standby.signal";
+use crate::postgres::standby::{self, SIGNAL};
+use crate::postgres::uri;
 
 /// The stamp of the last order to renew the directory that was carried out.
 const RENEWED: &str = "pgbox.renewed";

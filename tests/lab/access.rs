@@ -36,6 +36,7 @@ fn a_connection_string_outlives_the_node_that_was_the_primary() {
     let uri = |args: &[&str]| host.pgbox(&[&["uri"], args].concat());
     let [rw, ro] = ["--rw", "--ro"].map(|which| uri(&[which]));
     let [hosts, published] = ["--hosts", "--published"].map(|more| uri(&["--rw", more]));
+    let published = published.replace("127.0.0.1", "localhost");
     let file = passfile(&rw);
     assert_eq!(run("stat", &["-c", "%a %u", &file]), "600 0");
     assert!([&ro, &hosts, &published, &other[0]].iter().all(|uri| passfile(uri) == file), "{ro} {hosts}");
@@ -166,6 +167,7 @@ fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     host.pgbox(&["run", "a", "postgres:15"]);
     host.pgbox(&["replica", "b", "--of", "a"]);
     host.pgbox(&["psql", "-c", "CREATE DATABASE shop"]);
+    let rw = host.pgbox(&["uri", "--rw"]);
     let standby = "SELECT pg_is_in_recovery()";
     let calls: [(&[&str], &str); 7] = [
         (&["psql", "-Atc", standby], "f\n"),
@@ -193,6 +195,7 @@ fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     assert!(said.contains("has no primary: what a followed is gone"), "{said}");
     assert!(said.contains("pgbox promote a"), "{said}");
     host.pgbox(&["promote", "a"]);
+    assert_eq!(ask(&rw, "SELECT 1"), "1", "meanwhile it led nowhere");
     host.pgbox(&["run", "c", "postgres:15"]);
     let said = host.fails(1, &["psql", "-Atc", standby]);
     assert!(said.contains("several clusters, of a, c") && said.contains("name a node"), "{said}");

@@ -14,7 +14,7 @@ use crate::{
     facts::{self, lab::content, node, wal},
     hint::advise,
     plan::{self, changes::Data},
-    postgres::version,
+    postgres::{standby::SIGNAL, version},
     spec::{Follow, Name, NodeSpec},
     state::{self, NodeState, Plan, Role},
     step::InnerStep,
@@ -58,14 +58,12 @@ pub fn check(
         ));
     }
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())?;
-    if spec.follow.is_none() {
-        check_loser(context, data)?;
-    }
+    check_loser(context, spec, data)?;
     check_role(context, spec, data)
 }
 
 /// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
-fn check_loser(context: &Context, data: &Path) -> Result<()> {
+fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let of_node = |(name, state): (Name, NodeState)| match state.role() {
         Role::Superseded { by } if state.data.as_deref() == Some(data) => {
             Some((by, format!("`pgbox rejoin {name}`")))
@@ -73,6 +71,10 @@ fn check_loser(context: &Context, data: &Path) -> Result<()> {
         _ => None,
     };
     let of_volume = || {
+        // A standby is refused in words of its own, by `check_role`.
+        if spec.follow.is_some() {
+            return None;
+        }
         let volume = context.root.volume_home(&context.lab, data)?;
         let by = state::load_volume(&volume).ok()??.superseded_by?;
         let volume = volume.file_name()?.to_string_lossy().into_owned();
@@ -129,13 +131,14 @@ fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         }
         (Some(_), Data::Standby) => return Ok(()),
     };
-    let way_out = match (&volume_of(context, data), &spec.follow) {
-        (None, _) => "give it an empty directory".to_owned(),
-        (Some(volume), Some(_)) => {
-            format!("`pgbox volume rm {volume}` removes them; then a base backup is made")
-        }
-        (Some(volume), None) => format!(
-            "`pgbox replica {name} --of NODE` goes on with them; `pgbox volume rm {volume}` removes them"
+    let removal = volume_of(context, data).map(|volume| format!("`pgbox volume rm {volume}` removes them"));
+    let removal = removal.unwrap_or_else(|| "give it an empty directory".to_owned());
+    let way_out = match &spec.follow {
+        Some(_) => format!("{removal}; then a base backup is made"),
+        None => format!(
+            "`pgbox replica {name} --of NODE` goes on with them; where nothing is left to follow, remove {}/{SIGNAL}; \
+             {removal}",
+            data.display()
         ),
     };
     Err(advise(format!("the data in {} are {what}", data.display()), way_out))
