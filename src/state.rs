@@ -10,7 +10,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -20,9 +20,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 mod lab;
 mod node_dir;
+mod secret;
 
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
+pub use secret::{read_secret, replace_secret, write_secret};
 
 use crate::{
     postgres::{
@@ -92,6 +94,17 @@ pub enum Role {
     },
     /// It runs something else than a server.
     Command,
+}
+
+impl Role {
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby { .. } => "standby",
+            Self::Superseded { .. } => "superseded",
+            Self::Command => "command",
+        }
+    }
 }
 
 impl NodeState {
@@ -164,16 +177,6 @@ impl Root {
     /// What the lab's writers acknowledged (see `drive`).
     pub fn drive_dir(&self, lab: &Name) -> PathBuf {
         self.lab_dir(lab).join("drive")
-    }
-
-    /// The password of a user that pgbox has made one up for. It outlives the nodes, as the data does whose user it is;
-    /// no volume can be called so.
-    pub fn user_file(&self, lab: &Name, user: &str) -> PathBuf {
-        self.users_dir(lab).join(user)
-    }
-
-    pub fn users_dir(&self, lab: &Name) -> PathBuf {
-        self.0.join("volumes").join(lab).join(".users")
     }
 
     /// The file that all nodes of a lab see as /etc/hosts.
@@ -309,15 +312,6 @@ fn private_directory(path: &Path) -> io::Result<()> {
 /// Proof that this process may change a lab, or what all labs share.
 pub struct Lock {
     _file: File,
-}
-
-/// Writes a file that only its owner may read.
-pub fn write_secret(path: &Path, content: &str) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-        file.write_all(content.as_bytes())
-    };
-    write().with_context(|| format!("write {}", path.display()))
 }
 
 /// What is known of the volume in `dir`.

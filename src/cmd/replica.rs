@@ -32,6 +32,7 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         detach: true,
         tty: false,
         interactive: false,
+        tell_of_data: true,
     };
     if args.sync {
         check_sync(context, args)?;

@@ -1,5 +1,7 @@
 //! `pgbox run`: a new node, from an image to an answer.
 
+mod data;
+
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
@@ -15,6 +17,7 @@ use crate::{
         Reach, StepFailed,
         interrupt::Interrupts,
         launch::{self, Patience},
+        passfile,
         ready::Answer,
     },
     facts,
@@ -27,9 +30,8 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{Name, NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
-    state::{self, NodeState, Plan, Role},
-    step::InnerStep,
+    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    state::{self, NodeState},
 };
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
@@ -58,6 +60,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
+        tell_of_data: true,
     };
     create(context, spec, secret, &how)
 }
@@ -79,6 +82,8 @@ pub struct How {
     /// A command gets a terminal, or at least the caller's standard input.
     pub tty: bool,
     pub interactive: bool,
+    /// Whether it is news to the user that there are data already.
+    pub tell_of_data: bool,
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
@@ -100,8 +105,11 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(context, &facts, &plan, data.as_deref())?;
-    check_single_user(&facts, &spec, &plan)?;
+    data::check(context, &spec, &facts, &plan, data.as_deref())?;
+    data::check_single_user(&facts, &spec, &plan)?;
+    if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
+        data::note(context, &spec, data);
+    }
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
@@ -146,6 +154,7 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
         super::note(context, &text);
     }
+    passfile::settle_unlocked(&context.root, &context.lab)?;
     remember_volume(context, state, answer)?;
     if state.postgres().is_some() {
         super::settle(context);
@@ -264,93 +273,6 @@ pub fn variable(name: &str) -> Result<&str> {
         format!("`{name}` can't be the name of an environment variable"),
         "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
     ))
-}
-
-/// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(context: &Context, facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
-    let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
-    if data.exists() && !data.is_dir() {
-        return Err(advise(
-            format!("{} can't be the data directory: it is no directory", data.display()),
-            "mount a directory there with -v, or leave -v out and pgbox keeps a volume",
-        ));
-    }
-    let holders =
-        plan.inner.iter().filter(|step| matches!(step, InnerStep::Bind { source, .. } if source == data));
-    if holders.count() > 1 {
-        return Err(advise(
-            format!("the volume of {} would be mounted twice: it holds the data directory", data.display()),
-            "give the other volume another name than the node's",
-        ));
-    }
-    if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir))
-    {
-        let (source, target) = (source.display(), target.display());
-        return Err(advise(
-            format!("the data directory would be read-only: -v {source}:{target}:ro"),
-            format!("leave :ro out: -v {source}:{target}"),
-        ));
-    }
-    if let Some(node) = launch::holder(&facts.root, data, "") {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            "one data directory can serve one server; give the new node a volume of its own with -v",
-        ));
-    }
-    check_loser(context, data)?;
-    crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
-}
-
-/// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
-fn check_loser(context: &Context, data: &Path) -> Result<()> {
-    let of_node = |(name, state): (Name, NodeState)| match state.role() {
-        Role::Superseded { by } if state.data.as_deref() == Some(data) => {
-            Some((by, format!("`pgbox rejoin {name}`")))
-        }
-        _ => None,
-    };
-    let of_volume = || {
-        let volume = context.root.volume_home(&context.lab, data)?;
-        let by = state::load_volume(&volume).ok()??.superseded_by?;
-        let volume = volume.file_name()?.to_string_lossy().into_owned();
-        Some((
-            by.clone(),
-            format!(
-                "make a standby of `{by}` from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
-            ),
-        ))
-    };
-    let nodes = facts::nodes(&context.root, &context.lab)?;
-    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
-    // Without that one nobody's commits are in danger, and these data may be all that is left.
-    if facts::load(&context.root, &context.lab, &by)?.is_none() {
-        return Ok(());
-    }
-    Err(advise(
-        format!(
-            "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",
-            data.display()
-        ),
-        way_out,
-    ))
-}
-
-/// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
-fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> Result<()> {
-    if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
-        return Ok(());
-    }
-    let held = plan.inner.iter().find_map(|step| match step {
-        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
-        _ => None,
-    });
-    match held {
-        Some((data, node)) => Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {node}"),
-        )),
-        None => Ok(()),
-    }
 }
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {

@@ -120,14 +120,27 @@ pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Clu
     let heads: Vec<&str> = sizes.keys().map(Name::as_str).collect();
     match sizes.keys().next() {
         Some(head) if sizes.len() == 1 => Ok(gather(nodes, head)),
-        None => Err(advise(
-            format!("no Postgres runs in lab `{lab}`"),
-            "make one: `pgbox run primary`; `pgbox ps` shows what there is",
-        )),
+        None => Err(without_primary(&nodes, lab)),
         Some(_) => Err(advise(
             format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
-            "name the one that is meant with --node, or keep each in a lab of its own with --lab",
+            "name a node of the one that is meant (`drive` and `guard`: with --node), or keep each in a lab of its own \
+             with --lab",
         )),
+    }
+}
+
+fn without_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
+    let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
+    let left: Vec<&str> = servers.map(|node| node.name.as_str()).collect();
+    match left.first() {
+        None => advise(
+            format!("no Postgres runs in lab `{lab}`"),
+            "make one: `pgbox run primary`; `pgbox ps` shows what there is",
+        ),
+        Some(first) => advise(
+            format!("lab `{lab}` has no primary: what {} followed is gone", left.join(", ")),
+            format!("name the node that is meant, or make it the primary: `pgbox promote {first}`"),
+        ),
     }
 }
 

@@ -1,6 +1,9 @@
 //! A lab as it is, as far as `up` compares it with what is wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+};
 
 use anyhow::Result;
 
@@ -9,20 +12,44 @@ use super::{
     node::{self, Life, Node},
 };
 use crate::{
+    hint::advise,
     lab::wanted::Wanted,
     plan::changes::{Actual, Condition, Data, Existing, Server},
-    postgres::{content, report::Phase},
-    spec::Name,
+    postgres::{content, report::Phase, standby},
+    spec::{Name, name::DEFAULT_LAB},
     sql,
     state::Root,
 };
+
+/// Refuses a lab that there is not: most often its name is mistyped. The default one is merely empty.
+///
+/// # Errors
+/// With the labs that there are.
+pub fn check(root: &Root, lab: &Name) -> Result<()> {
+    if lab.as_str() == DEFAULT_LAB || root.lab_dir(lab).exists() {
+        return Ok(());
+    }
+    let list = |names: Vec<Name>| names.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
+    let (labs, volumes) = (list(root.labs()?), list(root.volumes(lab)?));
+    Err(match (volumes.as_str(), labs.as_str()) {
+        ("", "") => {
+            advise(format!("no lab `{lab}`, nor any other"), "the first node makes it: `pgbox run primary`")
+        }
+        ("", _) => advise(format!("no lab `{lab}`"), format!("there is {labs}")),
+        _ => advise(
+            format!("lab `{lab}` has no nodes any more"),
+            format!("its data are kept in the volumes {volumes}"),
+        ),
+    })
+}
 
 /// Looks at a lab. The caller holds its lock, so what is half made is nobody's work any more.
 pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     let nodes = node::all(root, lab)?;
     let names = wanted.nodes.iter().map(|node| &node.spec.node);
     let missing = names.filter(|name| nodes.iter().all(|node| node.name != **name));
-    let data: BTreeMap<Name, Data> = missing.map(|name| (name.clone(), data(root, lab, name))).collect();
+    let data: BTreeMap<Name, Data> =
+        missing.map(|name| (name.clone(), content(&root.volume_dir(lab, name).join("data")))).collect();
     let server = match wanted.exact {
         true => server(root, lab),
         false => None,
@@ -48,12 +75,11 @@ fn existing(node: &Node) -> Existing {
     Existing { spec: node.state.spec.clone(), role: node.state.role(), condition }
 }
 
-/// What is in the volume that a new node of this name would get.
-fn data(root: &Root, lab: &Name, name: &Name) -> Data {
-    let dir = root.volume_dir(lab, name).join("data");
+/// What is in a data directory.
+pub fn content(dir: &Path) -> Data {
     // Only whether they are there counts: a container may have made them anything.
     let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
-    match (has("PG_VERSION"), has("standby.signal")) {
+    match (has("PG_VERSION"), has(standby::SIGNAL)) {
         (false, _) => Data::None,
         (true, false) => Data::Primary,
         (true, true) => Data::Standby,

@@ -20,10 +20,8 @@ use super::{Init, at};
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
-use crate::postgres::{standby, uri};
-
-/// Its presence makes a server a standby.
-const SIGNAL: &str = "standby.signal";
+use crate::postgres::standby::{self, SIGNAL};
+use crate::postgres::uri;
 
 /// The stamp of the last order to renew the directory that was carried out.
 const RENEWED: &str = "pgbox.renewed";
@@ -186,7 +184,7 @@ impl Init<'_> {
         if let Some(directory) = path.parent() {
             make_owned_dir(directory, &self.config.user)?;
         }
-        let text = uri::passfile_line(REPLICATOR, &password);
+        let text = uri::passfile_line("*:*", REPLICATOR, &password);
         replace(path, &text, self.config.user.uid, self.config.user.gid)
     }
 

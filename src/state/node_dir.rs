@@ -91,11 +91,6 @@ impl NodeDir {
         self.0.join("password")
     }
 
-    /// The same password in libpq's format, for `passfile=` in a connection string; mode 0600.
-    pub fn pass_file(&self) -> PathBuf {
-        self.0.join("pgpass")
-    }
-
     /// Where a node is put together before it takes its name. What a killed command left there is thrown away.
     pub fn draft(&self) -> Result<NodeDir> {
         let draft = NodeDir(self.draft_path());

@@ -5,6 +5,7 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod access;
 mod clone;
 mod collation;
 mod drive;

@@ -63,6 +63,7 @@ fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()>
         detach: true,
         tty: false,
         interactive: false,
+        tell_of_data: false,
     };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
