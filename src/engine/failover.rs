@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{
-    endpoint, halt,
+    arrival, endpoint, halt,
     loss::{self, Loss},
     takeover::{self, Promoted},
 };
@@ -105,6 +105,20 @@ pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Re
     Ok(())
 }
 
+/// Whom to promote after all: the standby that has most when everything has arrived that the dead primary sent. Whoever has
+/// more than the promoted one could not follow it.
+pub fn furthest<'a>(cluster: &'a Cluster, head: &Node, target: &'a Node) -> Result<&'a Node> {
+    if cluster.followers(&head.name).count() < 2 {
+        return Ok(target);
+    }
+    arrival::wait(cluster.followers(&head.name));
+    let best = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)).unwrap_or(target);
+    if best.name != target.name {
+        takeover::supersede(head, &best.name)?;
+    }
+    Ok(best)
+}
+
 /// Promotes a standby, lets the lab's endpoints lead to it, turns everybody else who followed the old primary to it, and takes
 /// down what is left of that one. Gives also what did not go as it should, but can't be taken back.
 pub fn promote(
@@ -118,6 +132,9 @@ pub fn promote(
         .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
     // It is dead by now. Whoever has left that to others has it done here.
     head.map_or(Ok(()), |head| takeover::fence(root, head))?;
+    if !others.is_empty() {
+        arrival::wait(others.iter().copied().chain([target]));
+    }
     let mut lead = |promoted: Option<&Name>| {
         if let Err(error) = endpoint::settle(root, &target.lab, promoted) {
             warnings.push(format!("the endpoints of the lab do not lead where they should: {error:#}"));

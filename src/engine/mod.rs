@@ -4,6 +4,7 @@
 //! The journal is written before each step. After a crash at any point, undoing every step that was begun
 //! leaves nothing behind, because undoing an absent thing is Ok.
 
+pub mod arrival;
 pub mod endpoint;
 pub mod failover;
 pub mod faults;

@@ -90,6 +90,7 @@ impl Guard<'_> {
             return self.refuse(&head.name, why);
         }
         failover::leave_behind(root, head, &target.name, pause)?;
+        let target = failover::furthest(cluster, head, target)?;
         (self.tell)(&Event::Fenced {
             primary: head.name.clone(),
             standby: target.name.clone(),

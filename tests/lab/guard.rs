@@ -273,3 +273,41 @@ fn reads_go_to_the_standbys_that_are_there() {
     reads(&["r1", "r2"]);
     guard.end();
 }
+
+/// A process of this kind below another one.
+fn descendant(pid: i32, kind: &str) -> Option<i32> {
+    let read =
+        |pid: i32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    let children = read(pid, &format!("task/{pid}/children"));
+    children.split_whitespace().find_map(|child| {
+        let child = child.parse().ok()?;
+        if read(child, "cmdline").contains(kind) { Some(child) } else { descendant(child, kind) }
+    })
+}
+
+/// Most has whoever has most when all has arrived that the dead one sent: who is promoted before can't be followed by it.
+#[test]
+fn what_arrives_last_decides_who_is_promoted() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    for node in ["r1", "r2"] {
+        until("the table", 10, || host.try_pgbox(&["psql", node, "-c", "SELECT FROM t"]).status.success());
+    }
+    let guard = Guard::start(&host, "primary", &["--accept-loss"]);
+    let receiver = Pid::from_raw(descendant(host.init_pid("r2"), "walreceiver").expect("a walreceiver"));
+    kill(receiver, Signal::SIGSTOP).expect("stop it");
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 1000)");
+    let sent =
+        "SELECT sent_lsn = pg_current_wal_lsn() FROM pg_stat_replication WHERE application_name = 'r2'";
+    until("it is sent", 10, || host.sql("primary", &[], sent) == "t");
+    host.pgbox(&["crash", "primary", "--node"]);
+    guard.sees("failed", |_| true);
+    // By now both are seen to have the same; r1 hears of no end, and is waited for half a second.
+    std::thread::sleep(Duration::from_millis(400));
+    kill(receiver, Signal::SIGCONT).expect("let it go on");
+    assert_eq!(guard.sees("failed-over", |_| true)["new"], "r2", "{}", guard.text());
+    assert_eq!(host.sql("r2", &[], "SELECT count(*) FROM t"), "1000");
+    guard.end();
+}
