@@ -67,7 +67,7 @@ fn upstream_first(nodes: Vec<Node>) -> Vec<Node> {
 /// Ends what runs, upstream first. The network stays: who is removed next may ask for a slot, and is told at once that
 /// nobody is there.
 fn stop(context: &Context, nodes: &[Node]) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     for node in nodes.iter().filter(|node| node.pidfd.is_some()) {
         if halt::thaw(&context.root, node)? {
             super::note(context, &format!("`{}` was frozen, and is thawed to end", node.name));

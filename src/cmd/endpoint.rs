@@ -10,7 +10,11 @@ use super::{Context, need_root};
 use crate::{
     cli,
     engine::{endpoint, ready::Answer},
-    facts::{self, Asker, cluster::Cluster, node},
+    facts::{
+        self, Asker,
+        cluster::Cluster,
+        node::{self, Node},
+    },
     hint::advise,
     plan::POSTGRES_PORT,
     show::{self, plan::Depth, table},
@@ -29,11 +33,22 @@ pub fn settle(context: &Context, promoted: Option<&Name>) {
     }
 }
 
+/// The same after something that has happened to a node without the lab's lock. Writes stay where they are, whatever has: only
+/// reads can go elsewhere. Whoever has the lock settles them in the end.
+pub fn settle_if_free(context: &Context, node: &Node) -> Result<()> {
+    if matches!(node.state.role(), Role::Standby { .. })
+        && let Some(_lock) = context.root.try_lock(&context.lab)?
+    {
+        settle(context, None);
+    }
+    Ok(())
+}
+
 /// The same after the wait for a node to come up: a standby takes reads from when it answers, and a node that did not come
 /// up is gone again. A primary was led to before, while its server started.
 pub fn settle_when_up(context: &Context, state: &NodeState, answer: Result<Answer>) -> Result<Answer> {
     if answer.is_err() || matches!(state.role(), Role::Standby { .. }) {
-        let _lock = context.root.lock(&context.lab)?;
+        let _lock = context.lock()?;
         settle(context, None);
     }
     answer
@@ -122,7 +137,7 @@ pub fn state(context: &Context) -> Result<LabState> {
 
 /// Lets ports of this host lead to the endpoints.
 pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let _shared = context.root.lock_shared()?;
     let mut state = state(context)?;
     let old = state.publish.clone();

@@ -24,13 +24,13 @@ use crate::{
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     take_over(context, args)
 }
 
 pub fn promote(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox promote")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, &args.node)?;
     if let Role::Standby { of } = node.state.role()
         && let Ok(cluster) = cluster::of(&context.root, &context.lab, &args.node)

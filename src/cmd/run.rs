@@ -23,6 +23,7 @@ use crate::{
     plan,
     postgres::{
         contract::{self, Contract},
+        launch::{Renew, RenewHow},
         tune,
     },
     show,
@@ -58,6 +59,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
+        renew: None,
     };
     create(context, spec, secret, &how)
 }
@@ -79,6 +81,8 @@ pub struct How {
     /// A command gets a terminal, or at least the caller's standard input.
     pub tty: bool,
     pub interactive: bool,
+    /// How the data of an old primary become a standby's; without that they are refused.
+    pub renew: Option<RenewHow>,
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
@@ -87,12 +91,15 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let store = Store::open(context.root.path())?;
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
-    let lock = context.root.lock(&spec.lab)?;
+    let lock = context.lock()?;
     let shared = context.root.lock_shared()?;
     // From here on `image rm` waits, and then finds the node that needs the image.
     store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
-    let plan = plan::plan(&spec, &facts)?;
+    let mut plan = plan::plan(&spec, &facts)?;
+    if let Some(how) = how.renew {
+        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
+    }
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
@@ -100,7 +107,10 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(context, &facts, &plan, data.as_deref())?;
+    check_data(&facts, &plan, data.as_deref())?;
+    if let (Some(data), None) = (&data, how.renew) {
+        check_loser(context, data)?;
+    }
     check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
@@ -267,7 +277,7 @@ pub fn variable(name: &str) -> Result<&str> {
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(context: &Context, facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
+fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
     if data.exists() && !data.is_dir() {
         return Err(advise(
@@ -297,7 +307,6 @@ fn check_data(context: &Context, facts: &plan::Facts, plan: &Plan, data: Option<
             "one data directory can serve one server; give the new node a volume of its own with -v",
         ));
     }
-    check_loser(context, data)?;
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
@@ -322,10 +331,14 @@ fn check_loser(context: &Context, data: &Path) -> Result<()> {
     };
     let nodes = facts::nodes(&context.root, &context.lab)?;
     let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
-    // Without that one nobody's commits are in danger, and these data may be all that is left.
-    if facts::load(&context.root, &context.lab, &by)?.is_none() {
-        return Ok(());
-    }
+    let way_out = match facts::load(&context.root, &context.lab, &by)? {
+        Some(_) => way_out,
+        // Without that one nobody's commits are in danger, and these data may be all that is left.
+        None if !facts::lab::has_data(&context.root, &context.lab, &by) => return Ok(()),
+        None => format!(
+            "bring the lab up as it was: `pgbox up`; or give up what `{by}` has: `pgbox volume rm {by}`"
+        ),
+    };
     Err(advise(
         format!(
             "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",

@@ -103,7 +103,7 @@ fn forget_everywhere(context: &Context) -> Result<()> {
 /// Changes the rule, and waits until the primary goes by it.
 pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     need_root("pgbox sync")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
     let cluster = match meant(context, rule.as_ref().or(lab.sync.as_ref())) {
         // Whichever they are, nobody waits there any more.

@@ -57,7 +57,10 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
     if first.actions.is_empty() {
-        println!("nothing to do: lab `{}` is as it is wanted", context.lab);
+        match code {
+            0 => println!("nothing to do: lab `{}` is as it is wanted", context.lab),
+            _ => println!("nothing to do but what was refused"),
+        }
         return Ok(code);
     }
     if args.diff {
@@ -72,13 +75,14 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         let rest = difference(context, args, wanted)?.actions.into_iter().filter(Action::is_content);
         rest.into_iter().try_for_each(|action| apply::apply(context, &action, args.timeout))?;
     }
-    println!("lab `{}` is as it is wanted ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
+    let but = if code == 0 { "" } else { ", but for what was refused" };
+    println!("lab `{}` is as it is wanted{but} ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
     Ok(code)
 }
 
 fn difference(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<Changes> {
     let actual = {
-        let _lock = context.root.lock(&context.lab)?;
+        let _lock = context.lock()?;
         facts::lab::look(&context.root, &context.lab, wanted)?
     };
     Ok(changes::changes(wanted, &actual, args.prune))

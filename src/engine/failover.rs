@@ -25,20 +25,28 @@ use crate::{
 };
 
 /// A running primary that is held still for a moment, and goes on unless it is over with it. One that somebody has frozen
-/// before stays so.
-pub struct Pause(Option<Cgroup>);
+/// before stays so, and so does one that somebody freezes meanwhile. The caller has the lab's lock: whoever gets that next
+/// lets the node go on, if this process is killed.
+pub struct Pause(Option<Held>);
+
+struct Held {
+    root: Root,
+    lab: Name,
+    group: Cgroup,
+}
 
 impl Pause {
     pub fn begin(root: &Root, node: &Node) -> Result<Self> {
         if node.pidfd.is_none() || node.frozen {
             return Ok(Self(None));
         }
-        let group = node.cgroup(root)?;
-        // Half a freeze would be worse than none.
-        group.freeze().inspect_err(|_| drop(group.thaw()))?;
+        let held = Held { root: root.clone(), lab: node.lab.clone(), group: node.cgroup(root)? };
+        root.hold(&node.lab, &node.name)?;
+        let pause = Self(Some(held));
+        pause.0.iter().try_for_each(|held| held.group.freeze())?;
         // What it has sent before arrives now.
         std::thread::sleep(Duration::from_millis(5));
-        Ok(Self(Some(group)))
+        Ok(pause)
     }
 
     /// Nothing is held.
@@ -47,8 +55,8 @@ impl Pause {
     }
 
     /// Ends it without letting the node go on.
-    pub fn over(mut self) {
-        self.0 = None;
+    pub fn over(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |held| held.root.unhold(&held.lab))
     }
 
     /// Lets the node go on.
@@ -56,15 +64,24 @@ impl Pause {
     /// # Errors
     /// When it stays frozen.
     pub fn end(mut self) -> Result<()> {
-        self.0.take().map_or(Ok(()), |group| group.thaw())
+        self.0.take().map_or(Ok(()), |held| held.let_go())
+    }
+}
+
+impl Held {
+    fn let_go(&self) -> Result<()> {
+        if self.root.held(&self.lab)?.is_some() {
+            self.group.thaw()?;
+        }
+        self.root.unhold(&self.lab)
     }
 }
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        if let Some(group) = self.0.take() {
+        if let Some(held) = self.0.take() {
             // Only on the way out after another error, which is the one to be told.
-            let _ = group.thaw();
+            let _ = held.let_go();
         }
     }
 }
@@ -101,8 +118,7 @@ pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
 pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
     takeover::fence(root, head)?;
     takeover::supersede(head, target)?;
-    pause.over();
-    Ok(())
+    pause.over()
 }
 
 /// Promotes a standby, lets the lab's endpoints lead to it, turns everybody else who followed the old primary to it, and takes

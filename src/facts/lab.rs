@@ -1,20 +1,24 @@
 //! A lab as it is, as far as `up` compares it with what is wanted.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use anyhow::Result;
 
 use super::{
     cluster,
+    history::{self, WayBack},
     node::{self, Life, Node},
 };
 use crate::{
     lab::wanted::Wanted,
-    plan::changes::{Actual, Condition, Data, Existing, Server},
+    plan::changes::{Actual, Condition, Data, Existing, Left, Server},
     postgres::{content, report::Phase},
     spec::Name,
     sql,
-    state::Root,
+    state::{self, Role, Root},
 };
 
 /// Looks at a lab. The caller holds its lock, so what is half made is nobody's work any more.
@@ -22,7 +26,24 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     let nodes = node::all(root, lab)?;
     let names = wanted.nodes.iter().map(|node| &node.spec.node);
     let missing = names.filter(|name| nodes.iter().all(|node| node.name != **name));
-    let data: BTreeMap<Name, Data> = missing.map(|name| (name.clone(), data(root, lab, name))).collect();
+    let mut data: BTreeMap<Name, Data> = missing.map(|name| (name.clone(), data(root, lab, name))).collect();
+    let there = There { root, lab, nodes: &nodes };
+    let mut left = BTreeMap::new();
+    let mut back = |name: &Name, by: Name| {
+        let back = there.way_back(name, &by);
+        left.insert(name.clone(), Left { by, loss: back.loss });
+        back.how
+    };
+    for node in &nodes {
+        if let Role::Superseded { by } = node.state.role() {
+            back(&node.name, by);
+        }
+    }
+    for (name, data) in data.iter_mut().filter(|(_, data)| **data == Data::Primary) {
+        if let Some(by) = there.superseded_by(name)? {
+            *data = Data::Superseded(back(name, by));
+        }
+    }
     let server = match wanted.exact {
         true => server(root, lab),
         false => None,
@@ -31,10 +52,58 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     Ok(Actual {
         nodes: nodes.iter().map(existing).collect(),
         data,
+        left,
         publish: lab.as_ref().map(|lab| lab.publish.clone()).unwrap_or_default(),
         sync: lab.and_then(|lab| lab.sync),
         server,
     })
+}
+
+/// The nodes of a lab, and the data of those that are gone.
+struct There<'a> {
+    root: &'a Root,
+    lab: &'a Name,
+    nodes: &'a [Node],
+}
+
+impl There<'_> {
+    fn data(&self, name: &Name) -> PathBuf {
+        let node = self.nodes.iter().find(|node| node.name == *name);
+        let known = node.and_then(|node| node.state.data.clone());
+        known.unwrap_or_else(|| volume(self.root, self.lab, name))
+    }
+
+    /// Who has taken the place of the one that the data in a volume were of. Where nothing is left of that one, they may be all
+    /// that there is.
+    fn superseded_by(&self, name: &Name) -> Result<Option<Name>> {
+        let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
+        let by = volume.and_then(|volume| volume.superseded_by);
+        let is_there =
+            |by: &Name| self.nodes.iter().any(|node| node.name == *by) || has_data(self.root, self.lab, by);
+        Ok(by.filter(is_there))
+    }
+
+    fn way_back(&self, name: &Name, by: &Name) -> WayBack {
+        // Others may have taken the place of that one since.
+        let mut primary = by.clone();
+        for _ in 0..self.nodes.len() {
+            match self.nodes.iter().find(|node| node.name == primary).map(|node| node.state.role()) {
+                Some(Role::Superseded { by: next } | Role::Standby { of: next }) => primary = next,
+                _ => break,
+            }
+        }
+        let (own, theirs) = (self.data(name), self.data(&primary));
+        history::way_back((name, &own), (&primary, &theirs), (&primary, &theirs))
+    }
+}
+
+fn volume(root: &Root, lab: &Name, name: &Name) -> PathBuf {
+    root.volume_dir(lab, name).join("data")
+}
+
+/// Whether there are data in the volume that a new node of this name would get.
+pub fn has_data(root: &Root, lab: &Name, name: &Name) -> bool {
+    data(root, lab, name) != Data::None
 }
 
 fn existing(node: &Node) -> Existing {
@@ -50,7 +119,7 @@ fn existing(node: &Node) -> Existing {
 
 /// What is in the volume that a new node of this name would get.
 fn data(root: &Root, lab: &Name, name: &Name) -> Data {
-    let dir = root.volume_dir(lab, name).join("data");
+    let dir = volume(root, lab, name);
     // Only whether they are there counts: a container may have made them anything.
     let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
     match (has("PG_VERSION"), has("standby.signal")) {

@@ -16,6 +16,7 @@ pub use content::digest;
 
 use crate::{
     lab::wanted::{Sql, Wanted, WantedNode},
+    postgres::launch::RenewHow,
     spec::{Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
     state::{PublishedEndpoints, Role},
 };
@@ -26,6 +27,8 @@ pub struct Actual {
     pub nodes: Vec<Existing>,
     /// What the volumes of wanted nodes have that are not there.
     pub data: BTreeMap<Name, Data>,
+    /// Those who were primaries before, whether they are there or only their data.
+    pub left: BTreeMap<Name, Left>,
     pub sync: Option<SyncRule>,
     /// Ports of the host that lead to the endpoints.
     pub publish: PublishedEndpoints,
@@ -59,6 +62,16 @@ pub enum Data {
     None,
     Primary,
     Standby,
+    /// A primary's whose place another one has taken; that is how they become a standby's.
+    Superseded(RenewHow),
+}
+
+/// An old primary, or its data, whose place another one has taken.
+#[derive(Debug, Clone)]
+pub struct Left {
+    pub by: Name,
+    /// What would be given up if it came back as a standby.
+    pub loss: Option<String>,
 }
 
 /// What a primary says of what is in it.
@@ -88,6 +101,10 @@ pub enum Action {
         on: Data,
     },
     Start {
+        node: Name,
+    },
+    /// Bring an old primary back as a standby.
+    Rejoin {
         node: Name,
     },
     /// Wait until a server that comes up by itself is up.
@@ -220,6 +237,15 @@ impl Actual {
     fn node(&self, name: &Name) -> Option<&Existing> {
         self.nodes.iter().find(|node| node.spec.node == *name)
     }
+
+    /// Whom a node follows, or who has taken its place.
+    fn above(&self, name: &Name) -> Option<Name> {
+        match self.node(name).map(|node| &node.role) {
+            Some(Role::Standby { of: next } | Role::Superseded { by: next }) => Some(next.clone()),
+            Some(_) => None,
+            None => self.left.get(name).map(|left| left.by.clone()),
+        }
+    }
 }
 
 /// What makes `actual` as `wanted`. Nodes that are not wanted go only if `prune` says so.
@@ -234,6 +260,9 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
             Some(node) if node.condition == Condition::Half => {
                 steps.clear(name, wanted_node.spec.follow.is_some());
                 steps.create(wanted_node.clone(), Data::None);
+            }
+            Some(Existing { role: Role::Superseded { .. }, .. }) => {
+                steps.standbys.push(Action::Rejoin { node: name.clone() });
             }
             Some(node) => {
                 node::compare(

@@ -63,6 +63,7 @@ fn said(changes: &Changes) -> Vec<String> {
             format!("create {}{of}{on}", node.spec.node)
         }
         Action::Start { node } => format!("start {node}"),
+        Action::Rejoin { node } => format!("rejoin {node}"),
         Action::Wait { node } => format!("wait {node}"),
         Action::Limit { node, .. } => format!("limit {node}"),
         Action::Publish { node, publish } => format!("publish {} {node}", publish.len()),
@@ -227,14 +228,41 @@ fn roles_are_as_they_have_become() {
     check(&wanted(&more), &lab, &["create p of b", "create c of b"]);
 }
 
+fn left(by: &str, loss: Option<&str>) -> Left {
+    Left { by: name(by), loss: loss.map(str::to_owned) }
+}
+
 #[test]
-fn an_old_primary_is_left_where_it_is() {
+fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
     let mut lab = actual(&[node("b", None), node("p", None)]);
     lab.nodes[1].role = Role::Superseded { by: name("b") };
     lab.nodes[1].condition = Condition::Stopped;
+    lab.left.insert(name("p"), left("b", Some("1 transaction with 1 row")));
     let found = changes(&wanted(&three()[1..]), &lab, false);
     assert_eq!(said(&found), Vec::<String>::new());
-    assert!(found.notes.iter().any(|note| note.contains("pgbox rejoin p")), "{:?}", found.notes);
+    let refused = &found.refused[0];
+    assert!(refused.contains("1 transaction with 1 row") && refused.contains("pgbox rejoin p"), "{refused}");
+    lab.left.insert(name("p"), left("b", None));
+    check(&wanted(&three()[1..]), &lab, &["rejoin p"]);
+}
+
+#[test]
+fn after_down_the_data_of_an_old_primary_follow_the_one_that_took_its_place() {
+    let superseded = Data::Superseded(RenewHow::Rewind);
+    let data = [("a", Data::Standby), ("b", Data::Primary), ("p", superseded)];
+    let mut lab = Actual { data: data.map(|(node, data)| (name(node), data)).into(), ..Actual::default() };
+    lab.left.insert(name("p"), left("b", None));
+    let expected = ["create b on its data", "create a of b on its data", "create p of b on its data"];
+    check(&wanted(&three()), &lab, &expected);
+    // Twice: the one that took its place is an old primary, too.
+    lab.data = [("a", Data::Primary), ("b", superseded), ("p", superseded)].map(|(n, d)| (name(n), d)).into();
+    lab.left.insert(name("b"), left("a", None));
+    let expected = ["create a on its data", "create b of a on its data", "create p of a on its data"];
+    check(&wanted(&three()), &lab, &expected);
+    lab.left.insert(name("p"), left("b", Some("at least 2 transactions with 7 rows")));
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!(said(&found), expected[..2]);
+    assert!(found.refused[0].contains("pgbox volume rm p"), "{:?}", found.refused);
 }
 
 #[test]
