@@ -73,7 +73,7 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
             .filter(|node| node.name != target.name)
-            .for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
+            .for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
         return Ok(0);
     }
     let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;
@@ -102,7 +102,7 @@ fn check(cluster: &Cluster, target: &Node) -> Result<()> {
     }
 }
 
-/// Puts the old primary out of the way for good, if nothing that it has acknowledged is lost by that.
+/// Puts the old primary out of the way, if nothing that it has acknowledged is lost by that.
 fn leave_behind(
     context: &Context,
     args: &cli::Failover,
@@ -121,7 +121,7 @@ fn leave_behind(
         Err(error) => super::warn(context, &format!("nobody knows what would be lost: {error:#}")),
     }
     if args.dry_run {
-        println!("end: `{}`, for good", head.name);
+        println!("end: `{0}`; it comes back as a standby only, with `pgbox rejoin {0}`", head.name);
         return Ok(());
     }
     if !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0) {

@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::{Context, need_root};
 use crate::{
@@ -56,6 +56,12 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     first.notes.iter().for_each(|note| super::note(context, note));
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
+    if args.diff && !first.wrong.is_empty() {
+        print!("{}", show::changes::render(&first));
+    }
+    if !first.wrong.is_empty() {
+        bail!("{}", first.wrong.join("; "));
+    }
     if first.actions.is_empty() {
         match code {
             0 => println!("nothing to do: lab `{}` is as it is wanted", context.lab),

@@ -1,4 +1,4 @@
-//! An unplanned change of the primary: the old one is held still, looked at, put out of the way for good, and only then
+//! An unplanned change of the primary: the old one is held still, looked at, put out of the way, and only then
 //! is a standby promoted. What `pgbox failover` does when it is told to, and `pgbox guard` by itself.
 //!
 //! The rule that surprises people: a primary that does not answer may still acknowledge commits to others. It is held
@@ -89,8 +89,10 @@ impl Drop for Pause {
 /// Why a standby may not take a primary's place: what would be lost, and the ways out.
 pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss>) -> anyhow::Error {
     let better = loss::most_advanced(cluster, head).filter(|name| name != target);
-    let way_out = match better {
-        Some(name) => format!("`{name}` has more: `pgbox failover {name}`"),
+    let way_out = match better.and_then(|name| cluster.node(&name)) {
+        Some(node) => {
+            format!("`{0}` has more, {1}: `pgbox failover {0}`", node.name, still(cluster, head, node))
+        }
         None if head.pidfd.is_none() => format!("start it and switch over: `pgbox start {}`", head.name),
         None => format!("switch over: `pgbox switchover {target}`"),
     };
@@ -100,21 +102,33 @@ pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss
     )
 }
 
+/// What would be lost with another standby.
+fn still(cluster: &Cluster, head: &Node, target: &Node) -> String {
+    match loss::assess(cluster, head, target) {
+        Ok(loss) if loss.acknowledged() == 0 => "and with it nothing is lost".to_owned(),
+        Ok(loss) => format!("and lacks {} as well", loss.amount("transaction")),
+        Err(_) => "but nobody knows what it lacks".to_owned(),
+    }
+}
+
 /// What a standby would lack.
 pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
+    let on_disk = format!("that `{}` has on its disk", head.name);
     match loss {
-        Some(loss) => format!(
-            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
-            if loss.at_least { "at least " } else { "" },
-            loss.acknowledged(),
-            loss.rows,
-            head.name
-        ),
+        Some(loss) if loss.asynchronous => {
+            format!("`{target}` lacks {} {on_disk}", loss.amount("acknowledged transaction"))
+        }
+        Some(loss) => {
+            format!(
+                "`{target}` lacks {} {on_disk}, and that may have been acknowledged",
+                loss.amount("transaction")
+            )
+        }
         None => format!("`{target}` may lack what `{}` has acknowledged", head.name),
     }
 }
 
-/// Puts the old primary out of the way for good: it is dead, and does not start again as it is.
+/// Puts the old primary out of the way: it is dead, and does not start again as it is.
 pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
     takeover::fence(root, head)?;
     takeover::supersede(head, target)?;

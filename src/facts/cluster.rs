@@ -101,7 +101,7 @@ pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
 /// The same, of the nodes of one look at the lab: it may change meanwhile. Where several could be meant, it is the one of
 /// the node `before`.
 pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Cluster> {
-    let mut clusters = sort(nodes).0;
+    let (mut clusters, rest) = sort(nodes);
     let has_standbys = |cluster: &Cluster| cluster.nodes.len() > 1;
     if clusters.iter().filter(|cluster| has_standbys(cluster)).count() == 1 {
         clusters.retain(has_standbys);
@@ -109,6 +109,10 @@ pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Clu
     let of = |name: &Name| clusters.iter().position(|cluster| cluster.node(name).is_some());
     let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
     match (clusters.len(), before.and_then(of)) {
+        (0, _) if let Some(orphan) = rest.iter().find(|node| node.state.postgres().is_some()) => Err(advise(
+            format!("lab `{lab}` has no primary: `{}` follows a node that is gone", orphan.name),
+            format!("make it the primary: `pgbox promote {}`", orphan.name),
+        )),
         (0, _) => Err(advise(
             format!("no Postgres runs in lab `{lab}`"),
             "make one: `pgbox run primary`; `pgbox ps` shows what there is",

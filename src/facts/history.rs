@@ -78,8 +78,11 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
 }
 
 /// So many, as people say it.
-pub fn transactions(commits: u64, rows: u64) -> String {
-    let counted = |count: u64, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+pub fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn transactions(commits: u64, rows: u64) -> String {
     format!("{} with {}", counted(commits, "transaction"), counted(rows, "row"))
 }
 

@@ -15,7 +15,10 @@ use super::{
 use crate::{
     lab::wanted::Wanted,
     plan::changes::{Actual, Condition, Data, Existing, Left, Server},
-    postgres::{content, report::Phase},
+    postgres::{
+        content::{self, Done},
+        report::Phase,
+    },
     spec::Name,
     sql,
     state::{self, Role, Root},
@@ -139,24 +142,24 @@ fn server(root: &Root, lab: &Name) -> Option<Server> {
 
 /// Asks a server what is in it.
 pub fn ask(server: &sql::Login) -> Result<Server> {
-    let (roles, databases, settings, restarts) = server.ask(sql::PATIENCE, |client| {
+    let (roles, databases, settings, parameters) = server.ask(sql::PATIENCE, |client| {
         Ok((
             client.query(content::ROLES, &[])?,
             client.query(content::DATABASES, &[])?,
             client.query(content::DATABASE_SETTINGS, &[])?,
-            client.query(content::RESTARTS, &[])?,
+            client.query(content::PARAMETERS, &[])?,
         ))
     })?;
-    let done: BTreeSet<(String, String)> = settings
+    let done: BTreeSet<(String, Done)> = settings
         .iter()
         .filter_map(|row| Some((row.get::<_, String>(0), content::done(row.get(1))?)))
-        .flat_map(|(database, digests)| digests.into_iter().map(move |digest| (database.clone(), digest)))
+        .flat_map(|(database, done)| done.into_iter().map(move |done| (database.clone(), done)))
         .collect();
     Ok(Server {
         database: server.database.clone(),
         roles: roles.iter().map(|row| (row.get(0), row.get(1))).collect(),
         databases: databases.iter().map(|row| (row.get(0), row.get(1))).collect(),
         done,
-        restarts: restarts.iter().map(|row| row.get(0)).collect(),
+        parameters: parameters.iter().map(|row| (row.get(0), row.get(1))).collect(),
     })
 }

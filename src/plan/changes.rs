@@ -12,11 +12,11 @@ mod roles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use content::digest;
+pub use content::done;
 
 use crate::{
     lab::wanted::{Sql, Wanted, WantedNode},
-    postgres::launch::RenewHow,
+    postgres::{content::Done, launch::RenewHow},
     spec::{Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
     state::{PublishedEndpoints, Role},
 };
@@ -83,10 +83,10 @@ pub struct Server {
     pub roles: BTreeMap<String, Option<String>>,
     /// Databases, with their owner.
     pub databases: BTreeMap<String, String>,
-    /// Digests of the SQL that has run, and where.
-    pub done: BTreeSet<(String, String)>,
-    /// Parameters that take a restart.
-    pub restarts: BTreeSet<String>,
+    /// The SQL that has run, and where.
+    pub done: BTreeSet<(String, Done)>,
+    /// Parameters, and whether they take a restart.
+    pub parameters: BTreeMap<String, bool>,
 }
 
 /// Something to do.
@@ -203,6 +203,8 @@ pub struct Changes {
     pub notes: Vec<String>,
     /// What can't be done.
     pub refused: Vec<String>,
+    /// What the file has wrong, so that nothing is done.
+    pub wrong: Vec<String>,
 }
 
 impl Action {
@@ -276,7 +278,9 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
         }
     }
     changes.actions = steps.in_order();
-    content::compare(wanted, actual, &mut changes.actions);
+    content::compare(wanted, actual, &mut changes);
+    changes.wrong = content::wrong(wanted, actual);
+    changes.notes.extend(roles::orphans(wanted, actual));
     remove(wanted, actual, prune, &mut changes);
     changes
 }

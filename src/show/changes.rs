@@ -29,6 +29,7 @@ pub fn json(changes: &Changes) -> Value {
         "changes": changes.actions.iter().map(action).collect::<Vec<_>>(),
         "notes": changes.notes,
         "refused": changes.refused,
+        "wrong": changes.wrong,
     })
 }
 

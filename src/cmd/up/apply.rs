@@ -41,7 +41,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::User { name, password, need } => content::user(context, name, password.as_deref(), *need)?,
         Action::Database { name, owner, need } => content::database(context, name, owner.as_deref(), *need)?,
         Action::Run { sql } => content::run(context, sql)?,
-        Action::Sync { rule } => return sync::change(context, rule.clone()),
+        Action::Sync { rule } => return sync::change(context, rule.clone(), sync::Written::AtFirst),
         Action::Endpoints { rw, ro } => {
             let (publish_rw, publish_ro) = (rw.map(Into::into), ro.map(Into::into));
             let args = cli::Endpoint { publish_rw, publish_ro, explain: false, json: false };

@@ -77,9 +77,9 @@ pub fn run(context: &Context, sql: &Sql) -> Result<()> {
     let known = lab::ask(&server)?;
     server.database = sql.database.clone().unwrap_or(known.database);
     let here = known.done.into_iter().filter(|(database, _)| *database == server.database);
-    let mut digests: Vec<String> = here.map(|(_, digest)| digest).collect();
-    digests.push(changes::digest(&sql.text));
-    let text = content::run_once(&sql.text, &server.database, &digests);
+    let mut done: Vec<content::Done> = here.map(|(_, done)| done).collect();
+    done.push(changes::done(sql));
+    let text = content::run_once(&sql.text, &server.database, &done);
     let is_open = server.try_ask(PATIENCE, move |client| {
         client.batch_execute(&text)?;
         client.query_one(content::IN_TRANSACTION, &[]).map(|row| row.get(0))

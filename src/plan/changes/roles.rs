@@ -1,7 +1,7 @@
 //! Who follows whom, as far as it is to be decided: of nodes that are there it is what it is, and new ones follow those
 //! whom the file means, which after a switchover are others than those whom it names.
 
-use super::{Actual, Changes, Data, Left};
+use super::{Actual, Changes, Data, Existing, Left};
 use crate::{
     lab::wanted::{Wanted, WantedNode},
     spec::{self, Follow, Name},
@@ -109,6 +109,19 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
         "`{name}` was the primary, `{by}` was promoted in its place, and has never had this of it: {loss}; {way_out}"
     ));
     false
+}
+
+/// Standbys that get nothing new from anybody.
+pub fn orphans(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    let comes = |name: &Name| wanted.nodes.iter().any(|node| node.spec.node == *name);
+    let orphan = |node: &Existing| match &node.role {
+        Role::Standby { of } if actual.node(of).is_none() && !comes(of) => Some(format!(
+            "`{0}` follows `{of}`, which is gone; to make it the primary: `pgbox promote {0}`",
+            node.spec.node
+        )),
+        _ => None,
+    };
+    actual.nodes.iter().filter_map(orphan).collect()
 }
 
 /// Goes up from a node as far as it goes.

@@ -37,11 +37,14 @@ fn there(spec: &NodeSpec, condition: Condition) -> Existing {
     Existing { spec: spec.clone(), role, condition }
 }
 
+const PARAMETERS: [(&str, bool); 4] =
+    [("shared_buffers", true), ("max_connections", true), ("work_mem", false), ("log_statement", false)];
+
 fn actual(nodes: &[NodeSpec]) -> Actual {
     let nodes = nodes.iter().map(|spec| there(spec, Condition::Running)).collect();
     let server = Server {
         database: "postgres".to_owned(),
-        restarts: ["shared_buffers", "max_connections"].map(str::to_owned).into(),
+        parameters: PARAMETERS.map(|(name, restarts)| (name.to_owned(), restarts)).into(),
         ..Server::default()
     };
     Actual { nodes, server: Some(server), ..Actual::default() }
@@ -314,7 +317,12 @@ fn content_is_made_when_it_is_missing() {
         name: name.to_owned(),
         password: password.map(str::to_owned),
     };
-    let sql = |text: &str| Sql { shown: text.to_owned(), database: None, text: text.to_owned() };
+    let sql = |text: &str| Sql {
+        shown: text.to_owned(),
+        place: format!("{text}.sql"),
+        database: None,
+        text: text.to_owned(),
+    };
     let mut lab = actual(&three());
     let mut wanted = wanted(&three());
     wanted.users =
@@ -326,7 +334,7 @@ fn content_is_made_when_it_is_missing() {
     for role in ["old", "same", "other"] {
         server.roles.insert(role.to_owned(), Some(verifier("x")));
     }
-    server.done.insert(("postgres".to_owned(), digest("one")));
+    server.done.insert(("postgres".to_owned(), done(&sql("one"))));
     let missing =
         ["user other Differs", "user new Missing", "database d Missing", "run two", "sync any 1 (b)"];
     check(&wanted, &lab, &missing);
@@ -336,11 +344,53 @@ fn content_is_made_when_it_is_missing() {
     (wanted.publish_rw, wanted.publish_ro) = (Some(Some(port)), Some(None));
     let server = lab.server.as_mut().unwrap();
     server.databases.insert("d".to_owned(), "postgres".to_owned());
-    server.done.insert(("postgres".to_owned(), digest("two")));
+    server.done.insert(("postgres".to_owned(), done(&sql("two"))));
     server.roles.insert("new".to_owned(), None);
     check(&wanted, &lab, &["user other Differs", "database d Differs"]);
     (wanted.publish_rw, wanted.publish_ro) = (Some(None), Some(Some(port)));
     check(&wanted, &lab, &["user other Differs", "database d Differs", "endpoints true true"]);
     lab.server = None;
     assert!(said(&changes(&wanted, &lab, false)).contains(&"user old Unknown".to_owned()));
+}
+
+#[test]
+fn sql_that_has_changed_since_it_ran_is_told_and_not_run_again() {
+    let sql = |place: &str, text: &str| Sql {
+        shown: place.to_owned(),
+        place: place.to_owned(),
+        database: None,
+        text: text.to_owned(),
+    };
+    let mut lab = actual(&three());
+    let mut wanted = wanted(&three());
+    let server = lab.server.as_mut().unwrap();
+    server.done = [sql("#1", "a"), sql("#2", "b")].map(|sql| ("postgres".to_owned(), done(&sql))).into();
+    wanted.init = vec![sql("#1", "a"), sql("#2", "b, and more")];
+    let found = changes(&wanted, &lab, false);
+    assert_eq!(said(&found), Vec::<String>::new());
+    assert!(found.notes[0].contains("#2 has changed since it ran"), "{:?}", found.notes);
+    // One more before them is new, though it has the number of another one.
+    wanted.init = vec![sql("#1", "new"), sql("#2", "a"), sql("#3", "b")];
+    check(&wanted, &lab, &["run #1"]);
+}
+
+#[test]
+fn names_that_nobody_knows_are_wrong_before_anything_is_done() {
+    let mut file = wanted(&with(&three(), "p", |spec| setting(spec, "wrok_mem", "9MB")));
+    let of = |owner: &str| Database { name: "d".to_owned(), owner: Some(owner.to_owned()) };
+    file.databases = vec![of("nobody")];
+    let mut lab = actual(&three());
+    let found = changes(&file, &lab, false).wrong;
+    assert!(found[0].contains("[users.nobody]") && found[1].contains("no parameter wrok_mem"), "{found:?}");
+    // Before there is a server, only the file can be asked; and data that nobody can ask may have any role.
+    lab = Actual::default();
+    assert_eq!(changes(&file, &lab, false).wrong.len(), 1);
+    file.databases = vec![of("postgres")];
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
+    file.databases = vec![of("nobody")];
+    file.users = vec![User { name: "nobody".to_owned(), password: None }];
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
+    file.users.clear();
+    lab.data.insert(name("p"), Data::Primary);
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
 }
