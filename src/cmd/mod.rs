@@ -72,9 +72,9 @@ impl Context {
     }
 
     /// Says of a node that is held still whether that will end by itself. For commands that take no lock.
-    fn tell_held(&self) -> Result<()> {
-        if let Some(Hold { node, holder, .. }) = self.root.held(&self.lab)?.filter(|hold| !hold.is_at_work())
-        {
+    fn tell_held(&self) {
+        let held = self.root.held(&self.lab).ok().flatten();
+        if let Some(Hold { node, holder, .. }) = held.filter(|hold| !hold.is_at_work()) {
             warn(
                 self,
                 &format!(
@@ -84,7 +84,6 @@ impl Context {
                 ),
             );
         }
-        Ok(())
     }
 }
 

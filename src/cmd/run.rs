@@ -96,10 +96,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     // From here on `image rm` waits, and then finds the node that needs the image.
     store.resolve(&image.digest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
-    let mut plan = plan::plan(&spec, &facts)?;
-    if let Some(how) = how.renew {
-        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
-    }
+    let plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
@@ -107,10 +104,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(&facts, &plan, data.as_deref())?;
-    if let (Some(data), None) = (&data, how.renew) {
-        check_loser(context, data)?;
-    }
+    check_data(context, &facts, &plan, data.as_deref(), how)?;
     check_single_user(&facts, &spec, &plan)?;
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
@@ -148,6 +142,14 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     }
     announce(context, &state);
     Ok(0)
+}
+
+fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<Plan> {
+    let mut plan = plan::plan(spec, facts)?;
+    if let Some(how) = how.renew {
+        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
+    }
+    Ok(plan)
 }
 
 /// What is left to do for a node that has come up.
@@ -277,7 +279,13 @@ pub fn variable(name: &str) -> Result<&str> {
 }
 
 /// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<()> {
+fn check_data(
+    context: &Context,
+    facts: &plan::Facts,
+    plan: &Plan,
+    data: Option<&Path>,
+    how: &How,
+) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
     if data.exists() && !data.is_dir() {
         return Err(advise(
@@ -306,6 +314,9 @@ fn check_data(facts: &plan::Facts, plan: &Plan, data: Option<&Path>) -> Result<(
             format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
             "one data directory can serve one server; give the new node a volume of its own with -v",
         ));
+    }
+    if how.renew.is_none() {
+        check_loser(context, data)?;
     }
     crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }

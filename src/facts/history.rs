@@ -66,7 +66,7 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
         }
         Err(error) => {
             let why = format!("whether `{name}` has gone its own way, pg_rewind finds out: {error:#}");
-            (RenewHow::Rewind, why, Some(format!("nobody knows what ({error:#})")))
+            (RenewHow::Rewind, why, Some(format!("nobody knows what: {error:#}")))
         }
     };
     // pg_rewind does not ask for that, and the node would wait for ever. What can't be read here it finds out itself.

@@ -30,22 +30,25 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     let names = wanted.nodes.iter().map(|node| &node.spec.node);
     let missing = names.filter(|name| nodes.iter().all(|node| node.name != **name));
     let mut data: BTreeMap<Name, Data> = missing.map(|name| (name.clone(), data(root, lab, name))).collect();
-    let there = There { root, lab, nodes: &nodes };
-    let mut left = BTreeMap::new();
-    let mut back = |name: &Name, by: Name| {
-        let back = there.way_back(name, &by);
-        left.insert(name.clone(), Left { by, loss: back.loss });
-        back.how
-    };
-    for node in &nodes {
-        if let Role::Superseded { by } = node.state.role() {
-            back(&node.name, by);
+    let mut there = There { root, lab, nodes: &nodes, gone: BTreeMap::new() };
+    for name in data.iter().filter(|(_, data)| **data == Data::Primary).map(|(name, _)| name) {
+        if let Some(by) = there.superseded_by(name)? {
+            there.gone.insert(name.clone(), by);
         }
     }
-    for (name, data) in data.iter_mut().filter(|(_, data)| **data == Data::Primary) {
-        if let Some(by) = there.superseded_by(name)? {
-            *data = Data::Superseded(back(name, by));
+    let mut left = BTreeMap::new();
+    for node in &nodes {
+        if let Role::Superseded { by } = node.state.role()
+            && there.is_there(&by)
+        {
+            let loss = there.way_back(&node.name, &by).loss;
+            left.insert(node.name.clone(), Left { by, loss });
         }
+    }
+    for (name, by) in &there.gone {
+        let back = there.way_back(name, by);
+        left.insert(name.clone(), Left { by: by.clone(), loss: back.loss });
+        data.insert(name.clone(), Data::Superseded(back.how));
     }
     let server = match wanted.exact {
         true => server(root, lab),
@@ -67,6 +70,8 @@ struct There<'a> {
     root: &'a Root,
     lab: &'a Name,
     nodes: &'a [Node],
+    /// Of old primaries that only left their data, who took their place.
+    gone: BTreeMap<Name, Name>,
 }
 
 impl There<'_> {
@@ -81,22 +86,32 @@ impl There<'_> {
     fn superseded_by(&self, name: &Name) -> Result<Option<Name>> {
         let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
         let by = volume.and_then(|volume| volume.superseded_by);
-        let is_there =
-            |by: &Name| self.nodes.iter().any(|node| node.name == *by) || has_data(self.root, self.lab, by);
-        Ok(by.filter(is_there))
+        Ok(by.filter(|by| self.is_there(by)))
+    }
+
+    fn is_there(&self, name: &Name) -> bool {
+        self.nodes.iter().any(|node| node.name == *name) || has_data(self.root, self.lab, name)
     }
 
     fn way_back(&self, name: &Name, by: &Name) -> WayBack {
         // Others may have taken the place of that one since.
         let mut primary = by.clone();
-        for _ in 0..self.nodes.len() {
-            match self.nodes.iter().find(|node| node.name == primary).map(|node| node.state.role()) {
-                Some(Role::Superseded { by: next } | Role::Standby { of: next }) => primary = next,
-                _ => break,
+        for _ in 0..=self.nodes.len() + self.gone.len() {
+            match self.above(&primary) {
+                Some(next) => primary = next,
+                None => break,
             }
         }
         let (own, theirs) = (self.data(name), self.data(&primary));
         history::way_back((name, &own), (&primary, &theirs), (&primary, &theirs))
+    }
+
+    fn above(&self, name: &Name) -> Option<Name> {
+        match self.nodes.iter().find(|node| node.name == *name).map(|node| node.state.role()) {
+            Some(Role::Superseded { by: next } | Role::Standby { of: next }) => Some(next),
+            Some(_) => None,
+            None => self.gone.get(name).cloned(),
+        }
     }
 }
 

@@ -83,9 +83,15 @@ impl Root {
 
     /// Lets go what the last one who had this lab's lock has held still.
     pub(super) fn let_go(&self, lab: &Name) -> Result<Option<LetGo>> {
-        let Some(Hold { node, .. }) = self.held(lab)? else { return Ok(None) };
+        let node = match self.held(lab) {
+            Ok(None) => return Ok(None),
+            Ok(Some(hold)) => hold.node,
+            // After a power cut there may be a file with nothing in it, and nothing that is frozen.
+            Err(_) => return self.unhold(lab).map(|()| None),
+        };
         let group = Cgroup::new(&cgroup::detect()?, ObjectNames::new(self.path(), lab, &node).cgroup)?;
-        let state = self.node(lab, &node).load()?;
+        // One that can't be read keeps nobody from removing it.
+        let state = self.node(lab, &node).load().ok().flatten();
         let by = match state.as_ref().map(|state| state.role()) {
             Some(Role::Superseded { by }) => Some(by),
             _ => None,

@@ -56,6 +56,8 @@ fn what_the_server_would_not_start_with_is_never_written() {
         (&["work_mem=1"], "outside the valid range"),
         (&["max_connections=abc"], "invalid value"),
         (&["max_connections=0"], "outside the valid range"),
+        (&["max_connections=2"], "superuser_reserved_connections (3) must be less than max_connections (2)"),
+        (&["superuser_reserved_connections=100"], "must be less than max_connections (100)"),
         (&["wal_level=most"], "invalid value"),
         (&["work_mem=64MB", "log_destination=nowhere"], "invalid value"),
         (&["block_size=4096"], "is fixed"),

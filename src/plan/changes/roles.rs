@@ -100,13 +100,21 @@ fn refuse_orphans(
 
 /// Leaves an old primary out that has what nobody else has.
 fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
-    let Some(Left { by, loss: Some(loss) }) = actual.left.get(name) else { return true };
+    let left = actual.left.get(name);
+    if let (Some(Role::Superseded { by }), None) = (actual.node(name).map(|node| &node.role), left) {
+        changes.refused.push(format!(
+            "`{name}` was the primary, and `{by}`, which was promoted in its place, is gone; to make it the primary again, as \
+             it was: `pgbox promote {name}`"
+        ));
+        return false;
+    }
+    let Some(Left { by, loss: Some(loss) }) = left else { return true };
     let way_out = match actual.node(name) {
         Some(_) => format!("to give that up: `pgbox rejoin {name}`"),
         None => format!("to give that up: `pgbox volume rm {name}`, then `pgbox up` again"),
     };
     changes.refused.push(format!(
-        "`{name}` was the primary, `{by}` was promoted in its place, and has never had this of it: {loss}; {way_out}"
+        "`{name}` was the primary; `{by}` was promoted in its place and lacks {loss}; {way_out}"
     ));
     false
 }

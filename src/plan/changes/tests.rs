@@ -247,6 +247,9 @@ fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
     assert!(refused.contains("1 transaction with 1 row") && refused.contains("pgbox rejoin p"), "{refused}");
     lab.left.insert(name("p"), left("b", None));
     check(&wanted(&three()[1..]), &lab, &["rejoin p"]);
+    lab.left.clear();
+    let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
+    assert!(refused[0].contains("pgbox promote p"), "{refused:?}");
 }
 
 #[test]
