@@ -116,15 +116,18 @@ fn leave_behind(
         false => Pause::begin(&context.root, head)?,
     };
     let loss = loss::assess(cluster, head, target);
+    let is_refused = !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
     match &loss {
-        Ok(loss) => println!("{}", loss.told(&head.name, &target.name)),
+        Ok(loss) if args.dry_run || !is_refused => println!("{}", loss.told(&head.name, &target.name)),
+        // The refusal says it.
+        Ok(_) => {}
         Err(error) => super::warn(context, &format!("nobody knows what would be lost: {error:#}")),
     }
     if args.dry_run {
         println!("end: `{0}`; it comes back as a standby only, with `pgbox rejoin {0}`", head.name);
         return Ok(());
     }
-    if !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0) {
+    if is_refused {
         let refusal = failover::refusal(cluster, head, &target.name, loss.as_ref().ok());
         if let Err(error) = pause.end() {
             super::warn(context, &format!("`{}` is still frozen: {error:#}", head.name));

@@ -80,9 +80,8 @@ fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
     let example = "for example: pgbox set primary work_mem=64MB";
     match (nodes.is_empty(), changes.is_empty()) {
         (_, true) => Err(advise("no setting was given", example)),
-        // `--lab NAME` says where, and not for whom.
         (true, _) if !args.all => Err(advise(
-            "no node was named",
+            "no node was named: `--lab NAME` says only in which lab",
             format!("name one, or all of them: `pgbox set --all {}`", words(&changes)),
         )),
         (false, _) if args.all => {

@@ -128,7 +128,8 @@ fn forget_everywhere(context: &Context) -> Result<()> {
 pub enum Written {
     /// For the roles that there are.
     Now,
-    /// In a lab file, for the roles that nodes had at first: who has become the primary has left its seat to others.
+    /// In a lab file, for the roles that nodes had at first: who has become the primary has left its seat to others, and who is
+    /// not there yet takes it when it comes.
     AtFirst,
 }
 
@@ -213,10 +214,10 @@ fn check(cluster: &Cluster, rule: &SyncRule, written: Written) -> Result<()> {
     let followers: Vec<&str> = cluster.followers(head).map(|node| node.name.as_str()).collect();
     let follows = |name: &&Name| followers.contains(&name.as_str());
     let by = Role::Superseded { by: head.clone() };
-    let has_left = |name: &&Name| cluster.node(name).is_some_and(|node| node.state.role() == by);
+    let is_away = |name: &&Name| cluster.node(name).is_none_or(|node| node.state.role() == by);
     let is_seat = |name: &&Name| match written {
         Written::Now => *name == head && rule.names.iter().any(|other| follows(&other)),
-        Written::AtFirst => *name == head || has_left(name),
+        Written::AtFirst => *name == head || is_away(name),
     };
     let Some(stranger) = rule.names.iter().find(|name| !follows(name) && !is_seat(name)) else {
         return Ok(());

@@ -248,7 +248,13 @@ impl LabFile {
         let rule: SyncRule = text.parse().map_err(|why: String| wrong(&why))?;
         let of = |name: &Name| self.raw.nodes.get(name)?.of.as_ref().map(Spanned::get_ref);
         let is_direct = |name: &&Name| of(name).is_some_and(|upstream| of(upstream).is_none());
-        match rule.names.iter().find(|name| !is_direct(name)) {
+        // Beside one of its standbys a primary is the seat that it takes after a switchover.
+        let is_seat = |name: &&Name| {
+            self.raw.nodes.contains_key(*name)
+                && of(name).is_none()
+                && rule.names.iter().any(|other| is_direct(&other))
+        };
+        match rule.names.iter().find(|name| !is_direct(name) && !is_seat(name)) {
             Some(stranger) => {
                 Err(wrong(&format!("in this file `{stranger}` is no standby that follows a primary itself")))
             }

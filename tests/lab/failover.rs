@@ -140,6 +140,12 @@ fn a_standby_that_has_gone_another_way_is_not_taken_for_a_better_one() {
     host.pgbox(&["net", "cut", "primary", "r1"]);
     host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 100000)");
     until("100000", || host.sql("r2", &[], "SELECT count(*) FROM t"));
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("`r2` has more, and with it nothing is lost: `pgbox failover r2`"), "{said}");
+    host.pgbox(&["net", "cut", "primary", "r2"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (0)");
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("`r2` has more, and lacks 1 transaction with 1 row as well"), "{said}");
     host.pgbox(&["stop", "r2"]);
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);

@@ -70,7 +70,10 @@ fn what_the_server_would_not_start_with_is_never_written() {
         let said = host.fails(1, &[&["set", "primary"], words].concat());
         assert!(said.contains(why), "{words:?}: {said}");
     }
-    assert!(host.fails(1, &["set", "work_mem=64MB"]).contains("no node was named"));
+    for words in [&["set", "work_mem=64MB"][..], &["set", "--lab", "default", "work_mem=64MB"]] {
+        let said = host.fails(1, words);
+        assert!(said.contains("no node was named") && said.contains("set --all work_mem=64MB"), "{said}");
+    }
     host.pgbox(&["set", "primary", "max_connections=50", "--dry-run"]);
     assert_eq!(files(), before);
     // What only a start can show is taken back.

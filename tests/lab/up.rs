@@ -155,7 +155,7 @@ fn up_gives_up_nothing_that_only_an_old_primary_has_and_does_the_rest() {
     // r2 has it, too, which is another matter: the rest is what is neither.
     host.pgbox(&["rejoin", "r2"]);
     host.pgbox(&["down"]);
-    let file = write(&host, "lab.toml", &format!("sync = 'any 1 (r2)'\n{lab}"));
+    let file = write(&host, "lab.toml", &format!("sync = 'any 1 (p, r2)'\n{lab}"));
     let output = host.try_pgbox(&["up", file.to_str().unwrap()]);
     let said = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{said}");

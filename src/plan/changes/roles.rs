@@ -101,6 +101,14 @@ fn refuse_orphans(
 /// Leaves an old primary out that has what nobody else has.
 fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
     let left = actual.left.get(name);
+    if let Some(Left { by, .. }) = left
+        && actual.node(by).is_some_and(|node| node.role == Role::Standby { of: name.clone() })
+    {
+        changes.refused.push(format!(
+            "`{by}` was about to take the place of `{name}`, which was not finished: `pgbox failover {by}`"
+        ));
+        return false;
+    }
     if let (Some(Role::Superseded { by }), None) = (actual.node(name).map(|node| &node.role), left) {
         changes.refused.push(format!(
             "`{name}` was the primary, and `{by}`, which was promoted in its place, is gone; to make it the primary again, as \

@@ -250,6 +250,10 @@ fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
     lab.left.clear();
     let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
     assert!(refused[0].contains("pgbox promote p"), "{refused:?}");
+    lab.left.insert(name("p"), left("b", None));
+    lab.nodes[0].role = Role::Standby { of: name("p") };
+    let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
+    assert!(refused[0].contains("pgbox failover b"), "{refused:?}");
 }
 
 #[test]
