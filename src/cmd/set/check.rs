@@ -43,8 +43,8 @@ pub fn everything(
 
 /// `postgres -C` ends before the server compares values with one another, and whoever stops it to see that has stopped it.
 fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
-    let is_one = |name: &&str| changes.iter().any(|change| change.name.eq_ignore_ascii_case(name));
-    if !parameter::TOGETHER.iter().any(|name| is_one(&name)) {
+    let is_one = |name: &str| changes.iter().any(|change| change.name.eq_ignore_ascii_case(name));
+    if !parameter::TOGETHER.iter().any(|name| is_one(name)) {
         return Ok(());
     }
     let known = settings::ask(witness, &parameter::TOGETHER.map(str::to_owned))?;
