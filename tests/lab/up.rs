@@ -207,6 +207,11 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
     let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
     assert!(text(&output.stderr).contains("has changed since it ran, and is not run again"), "{output:?}");
     assert!(output.status.success() && text(&output.stdout).contains("nothing to do"), "{output:?}");
+    // Nor where only a server that is started for it can tell.
+    host.pgbox(&["down"]);
+    let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains("has changed since it ran, and is not run again"), "{output:?}");
+    assert!(output.status.success() && !text(&output.stdout).contains("run the SQL"), "{output:?}");
 }
 
 #[test]
