@@ -1,36 +1,44 @@
 # shellcheck shell=bash
-# bench/lab.sh - the sections of scripts/bench about labs: up, replica, failover, switchover. Sourced by it.
+# bench/lab.sh - the sections of scripts/bench about labs: up, replica, reflink, failover, switchover. Sourced by it.
 #
 # A base backup is a thousand small fsyncs, and so is much of what a failover waits for. On the tmpfs of the other
-# sections they cost nothing, so these work on an ext4 of their own, in a file on a disk ($BENCH_DISK, or /var/tmp).
+# sections they cost nothing, so these work on an ext4 (reflink: on an XFS) of their own, in a file on a disk ($BENCH_DISK, or /var/tmp).
 # $BENCH_RUNS is how many failovers and switchovers to make: 20 unless given.
 # shellcheck disable=SC2154 # scratch, pgbox, host, bindir and the like are those of scripts/bench
 
 # ---- storage, and plain Postgres on it
 
-# Points PGBOX_ROOT to a disk; images and layers stay where they are.
-lab_up() {
+# Points PGBOX_ROOT to a disk of this kind; images and layers stay where they are.
+lab_up() { # ext4|xfs
     host_up
-    [ -n "${disk:-}" ] || make_disk
+    if [ "${disk_kind:-}" != "$1" ]; then
+        drop_disk
+        make_disk "$1" || return
+        disk_kind=$1
+    fi
     export PGBOX_ROOT=$disk/root
 }
 
-make_disk() {
+make_disk() { # ext4|xfs
     local place=${BENCH_DISK:-/var/tmp} file loop kind
-    mkdir "$scratch/disk"
+    mkdir -p "$scratch/disk-$1"
     file=$(mktemp "$place/pgbox-bench.XXXXXX")
     truncate -s 12G "$file"
-    mkfs.ext4 -q -F -i 65536 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard "$file"
+    case $1 in
+        ext4) mkfs.ext4 -q -F -i 65536 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard "$file" ;;
+        xfs) mkfs.xfs -q -K -m reflink=1 "$file" || { rm "$file"; return 1; } ;;
+    esac
     # mount(8) has the loop device end with the mount, and the file with its last user: nothing is left in any case.
-    if mount -o loop,noatime "$file" "$scratch/disk" 2>"$scratch/loop.err"; then
-        loop=$(findmnt -no SOURCE "$scratch/disk")
+    if mount -o loop,noatime "$file" "$scratch/disk-$1" 2>"$scratch/loop.err"; then
+        loop=$(findmnt -no SOURCE "$scratch/disk-$1")
         rm "$file"
         # Not through the page cache of the file system below, where a second copy of everything would be.
         losetup --direct-io=on "$loop" 2>/dev/null || echo "note: $loop goes through the page cache of $place" >&2
-        disk=$scratch/disk
-        storage="ext4 on a loop device"
+        disk=$scratch/disk-$1
+        storage="$1 on a loop device"
     else
         rm "$file"
+        [ "$1" = ext4 ] || return 1
         skip "a file system of the bench's own: $(tail -n 1 "$scratch/loop.err"); a syncfs writes what others have on $place, too"
         lab_directory=$(mktemp -d "$place/pgbox-bench.XXXXXX")
         disk=$lab_directory
@@ -47,8 +55,8 @@ make_disk() {
     plain_up
 }
 
-# Where the sections stand that are not about labs.
-lab_down() {
+# Removes the disk with all that is on it.
+drop_disk() {
     local node
     [ -n "${disk:-}" ] || return 0
     export PGBOX_ROOT=$disk/root
@@ -56,6 +64,7 @@ lab_down() {
     for node in $("$pgbox" ps --quiet 2>/dev/null); do "$pgbox" rm --force -v "$node" >/dev/null 2>&1; done
     umount -l "$host/mnt" 2>/dev/null
     if [ -n "${lab_directory:-}" ]; then rm -rf -- "$lab_directory"; else umount "$disk" 2>/dev/null; fi
+    disk='' disk_kind=''
 }
 
 # A script for what one types without pgbox, with the same binaries and as the same user.
@@ -154,6 +163,11 @@ compare_replica() { # ROUNDS TARGET TEXT
     echo "                 of pg_basebackup --checkpoint=fast: $(against "pg_basebackup --checkpoint=fast" 2)"
 }
 
+fill_primary() {
+    "$pgbox" exec primary -- psql -U postgres -qc "CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 25) AS text FROM generate_series(1, 920000) i" -c CHECKPOINT
+    echo "with $("$pgbox" exec primary -- psql -U postgres -Atc "SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database"):"
+}
+
 section_replica() {
     say "a standby: replica, until it streams, against a bare pg_basebackup of the same server; $storage"
     echo "pgbox makes a container, copies inside it, starts the server and waits until it streams; the other only copies."
@@ -161,10 +175,19 @@ section_replica() {
     quietly "$pgbox" run primary
     compare_replica 7 0.35 "empty primary"
     echo
-    "$pgbox" exec primary -- psql -U postgres -qc "CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 25) AS text FROM generate_series(1, 920000) i" -c CHECKPOINT
-    echo "with $("$pgbox" exec primary -- psql -U postgres -Atc "SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database"):"
+    fill_primary
     compare_replica 3 0.7 "0.8 GB"
-    skip "a copy by reflink (target 0.15): pgbox copies through the server, whatever the file system is"
+    clear_lab
+}
+
+section_reflink() {
+    say "a standby by reflink: its data are clones of the primary's files; $storage"
+    echo "pgbox makes a container, clones, starts the server and waits until it streams; the other only copies, on the same"
+    echo "file system."
+    echo
+    quietly "$pgbox" run primary
+    fill_primary
+    compare_replica 5 0.15 "0.8 GB by reflink"
     clear_lab
 }
 

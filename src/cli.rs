@@ -2,7 +2,6 @@
 //! from the definitions below.
 
 mod drive;
-mod environment;
 mod fault;
 mod image;
 mod lab;
@@ -17,12 +16,11 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
-pub use environment::{Env, With};
 pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
-pub use uri::{Endpoint, Uri};
+pub use uri::{As, Endpoint, Env, Uri, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
@@ -74,7 +72,10 @@ pub enum Command {
     Rejoin(Rejoin),
     /// Replace a standby's data by a new base backup
     Reinit(Reinit),
-    /// List nodes
+    /// List the nodes of a lab: state, image, address, published ports
+    #[command(
+        after_help = "Examples:\n  pgbox ps\n  pgbox rm --force $(pgbox ps -q)      all of them; their data stay"
+    )]
     Ps(Ps),
     /// Show what a node has written to its log
     Logs(Logs),
@@ -90,7 +91,10 @@ pub enum Command {
     With(With),
     /// Show where the lab's two stable addresses lead, or publish them on this host
     Endpoint(Endpoint),
-    /// Show everything about nodes
+    /// Show all that is known of nodes: role, network, cgroup, data, image, options
+    #[command(
+        after_help = "Examples:\n  pgbox inspect primary\n  pgbox inspect primary --json | jq -r '.[].data'"
+    )]
     Inspect(Nodes),
     /// Show what nodes use of memory, CPU and network
     Stats(Listing),
@@ -309,13 +313,35 @@ pub struct Exec {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  pgbox psql primary\n  pgbox psql primary -c 'SELECT version()'")]
+#[command(
+    override_usage = "pgbox psql [OPTIONS] [NODE] [PSQL ARGUMENTS]...\n       pgbox psql [OPTIONS] -- [PSQL ARGUMENTS]...",
+    after_help = "Examples:\n  pgbox psql                             the lab's primary\n  pgbox psql r1 -c 'SELECT version()'\n  pgbox psql -- -d shop -c 'SELECT 1'"
+)]
 pub struct Psql {
-    /// Name of the node
-    pub node: Name,
+    /// Name of the node, or the lab's primary if none is named; all that follows is for psql
+    #[arg(value_name = "NODE|PSQL ARGUMENT", allow_hyphen_values = true)]
+    words: Vec<String>,
     /// Arguments for psql
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
-    pub args: Vec<String>,
+    #[arg(last = true, hide = true)]
+    rest: Vec<String>,
+}
+
+impl Psql {
+    /// The node that is named, and the arguments for psql.
+    ///
+    /// # Errors
+    /// When the first word is neither an option of psql nor can be a node's name.
+    pub fn parts(self) -> Result<(Option<Name>, Vec<String>), String> {
+        let mut args = self.words;
+        let is_name = args.first().is_some_and(|word| !word.starts_with('-'));
+        let node = if is_name { Some(args.remove(0).parse()?) } else { None };
+        // After a name clap takes it for a word of psql's.
+        if args.first().is_some_and(|word| word == "--") {
+            args.remove(0);
+        }
+        args.extend(self.rest);
+        Ok((node, args))
+    }
 }
 
 #[derive(Debug, Args)]

@@ -168,10 +168,14 @@ pub fn for_log_line(line: &str) -> Option<String> {
 const SHM_FULL: &str = "/dev/shm is full: give more with --shm-size";
 const PIDS: &str = "it may have no more processes: give more with --pids, or leave that out";
 
+const NO_SETTING: &str =
+    "no setting of the server has that name; see what was given with -c, or as settings in the lab file";
+
 /// What to try when an inner step failed, from its text: the error comes from another process.
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
         ("could not resize shared memory segment", SHM_FULL),
+        ("unrecognized configuration parameter", NO_SETTING),
         ("No space left", DISK_FULL),
         ("fork: EAGAIN", PIDS),
         (

@@ -127,6 +127,19 @@ pub fn on_host(plan: &Plan, inside: &Path) -> Option<PathBuf> {
     Some(if rest.as_os_str().is_empty() { source.to_owned() } else { source.join(rest) })
 }
 
+/// Where on the host is what a node sees as `inside`: a directory whose path the node has no hand in, and the rest of the way
+/// below it, on which it may have put anything. What is in no volume is in the upper directory of its overlay.
+pub fn found_below(plan: &Plan, inside: &Path) -> Option<(PathBuf, PathBuf)> {
+    if let Some((source, target, _)) = mount_of(plan, inside) {
+        return Some((source.to_owned(), inside.strip_prefix(target).ok()?.to_owned()));
+    }
+    let bundle = plan.host.iter().find_map(|step| match step {
+        HostStep::CreateBundle { dir, .. } => Some(dir),
+        _ => None,
+    })?;
+    Some((bundle.join("upper"), inside.strip_prefix("/").ok()?.to_owned()))
+}
+
 /// The innermost volume that `inside` is in: source, target, and whether it is read-only.
 pub fn mount_of<'p>(plan: &'p Plan, inside: &Path) -> Option<(&'p Path, &'p Path, bool)> {
     let binds = plan.inner.iter().filter_map(|step| match step {
@@ -329,6 +342,9 @@ fn inner_steps(
     steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
     steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
+    // As the sources of the mounts: on the host, so before pivot_root.
+    let upstream = spec.follow.as_ref().zip(facts.upstream.as_ref());
+    steps.extend(upstream.and_then(|(follow, upstream)| follow::open_upstream(follow, upstream)));
     steps.extend([
         InnerStep::PivotRoot { root: merged.clone() },
         InnerStep::MountProc,

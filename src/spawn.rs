@@ -5,12 +5,14 @@
 //! them: the lab's lock would be held by the node for life. The child closes all that is not its own first.
 
 use std::{
+    cell::OnceCell,
     fs::{File, OpenOptions},
     io::{self, Read},
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
+    path::Path,
     time::Duration,
 };
 
@@ -29,7 +31,10 @@ use nix::{
 use crate::{
     enter,
     init::{self, InitFds, LogFds},
-    postgres::{launch::User, report::Report},
+    postgres::{
+        launch::{Payload, User},
+        report::Report,
+    },
     state::{NodeDir, Plan},
     step::InnerStep,
     sys::{
@@ -38,6 +43,7 @@ use crate::{
         child,
         clone::{self, Child},
         credentials::Credentials,
+        mount::Detached,
         pass,
         process::{self, ProcessId},
         seccomp,
@@ -93,8 +99,9 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     });
     let netns = File::open(netns.context("the plan has no network namespace")?)
         .context("open the network namespace")?;
-    let (tasks, files) = (group.tasks()?, Files::open(node, stdio)?);
-    let birth = Birth { plan, stdio, netns, tasks, report, go, files };
+    let serves = matches!(plan.init.payload, Payload::Postgres(_));
+    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves)?);
+    let birth = Birth { plan, stdio, netns, tasks, report, go, files, upstream: OnceCell::new() };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -153,12 +160,13 @@ struct Files {
     log: Option<[File; 2]>,
     status: File,
     secret: Option<File>,
-    orders: File,
-    replicator: File,
+    /// Of a server.
+    orders: Option<File>,
+    replicator: Option<File>,
 }
 
 impl Files {
-    fn open(node: &NodeDir, stdio: Stdio) -> Result<Self> {
+    fn open(node: &NodeDir, stdio: Stdio, serves: bool) -> Result<Self> {
         let open = |path: std::path::PathBuf, append: bool| {
             let mut options = OpenOptions::new();
             options.read(true).create(true).append(append).write(true);
@@ -178,7 +186,10 @@ impl Files {
             let file = create.open(&path).and_then(|_| File::open(&path));
             file.with_context(|| format!("open {}", path.display()))
         };
-        let (orders, replicator) = (read(node.orders_file())?, read(node.replicator_file())?);
+        let (orders, replicator) = match serves {
+            true => (Some(read(node.orders_file())?), Some(read(node.replicator_file())?)),
+            false => (None, None),
+        };
         let log = match stdio {
             Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
             Stdio::Inherit | Stdio::Terminal => None,
@@ -197,6 +208,8 @@ struct Birth<'a> {
     /// It says here that it is in its cgroup, and hears that it may go on.
     go: OwnedFd,
     files: Files,
+    /// The data directory of the server that is followed, from where it is opened on.
+    upstream: OnceCell<OwnedFd>,
 }
 
 impl Birth<'_> {
@@ -217,6 +230,7 @@ impl Birth<'_> {
     fn apply(&self, step: &InnerStep) -> Result<()> {
         match step {
             InnerStep::EnterNamespaces { .. } => self.enter(),
+            InnerStep::OpenUpstream { data, .. } => self.open_upstream(data),
             InnerStep::StartInit { .. } => self.make_terminal().and_then(|()| self.wait_for_go()),
             other => other.apply(),
         }
@@ -231,8 +245,8 @@ impl Birth<'_> {
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        let given = [&files.status, &files.orders, &files.replicator];
-        let others = files.log.iter().flatten().chain(&self.tasks).chain(&files.secret).chain(given);
+        let given = files.secret.iter().chain(&files.orders).chain(&files.replicator).chain([&files.status]);
+        let others = files.log.iter().flatten().chain(&self.tasks).chain(given);
         kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
         setns(&self.netns, CloneFlags::CLONE_NEWNET).context("setns into the network namespace")?;
@@ -242,6 +256,17 @@ impl Birth<'_> {
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
             child::replace_stdio(null.as_fd())?;
+        }
+        Ok(())
+    }
+
+    /// As a tree of its own: a descriptor of the directory itself would be a way to the host's root. That server may be gone
+    /// by now, and a standby with data of its own does not need it.
+    fn open_upstream(&self, data: &Path) -> Result<()> {
+        if data.is_dir() {
+            let tree = Detached::bind(data)?;
+            tree.set_read_only()?;
+            self.upstream.set(tree.into_fd()).ok();
         }
         Ok(())
     }
@@ -283,9 +308,10 @@ impl Birth<'_> {
             terminal,
             status: Some(status.into()),
             secret: secret.map(OwnedFd::from),
-            orders: Some(orders.into()),
-            replicator: Some(replicator.into()),
+            orders: orders.map(OwnedFd::from),
+            replicator: replicator.map(OwnedFd::from),
             report: Some(self.report),
+            upstream: self.upstream.into_inner(),
         };
         init::run(&self.plan.init, fds, &assume)
     }

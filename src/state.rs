@@ -10,7 +10,7 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions, Permissions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, PermissionsExt},
     path::{Path, PathBuf},
 };
 
@@ -21,10 +21,12 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 mod hold;
 mod lab;
 mod node_dir;
+mod secret;
 
 pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
+pub use secret::{read_secret, replace_secret, write_secret};
 
 use crate::{
     postgres::{
@@ -94,6 +96,17 @@ pub enum Role {
     },
     /// It runs something else than a server.
     Command,
+}
+
+impl Role {
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Primary => "primary",
+            Self::Standby { .. } => "standby",
+            Self::Superseded { .. } => "superseded",
+            Self::Command => "command",
+        }
+    }
 }
 
 impl NodeState {
@@ -168,16 +181,6 @@ impl Root {
         self.lab_dir(lab).join("drive")
     }
 
-    /// The password of a user that pgbox has made one up for. It outlives the nodes, as the data does whose user it is;
-    /// no volume can be called so.
-    pub fn user_file(&self, lab: &Name, user: &str) -> PathBuf {
-        self.users_dir(lab).join(user)
-    }
-
-    pub fn users_dir(&self, lab: &Name) -> PathBuf {
-        self.0.join("volumes").join(lab).join(".users")
-    }
-
     /// The file that all nodes of a lab see as /etc/hosts.
     pub fn hosts_file(&self, lab: &Name) -> PathBuf {
         self.lab_dir(lab).join("hosts")
@@ -215,12 +218,16 @@ impl Root {
         names_in(&self.0.join("volumes"))
     }
 
+    pub fn lab_file(&self, lab: &Name) -> PathBuf {
+        self.lab_dir(lab).join("lab.json")
+    }
+
     pub fn load_lab(&self, lab: &Name) -> Result<Option<LabState>> {
-        load(&self.lab_dir(lab).join("lab.json"))
+        load(&self.lab_file(lab))
     }
 
     pub fn save_lab(&self, lab: &Name, state: &LabState) -> Result<()> {
-        save(&self.lab_dir(lab).join("lab.json"), state, false)
+        save(&self.lab_file(lab), state, false)
     }
 
     /// Closes what nodes write to everybody but root: a set-user-ID program that root in a node has made would be
@@ -315,15 +322,6 @@ pub struct Lock {
     _file: File,
 }
 
-/// Writes a file that only its owner may read.
-pub fn write_secret(path: &Path, content: &str) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)?;
-        file.write_all(content.as_bytes())
-    };
-    write().with_context(|| format!("write {}", path.display()))
-}
-
 /// What is known of the volume in `dir`.
 pub fn load_volume(dir: &Path) -> Result<Option<VolumeState>> {
     load(&dir.join("volume.json"))
@@ -342,19 +340,20 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     struct Versioned {
         version: u32,
     }
-    let text = match sys::fs::read_to_string(path) {
+    // Replaced by rename, never written to.
+    let text = match sys::fs::read_at_once(path) {
         Ok(text) => text,
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
             return Ok(None);
         }
         Err(e) => return Err(e).with_context(|| format!("read {}", path.display())),
     };
-    let found: Versioned = serde_json::from_str(&text)
+    let found: Versioned = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
     if found.version != VERSION {
         bail!("{} has version {}, this pgbox knows {VERSION}", path.display(), found.version);
     }
-    serde_json::from_str(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
+    serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
 /// Data and address outlive a power cut, and the file that tells of them must, too: some file systems would

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::Limits;
-use crate::spec::{Name, Publish, Restart, Volume, quantity};
+use crate::spec::{Copying, Name, Publish, Restart, Volume, quantity};
 
 #[derive(Debug, Args)]
 #[command(
@@ -32,6 +32,10 @@ pub struct Replica {
     /// Bytes a second that the base backup may take, for example 20m
     #[arg(long, value_name = "SIZE", value_parser = quantity::bytes)]
     pub rate: Option<u64>,
+    /// Clone the other node's files (reflink), have pg_basebackup copy them (basebackup), or clone where the file system can
+    /// (auto)
+    #[arg(long, value_name = "HOW", default_value = "auto")]
+    pub copy: Copying,
     /// Mount a named volume or a directory of the host
     #[arg(short, long = "volume", value_name = "SOURCE:TARGET[:ro]")]
     pub volumes: Vec<Volume>,

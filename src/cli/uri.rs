@@ -1,4 +1,4 @@
-//! Connection strings, and the addresses in them that stay.
+//! Commands that tell programs of this host how to connect, and the addresses that stay.
 
 use std::str::FromStr;
 
@@ -12,7 +12,7 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(
     group = ArgGroup::new("whom").required(true).args(["node", "rw", "ro"]),
-    after_help = "Examples:\n  psql \"$(pgbox uri primary)\"\n  psql \"$(pgbox uri --rw)\"            the primary, whichever node that is\n  psql \"$(pgbox uri --ro --hosts)\"    all nodes; the client looks for a standby"
+    after_help = "Examples:\n  psql \"$(pgbox uri primary)\"\n  psql \"$(pgbox uri --rw)\"            the primary, whichever node that is\n  psql \"$(pgbox uri --ro --hosts)\"    all nodes; the client looks for a standby\n  psql \"$(pgbox uri --rw -U app -d shop)\""
 )]
 pub struct Uri {
     /// Name of the node
@@ -29,12 +29,53 @@ pub struct Uri {
     /// Put the password itself into the string, not the name of the file that has it
     #[arg(long)]
     pub with_password: bool,
-    /// Use the published port, not the address of the node or endpoint
-    #[arg(long)]
-    pub published: bool,
+    #[command(flatten)]
+    pub by: As,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  eval \"$(pgbox env)\" && psql\n  pgbox env r1 --user app --dbname shop --json"
+)]
+pub struct Env {
+    /// Name of the node; the lab's primary if none is named
+    pub node: Option<Name>,
+    #[command(flatten)]
+    pub by: As,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox with -- pgbench -i -s 10\n  pgbox with r1 -U app -d shop -- psql -c 'SELECT pg_is_in_recovery()'"
+)]
+pub struct With {
+    /// Name of the node; the lab's primary if none is named
+    pub node: Option<Name>,
+    #[command(flatten)]
+    pub by: As,
+    /// The command and its arguments
+    #[arg(required = true, last = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+/// As whom to connect, and by which way.
+#[derive(Debug, Args)]
+pub struct As {
+    /// A user that a lab file has made; the superuser if none is named
+    #[arg(short = 'U', long, value_name = "NAME")]
+    pub user: Option<String>,
+    /// A database; the one that was made with the node if none is named
+    #[arg(short, long, value_name = "NAME")]
+    pub dbname: Option<String>,
+    /// Use the published port, not the address of the node or endpoint
+    #[arg(long)]
+    pub published: bool,
 }
 
 #[derive(Debug, Args)]

@@ -44,10 +44,22 @@ pub fn settle_if_free(context: &Context, node: &Node) -> Result<()> {
     Ok(())
 }
 
+/// The same where only this node has changed: one without a server is nothing to them.
+pub fn settle_for(context: &Context, state: &NodeState) {
+    if state.postgres().is_some() {
+        settle(context, None);
+    }
+}
+
 /// The same after the wait for a node to come up: a standby takes reads from when it answers, and a node that did not come
 /// up is gone again. A primary was led to before, while its server started.
 pub fn settle_when_up(context: &Context, state: &NodeState, answer: Result<Answer>) -> Result<Answer> {
-    if answer.is_err() || matches!(state.role(), Role::Standby { .. }) {
+    let moves = match state.role() {
+        Role::Command => false,
+        Role::Standby { .. } => true,
+        Role::Primary | Role::Superseded { .. } => answer.is_err(),
+    };
+    if moves {
         let _lock = context.lock()?;
         settle(context, None);
     }

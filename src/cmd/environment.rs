@@ -8,20 +8,15 @@ use std::{io, os::unix::process::CommandExt, process::Command};
 
 use anyhow::{Result, anyhow};
 
-use super::{Context, uri};
-use crate::{
-    cli,
-    facts::{cluster, node},
-    show,
-    spec::Name,
-};
+use super::{Context, access, uri};
+use crate::{cli, facts, show, spec::Name};
 
 /// What would lead somewhere else.
 const IN_THE_WAY: [&str; 5] =
     ["PGHOSTADDR", "PGPASSWORD", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS"];
 
 pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
-    let (set, unset) = variables(context, args.node.as_ref(), args.published)?;
+    let (set, unset) = variables(context, args.node.as_ref(), &args.by)?;
     if args.json {
         let map: serde_json::Map<String, serde_json::Value> =
             set.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -35,7 +30,7 @@ pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
 
 /// Becomes the command: signals, terminal and exit code are its own.
 pub fn with(context: &Context, args: &cli::With) -> Result<i32> {
-    let (set, unset) = match variables(context, args.node.as_ref(), args.published) {
+    let (set, unset) = match variables(context, args.node.as_ref(), &args.by) {
         Ok(found) => found,
         // As with `exec`: that pgbox failed, and not the command.
         Err(error) => {
@@ -58,26 +53,22 @@ pub fn with(context: &Context, args: &cli::With) -> Result<i32> {
 type Variables = (Vec<(&'static str, String)>, Vec<&'static str>);
 
 /// The variables to set and those to take away.
-fn variables(context: &Context, node: Option<&Name>, published: bool) -> Result<Variables> {
-    let name = match node {
-        Some(name) => name.clone(),
-        None => cluster::main(&context.root, &context.lab)?.head().name.clone(),
-    };
-    let node = node::find(&context.root, &context.lab, &name)?;
-    let address = uri::address(&node, published)?;
-    let login = node.login()?;
+fn variables(context: &Context, name: Option<&Name>, by: &cli::As) -> Result<Variables> {
+    facts::lab::check(&context.root, &context.lab)?;
+    let node = access::node(context, name)?;
+    let address = uri::address(&node, by.published)?;
+    let access = access::of(context, &node, by)?;
     let mut set = vec![
         ("PGHOST", address.ip().to_string()),
         ("PGPORT", address.port().to_string()),
-        ("PGUSER", login.user),
-        ("PGDATABASE", login.database),
+        ("PGUSER", access.user),
+        ("PGDATABASE", access.database),
     ];
     let mut unset = IN_THE_WAY.to_vec();
-    let pass_file = node.dir.pass_file();
-    match pass_file.exists() {
-        true => set.push(("PGPASSFILE", pass_file.display().to_string())),
+    match access.passfile {
+        Some(file) => set.push(("PGPASSFILE", file.display().to_string())),
         // Somebody else's would be asked for this server's password.
-        false => unset.push("PGPASSFILE"),
+        None => unset.push("PGPASSFILE"),
     }
     Ok((set, unset))
 }

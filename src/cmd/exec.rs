@@ -8,7 +8,10 @@ use super::{Context, need_root};
 use crate::{
     cli,
     enter::{self, EnterRequest, NotStarted, Target},
-    facts::node::{self, Node},
+    facts::{
+        self,
+        node::{self, Node},
+    },
     plan, show,
     spec::Name,
     sys::capability,
@@ -51,6 +54,7 @@ pub struct Wanted {
 /// Runs a command in a node, and gives its exit code.
 pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
+    facts::lab::check(&context.root, &context.lab)?;
     let node = node::find(&context.root, &context.lab, name)?;
     let target = target(context, &node)?;
     let init = &node.state.plan.init;

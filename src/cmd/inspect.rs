@@ -36,6 +36,8 @@ fn describe(context: &Context, node: &Node) -> Result<Value> {
         "node": node.name,
         "lab": node.lab,
         "state": node.word(),
+        "role": node.state.role().word(),
+        "superseded_by": node.state.superseded_by,
         "status": node.status,
         "pid": node.pidfd.as_ref().and(node.state.init).map(|init| init.pid),
         "image": { "reference": node.state.spec.image, "digest": node.state.image, "libc": node.state.libc },

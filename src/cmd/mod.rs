@@ -1,6 +1,7 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+mod access;
 mod collation;
 mod crash;
 mod down;
@@ -40,6 +41,8 @@ mod volume;
 mod wait;
 mod which;
 
+use std::ffi::OsString;
+
 use anyhow::Result;
 
 use crate::{
@@ -48,6 +51,7 @@ use crate::{
         StepFailed,
         membership::{self, Change},
     },
+    facts,
     hint::{self, advise},
     spec::Name,
     state::{Hold, Lock, Root},
@@ -87,10 +91,19 @@ impl Context {
     }
 }
 
+/// Whether a command line may begin a process in an image, as far as its words tell: one more than need be does no harm.
+pub fn enters_an_image(args: impl Iterator<Item = OsString>) -> bool {
+    let subcommands = ["run", "exec", "start", "replica"];
+    args.skip(1).take_while(|word| word != "--").any(|word| subcommands.iter().any(|name| word == *name))
+}
+
 /// Runs a command line; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<i32> {
     let options = cli.options();
     let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab, options };
+    if is_about_a_lab(&cli.command) {
+        facts::lab::check(&context.root, &context.lab)?;
+    }
     match cli.command {
         Command::Run(args) => run::run(&context, *args),
         Command::Replica(args) => replica::run(&context, &args),
@@ -135,6 +148,18 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
             crate::cli::completions(shell);
             Ok(0)
         }
+    }
+}
+
+/// Whether a command needs a lab that is there. `exec` and `with` do, too, and have exit codes of their own for it; `rm` finds
+/// what is left of a node also where its lab is forgotten.
+fn is_about_a_lab(command: &Command) -> bool {
+    match command {
+        Command::Ps(args) => !args.all_labs,
+        Command::Run(_) | Command::Up(_) | Command::Down(_) | Command::Rm(_) => false,
+        Command::Exec(_) | Command::With(_) => false,
+        Command::Image(_) | Command::Volume(_) | Command::Completions { .. } => false,
+        _ => true,
     }
 }
 

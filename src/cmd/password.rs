@@ -13,12 +13,9 @@ use rustix::fs::OFlags;
 
 use crate::{
     engine::ready::{self, Answer},
+    facts::node::Node,
     plan,
-    postgres::{
-        contract,
-        launch::{Password, Payload, PostgresPayload, Source},
-        password, uri,
-    },
+    postgres::{contract, launch::Password, password},
     state::{self, NodeDir, NodeState, Root},
     step::AfterStep,
     sys,
@@ -39,12 +36,12 @@ pub enum Origin {
 
 /// Puts the password into the files of a new node.
 pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String>) -> Result<Origin> {
-    let Some(postgres) = postgres(state) else { return Ok(Origin::Nowhere) };
+    let Some(postgres) = state.postgres() else { return Ok(Origin::Nowhere) };
     if let Some(follow) = &state.spec.follow {
         // The data are the other node's, and so is the password in them.
         let upstream = root.node(&state.spec.lab, &follow.of).secret_file();
         if let Ok(secret) = fs::read_to_string(upstream) {
-            write(node, postgres, &secret)?;
+            state::write_secret(&node.secret_file(), &secret)?;
         }
         return Ok(Origin::Nowhere);
     }
@@ -60,7 +57,7 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
             (None, None) => (generated()?, Origin::Generated),
         },
     };
-    write(node, postgres, &secret)?;
+    state::write_secret(&node.secret_file(), &secret)?;
     if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
         fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
@@ -80,13 +77,6 @@ pub fn keep_replicator(root: &Root, node: &NodeDir, state: &NodeState) -> Result
         state::write_secret(&upstream, &password)?;
     }
     state::write_secret(&node.replicator_file(), &password)
-}
-
-fn postgres(state: &NodeState) -> Option<&PostgresPayload> {
-    match &state.plan.init.payload {
-        Payload::Postgres(postgres) => Some(postgres),
-        Payload::Command { .. } => None,
-    }
 }
 
 /// The content of `POSTGRES_PASSWORD_FILE`, if that is in a volume; in the image nobody should have one.
@@ -112,22 +102,6 @@ fn read_below(source: &Path, below: &Path) -> io::Result<Vec<u8>> {
     sys::fs::read_plain(file.into(), contract::LARGEST_FILE)
 }
 
-fn write(node: &NodeDir, postgres: &PostgresPayload, secret: &str) -> Result<()> {
-    let user = match &postgres.superuser {
-        Source::Value(user) => user.as_str(),
-        Source::File(_) => "*",
-    };
-    state::write_secret(&node.secret_file(), secret)?;
-    state::write_secret(&node.pass_file(), &uri::passfile_line(user, secret))
-}
-
-fn forget(node: &NodeDir) -> Result<()> {
-    for path in [node.secret_file(), node.pass_file()] {
-        fs::remove_file(&path).with_context(|| format!("remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
 /// The password that was kept beside the data when an earlier node on it was removed.
 fn remembered(root: &Root, state: &NodeState) -> Option<String> {
     fs::read_to_string(home(root, state)?.join("password")).ok().filter(|s| !s.is_empty())
@@ -135,6 +109,13 @@ fn remembered(root: &Root, state: &NodeState) -> Option<String> {
 
 fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
     root.volume_home(&state.spec.lab, state.data.as_deref()?)
+}
+
+/// Goes by another password from now on, which the superuser of these nodes' cluster has been given.
+pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
+    let beside_data = |node: &Node| home(root, &node.state).map(|home| home.join("password"));
+    let files = nodes.iter().flat_map(|node| [Some(node.dir.secret_file()), beside_data(node)]);
+    files.flatten().try_for_each(|file| state::write_secret(&file, secret))
 }
 
 /// A new password.
@@ -156,25 +137,24 @@ pub fn settle(
     let Answer::WrongPassword(why) = answer else { return Ok(refused(state, answer)) };
     let name = &state.spec.node;
     let change = format!("To change it: pgbox psql {name} -c '\\password'");
-    let Some(postgres) = postgres(state).filter(|_| node.secret_file().exists()) else { return Ok(None) };
-    if origin == Origin::Given
-        && let Some(old) = remembered(root, state)
-        && works(node, state, postgres, &old)?
-    {
-        let file = node.secret_file();
-        return Ok(Some(format!(
-            "the data of `{name}` has another password than the one that was given ({why}), and keeps it: a \
-             password is set when the data directory is made. The one that counts is in {}. {change}",
-            file.display()
-        )));
+    if state.postgres().is_none() || !node.secret_file().exists() {
+        return Ok(None);
     }
+    let file = node.secret_file();
+    let known = remembered(root, state).filter(|_| origin == Origin::Given);
+    let counts = match known {
+        Some(old) if works(node, state, &old)? => format!(" The one that counts is in {}.", file.display()),
+        _ => {
+            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+            String::new()
+        }
+    };
     if origin == Origin::Given {
         return Ok(Some(format!(
             "the data of `{name}` has another password than the one that was given ({why}), and keeps it: a \
-             password is set when the data directory is made. {change}"
+             password is set when the data directory is made.{counts} {change}"
         )));
     }
-    forget(node)?;
     Ok(Some(format!(
         "the data of `{name}` has a password that pgbox doesn't know ({why}). Give it with -e \
          POSTGRES_PASSWORD=... when the node is created. {change}"
@@ -182,13 +162,13 @@ pub fn settle(
 }
 
 /// Tries a password, and leaves it in the node's files if it is the right one.
-fn works(node: &NodeDir, state: &NodeState, postgres: &PostgresPayload, secret: &str) -> Result<bool> {
+fn works(node: &NodeDir, state: &NodeState, secret: &str) -> Result<bool> {
     let Some(AfterStep::WaitUntilReady { address, .. }) = state.plan.after.first() else { return Ok(false) };
     let given = fs::read_to_string(node.secret_file()).context("read the password")?;
-    write(node, postgres, secret)?;
+    state::write_secret(&node.secret_file(), secret)?;
     let works = ready::probe(node, *address)? == Answer::Ready;
     if !works {
-        write(node, postgres, &given)?;
+        state::write_secret(&node.secret_file(), &given)?;
     }
     Ok(works)
 }
@@ -205,7 +185,7 @@ pub fn refused(state: &NodeState, answer: &Answer) -> Option<String> {
 
 /// Keeps the password beside a named volume, for the next node on it; only one that is known to be right.
 pub fn remember(node: &NodeDir, state: &NodeState, volume: &Path) -> Result<()> {
-    let trusted = postgres(state).is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
+    let trusted = state.postgres().is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
     let path = volume.join("password");
     match fs::read_to_string(node.secret_file()) {
         // A server that asks nobody for a password has not confirmed this one.

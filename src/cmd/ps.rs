@@ -8,7 +8,6 @@ use crate::{
     cli,
     facts::node::{self, Node},
     show::table,
-    spec::name::DEFAULT_LAB,
 };
 
 /// A row; the names are those of the JSON output.
@@ -26,12 +25,6 @@ struct Row {
 }
 
 pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
-    if !args.all_labs && context.lab.as_str() != DEFAULT_LAB && !context.root.lab_dir(&context.lab).exists() {
-        super::note(
-            context,
-            &format!("there is no lab `{}`; --all-labs shows the nodes of all", context.lab),
-        );
-    }
     let labs = if args.all_labs { context.root.labs()? } else { vec![context.lab.clone()] };
     let mut rows = Vec::new();
     let mut code = 0;

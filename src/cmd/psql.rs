@@ -2,33 +2,33 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
-use super::{Context, exec, need_root};
-use crate::{cli, facts::node, hint::advise, postgres::launch::Payload};
+use super::{Context, access, exec, need_root};
+use crate::{cli, hint::advise};
 
 pub fn run(context: &Context, args: cli::Psql) -> Result<i32> {
     need_root("pgbox psql")?;
-    let node = node::find(&context.root, &context.lab, &args.node)?;
-    let Payload::Postgres(postgres) = &node.state.plan.init.payload else {
+    let (name, args) = args.parts().map_err(Error::msg)?;
+    let node = access::node(context, name.as_ref())?;
+    let Some(postgres) = node.state.postgres() else {
         return Err(advise(
-            format!("node `{}` runs no Postgres", args.node),
+            format!("node `{}` runs no Postgres", node.name),
             "use pgbox exec for other commands",
         ));
     };
     let user = node.status.superuser.clone().unwrap_or_else(|| "postgres".to_owned());
     let database = node.status.database.clone().unwrap_or_else(|| user.clone());
     let mut command = vec![postgres.bindir.join("psql").display().to_string()];
-    // Before the user's own arguments, which may name another user or database.
-    command.extend(["-U".to_owned(), user, "-d".to_owned(), database]);
-    command.extend(args.args);
+    command.extend(args);
     let wanted = exec::Wanted {
         command,
         user: node.state.plan.init.user.uid.to_string(),
-        env: Vec::new(),
+        // Not as options: the arguments may name another user or database, in each of the ways that psql knows.
+        env: vec![format!("PGUSER={user}"), format!("PGDATABASE={database}")],
         workdir: None,
         tty: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
         stdin: true,
     };
-    exec::in_node(context, &args.node, wanted)
+    exec::in_node(context, &node.name, wanted)
 }

@@ -15,6 +15,7 @@ use crate::{
     facts::{
         cluster, history,
         node::{self, Node},
+        wal::Place,
     },
     hint::advise,
     plan::follow::{self, Upstream},
@@ -66,7 +67,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     check(node, before.head())?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
-        let (how, why) = choose(how, &node.state, before.head(), before.head());
+        let (how, why) = choose(how, &node.state, before.head(), before.head())?;
         println!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
         super::note(context, &why);
         return Ok(0);
@@ -93,8 +94,8 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let of = of.unwrap_or(primary);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
-    let upstream = Upstream { server: of.login()?, primary: server };
-    let (how, why) = choose(how, &node.state, primary, of);
+    let upstream = Upstream { server: of.login()?, primary: server, data: of.state.data.clone() };
+    let (how, why) = choose(how, &node.state, primary, of)?;
     super::note(context, &why);
     let renew = Renew { stamp: stamp(), how };
     follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
@@ -108,18 +109,17 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
 }
 
 /// What is done to a node's data so that it follows, and why.
-fn choose(asked: RenewHow, node: &NodeState, primary: &Node, of: &Node) -> (RenewHow, String) {
+fn choose(asked: RenewHow, node: &NodeState, primary: &Node, of: &Node) -> Result<(RenewHow, String)> {
     let name = &node.spec.node;
-    let data = |node: &NodeState| node.data.clone().unwrap_or_default();
-    match asked {
-        RenewHow::Rewind => {
-            let (theirs, upstream) = (data(&primary.state), data(&of.state));
-            let back =
-                history::way_back((name, &data(node)), (&primary.name, &theirs), (&of.name, &upstream));
-            (back.how, back.why)
-        }
-        _ => (asked, format!("a new base backup of `{}` takes the place of the data of `{name}`", of.name)),
+    if asked != RenewHow::Rewind {
+        return Ok((
+            asked,
+            format!("a new base backup of `{}` takes the place of the data of `{name}`", of.name),
+        ));
     }
+    let (own, theirs, upstream) = (Place::of(node)?, Place::of(&primary.state)?, Place::of(&of.state)?);
+    let back = history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream));
+    Ok((back.how, back.why))
 }
 
 /// pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on. That may take long,

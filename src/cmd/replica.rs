@@ -15,7 +15,7 @@ use crate::{
     hint::advise,
     image::Store,
     postgres::standby,
-    spec::{Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
+    spec::{Copying, Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
     sql,
 };
 
@@ -33,9 +33,16 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         tty: false,
         interactive: false,
         renew: None,
+        tell_of_data: true,
     };
     if args.sync {
         check_sync(context, args)?;
+    }
+    if args.copy == Copying::Reflink && args.rate.is_some() {
+        return Err(advise(
+            "clones are made at once: --rate is for a copy over the network",
+            "leave out --copy reflink, or --rate",
+        ));
     }
     let code = run::create(context, spec(context, args)?, None, &how)?;
     if args.sync && !args.dry_run && !args.explain {
@@ -136,6 +143,7 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
         of: args.of.clone(),
         delay_ms: args.delay.map(|delay| delay.as_millis() as u64),
         rate_kb: args.rate.map(|rate| (rate / 1024).max(32)),
+        copy: args.copy,
     });
     Ok(spec)
 }

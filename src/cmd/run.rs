@@ -1,5 +1,7 @@
 //! `pgbox run`: a new node, from an image to an answer.
 
+mod data;
+
 use std::{fs, path::Path, time::Duration};
 
 use anyhow::{Context as _, Result};
@@ -15,6 +17,7 @@ use crate::{
         Reach, StepFailed,
         interrupt::Interrupts,
         launch::{self, Patience},
+        passfile,
         ready::Answer,
     },
     facts,
@@ -28,9 +31,8 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{Name, NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
-    state::{self, NodeState, Plan, Role},
-    step::InnerStep,
+    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    state::{self, NodeState},
 };
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
@@ -60,6 +62,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         tty: args.tty,
         interactive: args.interactive,
         renew: None,
+        tell_of_data: true,
     };
     create(context, spec, secret, &how)
 }
@@ -83,18 +86,20 @@ pub struct How {
     pub interactive: bool,
     /// How the data of an old primary become a standby's; without that they are refused.
     pub renew: Option<RenewHow>,
+    /// Whether it is news to the user that there are data already.
+    pub tell_of_data: bool,
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
 pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &How) -> Result<i32> {
     check_spec(&spec, how)?;
     let store = Store::open(context.root.path())?;
-    let image = store.resolve(&spec.image)?;
-    let image = facts::image::facts(&context.root, &image)?;
+    let resolved = store.resolve(&spec.image)?;
+    let image = facts::image::facts(&context.root, &resolved)?;
     let lock = context.lock()?;
     let shared = context.root.lock_shared()?;
     // From here on `image rm` waits, and then finds the node that needs the image.
-    store.resolve(&image.digest)?;
+    store.confirm(&resolved.manifest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
     let plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
@@ -104,8 +109,11 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    check_data(context, &facts, &plan, data.as_deref(), how)?;
-    check_single_user(&facts, &spec, &plan)?;
+    data::check(context, &spec, &facts, &plan, data.as_deref(), how)?;
+    data::check_single_user(&facts, &spec, &plan)?;
+    if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
+        data::note(context, &spec, data);
+    }
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
         version: NodeState::VERSION,
@@ -128,7 +136,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let stdio = stdio(&state, how);
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
-    endpoint::settle(context, None);
+    endpoint::settle_for(context, &state);
     drop(lock);
     let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
     let answer =
@@ -144,7 +152,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     Ok(0)
 }
 
-fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<Plan> {
+fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Plan> {
     let mut plan = plan::plan(spec, facts)?;
     if let Some(how) = how.renew {
         plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
@@ -158,6 +166,7 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
         super::note(context, &text);
     }
+    passfile::settle_unlocked(&context.root, &context.lab)?;
     remember_volume(context, state, answer)?;
     if state.postgres().is_some() {
         super::settle(context);
@@ -278,105 +287,6 @@ pub fn variable(name: &str) -> Result<&str> {
     ))
 }
 
-/// Refuses a data directory that this image can't serve, before anything is made.
-fn check_data(
-    context: &Context,
-    facts: &plan::Facts,
-    plan: &Plan,
-    data: Option<&Path>,
-    how: &How,
-) -> Result<()> {
-    let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
-    if data.exists() && !data.is_dir() {
-        return Err(advise(
-            format!("{} can't be the data directory: it is no directory", data.display()),
-            "mount a directory there with -v, or leave -v out and pgbox keeps a volume",
-        ));
-    }
-    let holders =
-        plan.inner.iter().filter(|step| matches!(step, InnerStep::Bind { source, .. } if source == data));
-    if holders.count() > 1 {
-        return Err(advise(
-            format!("the volume of {} would be mounted twice: it holds the data directory", data.display()),
-            "give the other volume another name than the node's",
-        ));
-    }
-    if let Some((source, target, true)) = plan::data_dir(&plan.init).and_then(|dir| plan::mount_of(plan, dir))
-    {
-        let (source, target) = (source.display(), target.display());
-        return Err(advise(
-            format!("the data directory would be read-only: -v {source}:{target}:ro"),
-            format!("leave :ro out: -v {source}:{target}"),
-        ));
-    }
-    if let Some(node) = launch::holder(&facts.root, data, "") {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            "one data directory can serve one server; give the new node a volume of its own with -v",
-        ));
-    }
-    if how.renew.is_none() {
-        check_loser(context, data)?;
-    }
-    crate::postgres::version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
-}
-
-/// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
-fn check_loser(context: &Context, data: &Path) -> Result<()> {
-    let of_node = |(name, state): (Name, NodeState)| match state.role() {
-        Role::Superseded { by } if state.data.as_deref() == Some(data) => {
-            Some((by, format!("`pgbox rejoin {name}`")))
-        }
-        _ => None,
-    };
-    let of_volume = || {
-        let volume = context.root.volume_home(&context.lab, data)?;
-        let by = state::load_volume(&volume).ok()??.superseded_by?;
-        let volume = volume.file_name()?.to_string_lossy().into_owned();
-        Some((
-            by.clone(),
-            format!(
-                "make a standby of `{by}` from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
-            ),
-        ))
-    };
-    let nodes = facts::nodes(&context.root, &context.lab)?;
-    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
-    let way_out = match facts::load(&context.root, &context.lab, &by)? {
-        Some(_) => way_out,
-        // Without that one nobody's commits are in danger, and these data may be all that is left.
-        None if !facts::lab::has_data(&context.root, &context.lab, &by) => return Ok(()),
-        None => format!(
-            "bring the lab up as it was: `pgbox up`; or give up what `{by}` has: `pgbox volume rm {by}`"
-        ),
-    };
-    Err(advise(
-        format!(
-            "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",
-            data.display()
-        ),
-        way_out,
-    ))
-}
-
-/// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
-fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> Result<()> {
-    if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
-        return Ok(());
-    }
-    let held = plan.inner.iter().find_map(|step| match step {
-        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
-        _ => None,
-    });
-    match held {
-        Some((data, node)) => Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {node}"),
-        )),
-        None => Ok(()),
-    }
-}
-
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
     if !facts.nat {
         eprintln!(
@@ -387,7 +297,9 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&P
     for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
         eprintln!("warning: {unmet}");
     }
-    if let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
+    // A command that can't get out says so itself.
+    let relies = spec.command().is_none() || !spec.publish.is_empty();
+    if relies && let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
         eprintln!(
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
@@ -426,7 +338,7 @@ fn remember(
     secret: Option<String>,
 ) -> Result<Origin> {
     let lab = &state.spec.lab;
-    if context.root.load_lab(lab)?.is_none() {
+    if !context.root.lab_file(lab).exists() {
         context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
     }
     let node = context.root.node(lab, &state.spec.node);

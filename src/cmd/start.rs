@@ -174,14 +174,15 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         follow::alone(state);
         return Ok(());
     }
-    let server = server.login()?;
+    let (data, server) = (server.state.data.clone(), server.login()?);
     // A standby that is left alone itself has no primary.
     let primary = match cluster::of(&context.root, &context.lab, &of) {
         Ok(cluster) => cluster.head().login()?,
         Err(_) => server.clone(),
     };
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
-    follow::follow(state, follow, &Upstream { server, primary }, renew, dir.replicator_file());
+    let upstream = Upstream { server, primary, data };
+    follow::follow(state, follow, &upstream, renew, dir.replicator_file());
     Ok(())
 }
 
@@ -248,17 +249,15 @@ pub fn attend(
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
     let _lock = context.lock()?;
     // Another command may have removed it, or started it again.
-    if dir.load()?.is_none_or(|now| now.init != Some(spawned.init)) {
-        return Ok(code);
-    }
-    let node = node::find(&context.root, &state.spec.lab, &state.spec.node)?;
+    let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
+    let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
     if attention.remove {
         halt::remove(&context.root, &node)?;
         note_of_data(context, state);
     } else {
         halt::take_down(&node)?;
     }
-    endpoint::settle(context, None);
+    endpoint::settle_for(context, state);
     Ok(code)
 }
 

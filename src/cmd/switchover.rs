@@ -21,9 +21,9 @@ use crate::{
         orders, takeover,
     },
     facts::{
-        self,
         cluster::{self, Cluster},
         node::{self, Node},
+        wal::Place,
     },
     hint::advise,
     plan::follow::{self, Upstream},
@@ -134,8 +134,7 @@ fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
 
 /// Waits until the standby has replayed the old primary's shutdown checkpoint.
 fn has_all(old: &Node, target: &Node) -> Result<()> {
-    let data = old.state.data.as_deref().context("the primary has no data directory")?;
-    let end = facts::wal::control(data)?.checkpoint;
+    let end = Place::of(&old.state)?.control()?.checkpoint;
     let server = target.login()?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -164,9 +163,9 @@ fn replayed(server: &sql::Login) -> Result<Lsn> {
 fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let mut state = old.state.clone();
     let server = target.login()?;
-    let upstream = Upstream { server: server.clone(), primary: server };
+    let upstream = Upstream { server: server.clone(), primary: server, data: target.state.data.clone() };
     let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
-    let follow = Follow { of: target.name.clone(), delay_ms: None, rate_kb: None };
+    let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;
     follow::follow(&mut state, follow, &upstream, Some(renew), old.dir.replicator_file());
     orders::save(&old.dir, &state)

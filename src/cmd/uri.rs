@@ -1,12 +1,15 @@
 //! `pgbox uri`: how to connect to a node, or to whichever node has a role. The password is named by its file, which
 //! libpq reads itself: it then stands in no command line and no shell history.
 
-use std::{fs, net::SocketAddrV4};
+use std::net::SocketAddrV4;
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 
-use super::Context;
+use super::{
+    Context,
+    access::{self, Access},
+};
 use crate::{
     cli,
     facts::{
@@ -17,8 +20,7 @@ use crate::{
     plan::POSTGRES_PORT,
     postgres::uri::{Target, encode},
     spec::{Name, Publish},
-    sql::Login,
-    state::Endpoint,
+    state::{self, Endpoint},
 };
 
 #[derive(Serialize)]
@@ -40,7 +42,7 @@ struct Place {
     endpoint: Option<Endpoint>,
     /// Not empty. Several are for the client to try.
     hosts: Vec<SocketAddrV4>,
-    /// Whose users and password these are.
+    /// Whose cluster's users and passwords these are.
     node: Node,
 }
 
@@ -49,21 +51,21 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
         Some(name) => of_node(context, args, name)?,
         None => of_endpoint(context, args, if args.rw { Endpoint::Rw } else { Endpoint::Ro })?,
     };
-    let Login { user, database, .. } = place.node.login()?;
-    let pass_file = place.node.dir.pass_file();
-    let passfile = pass_file.exists().then_some(pass_file.as_path()).filter(|_| !args.with_password);
+    let access = access::of(context, &place.node, &args.by)?;
+    let passfile = access.passfile.as_deref().filter(|_| !args.with_password);
     let first = place.hosts[0];
     let (host, port) = (first.ip().to_string(), first.port());
-    let target = Target { host: &host, port, user: &user, database: &database, passfile };
+    let target = Target { host: &host, port, user: &access.user, database: &access.database, passfile };
     let mut uri = match place.endpoint {
         Some(endpoint) if args.hosts => target.uri_of(&place.hosts, endpoint.session_attrs()),
         _ => target.uri(),
     };
     if args.with_password {
-        uri = uri.replacen('@', &format!(":{}@", encode(&password(&place.node)?)), 1);
+        uri = uri.replacen('@', &format!(":{}@", encode(&password(&place.node, &access)?)), 1);
     }
     if args.json {
         let hosts = if args.hosts { place.hosts } else { Vec::new() };
+        let Access { user, database, .. } = access;
         let json = Json { endpoint: place.endpoint, host, port, hosts, user, database, uri };
         println!("{}", serde_json::to_string_pretty(&json)?);
     } else {
@@ -74,7 +76,7 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
 
 fn of_node(context: &Context, args: &cli::Uri, name: &Name) -> Result<Place> {
     let node = node::find(&context.root, &context.lab, name)?;
-    let host = address(&node, args.published)?;
+    let host = address(&node, args.by.published)?;
     Ok(Place { endpoint: None, hosts: vec![host], node })
 }
 
@@ -91,15 +93,13 @@ pub fn address(node: &Node, published: bool) -> Result<SocketAddrV4> {
 fn of_endpoint(context: &Context, args: &cli::Uri, endpoint: Endpoint) -> Result<Place> {
     let state = context.root.load_lab(&context.lab)?;
     let before = state.as_ref().and_then(|state| state.leads.head.as_ref());
-    let cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
+    let mut cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
     let hosts = match args.hosts {
         true => cluster.nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
-        false => vec![stable(context, endpoint, args.published)?],
+        false => vec![stable(context, endpoint, args.by.published)?],
     };
-    // A cluster has one set of users; the file with the password is beside whoever was told it.
-    let mut nodes = cluster.nodes;
-    let index = nodes.iter().position(|n| n.dir.pass_file().exists()).unwrap_or(0);
-    Ok(Place { endpoint: Some(endpoint), hosts, node: nodes.swap_remove(index) })
+    let node = cluster.nodes.remove(0);
+    Ok(Place { endpoint: Some(endpoint), hosts, node })
 }
 
 /// The endpoint's own address, or the port of this host that leads to it.
@@ -117,13 +117,12 @@ fn published_at(port: Option<&Publish>, none: &str) -> Result<SocketAddrV4> {
     Ok(SocketAddrV4::new(port.reachable_at(), port.host_port))
 }
 
-fn password(node: &Node) -> Result<String> {
-    let path = node.dir.secret_file();
-    if !path.exists() {
-        return Err(advise(
+fn password(node: &Node, access: &Access) -> Result<String> {
+    match &access.secret {
+        Some(file) => state::read_secret(file),
+        None => Err(advise(
             format!("pgbox knows no password of node `{}`", node.name),
             "leave --with-password out",
-        ));
+        )),
     }
-    fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }

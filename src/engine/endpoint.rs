@@ -10,6 +10,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use anyhow::{Context, Result};
 
+use super::passfile;
 use crate::{
     facts::{
         cluster::{self, Cluster},
@@ -24,14 +25,24 @@ use crate::{
     sys::{conntrack, link, nft},
 };
 
-/// Lets the endpoints lead to what the lab's nodes are now; `promoted` has just become the primary, whether that is
-/// written down by now or not. Doing it again changes nothing. A lab that has nothing for them to lead to has none.
+/// Lets the endpoints lead to what the lab's nodes are now, and writes the passwords for them; `promoted` has just become the
+/// primary, whether that is written down by now or not. Doing it again changes nothing. A lab that has nothing for them to
+/// lead to has none.
 ///
 /// The caller holds the lab's lock.
 ///
 /// # Errors
 /// As [`point`]; but it is none when no node runs or the kernel can't do it.
 pub fn settle(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
+    let led = lead(root, lab, promoted);
+    match promoted {
+        // That changes no password, and somebody waits for it; when it is done this is called once more.
+        Some(_) => led,
+        None => led.and(passfile::settle(root, lab)),
+    }
+}
+
+fn lead(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
     let Some(mut state) = root.load_lab(lab)? else { return Ok(()) };
     let mut nodes = node::all(root, lab)?;
     if !possible(&nodes) || !link::exists(&LabNames::new(root.path(), lab).bridge)? {
@@ -58,6 +69,17 @@ pub fn settle(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
         root.save_lab(lab, &state)?;
     }
     Ok(())
+}
+
+/// The standbys of a cluster that take reads now.
+pub fn readers(cluster: &Cluster) -> Vec<Name> {
+    leads(cluster).ro
+}
+
+/// Whether the read-only endpoint of this cluster leads to others than those.
+pub fn is_astray(root: &Root, lab: &Name, cluster: &Cluster) -> Result<bool> {
+    let Some(state) = root.load_lab(lab)? else { return Ok(false) };
+    Ok(state.leads.head.as_ref() == Some(&cluster.head().name) && state.leads.ro != readers(cluster))
 }
 
 /// What the endpoints are made of where they lead to what was decided last.

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{sync, takeover};
 use crate::{
-    facts::{cluster::Cluster, history::counted, node::Node, wal},
+    facts::{cluster::Cluster, history::counted, node::Node, wal::Place},
     postgres::{
         lsn::Lsn,
         wal::{Scan, Table},
@@ -78,7 +78,7 @@ impl Loss {
 /// # Errors
 /// When the primary's disk can't be read, the standby can't be asked, or has another history.
 pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
-    let data = head.state.data.as_deref().context("it has no data directory")?;
+    let old = Place::of(&head.state)?;
     let server = target.login()?;
     ensure!(!target.frozen, "`{}` is frozen", target.name);
     let begun = Instant::now();
@@ -89,7 +89,7 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
         // What the standby lacks was then acknowledged to nobody, whether it still arrives or not: there is nothing to wait
         // for, and nothing to look up.
         let synchronous = is_synchronous(cluster, head, target, received);
-        let scan = if synchronous { wal::unreceived(data, received)? } else { wal::lost(data, received)? };
+        let scan = if synchronous { old.unreceived(received)? } else { old.lost(received)? };
         let commits = scan.commits - scan.idle;
         if commits == 0 || is_over || synchronous {
             let rows = if commits == 0 || synchronous { 0 } else { rows(&scan, &server) };
@@ -151,8 +151,8 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
 
 /// Whether an ALTER SYSTEM may win over what the server was told.
 fn is_altered(head: &Node) -> bool {
-    let data = head.state.data.as_deref();
-    data.and_then(|data| wal::altered(data).ok()).is_none_or(|text| text.contains(sync::SETTING))
+    let altered = Place::of(&head.state).and_then(Place::altered);
+    altered.map_or(true, |text| text.contains(sync::SETTING))
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.
@@ -191,8 +191,7 @@ pub fn has_more(promoted: &Node, standby: &Node) -> bool {
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
 /// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
 fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {
-    let timeline =
-        |node: &Node| wal::timeline(node.state.data.as_deref().context("it has no data directory")?);
+    let timeline = |node: &Node| Place::of(&node.state)?.timeline();
     let ((own, _), (current, history)) = (timeline(standby)?, timeline(head)?);
     if own == current {
         return Ok(());

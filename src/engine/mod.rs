@@ -15,6 +15,7 @@ pub mod launch;
 pub mod loss;
 pub mod membership;
 pub mod orders;
+pub mod passfile;
 pub mod publish;
 pub mod ready;
 pub mod settings;

@@ -109,7 +109,7 @@ fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
 pub fn turn(root: &Root, node: &Node, of: &Name, server: &Login) -> Result<()> {
     let mut state = node.state.clone();
     let follow = Follow::turned(state.spec.follow.as_ref(), of.clone());
-    let upstream = Upstream { server: server.clone(), primary: server.clone() };
+    let upstream = Upstream { server: server.clone(), primary: server.clone(), data: None };
     share_replicator(root, node, of)?;
     follow::follow(&mut state, follow, &upstream, None, node.dir.replicator_file());
     orders::give(&node.dir, &state, node.pidfd.as_ref())

@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use crate::{
     facts::{
         node::{self, Node},
-        wal,
+        wal::Place,
     },
     state::Root,
     sys::fs,
@@ -21,14 +21,13 @@ use crate::{
 
 /// Lets a standby, which is about to be promoted, know which timelines there are on the disks of the lab's nodes.
 pub fn take(root: &Root, standby: &Node) -> Result<()> {
-    let data = standby.state.data.as_deref().context("it has no data directory")?;
-    // Where the log is elsewhere (POSTGRES_INITDB_WALDIR) nobody can do it, and somebody has to be the primary.
-    let Ok((own, _)) = wal::timeline(data) else { return Ok(()) };
+    let place = Place::of(&standby.state)?;
+    // Without its log nobody can, and somebody has to be the primary.
+    let Ok((own, _)) = place.timeline() else { return Ok(()) };
     let all = node::all(root, &standby.lab)?;
-    let known = all.iter().filter_map(|node| wal::timeline(node.state.data.as_deref()?).ok());
+    let known = all.iter().filter_map(|node| Place::of(&node.state).and_then(Place::timeline).ok());
     let newest = known.map(|(timeline, _)| timeline).max().unwrap_or(own);
-    let wal = fs::open_dir(data).and_then(|dir| fs::dir_beneath(&dir, b"pg_wal"));
-    let wal = wal.with_context(|| format!("open {}/pg_wal", data.display()))?;
+    let wal = place.log()?;
     // It looks for one after the other, and stops where there is none.
     (own + 1..=newest).try_for_each(|timeline| take_one(&wal, timeline))
 }

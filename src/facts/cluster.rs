@@ -109,20 +109,29 @@ pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Clu
     let of = |name: &Name| clusters.iter().position(|cluster| cluster.node(name).is_some());
     let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
     match (clusters.len(), before.and_then(of)) {
-        (0, _) if let Some(orphan) = rest.iter().find(|node| node.state.postgres().is_some()) => Err(advise(
-            format!("lab `{lab}` has no primary: `{}` follows a node that is gone", orphan.name),
-            format!("make it the primary: `pgbox promote {}`", orphan.name),
-        )),
-        (0, _) => Err(advise(
-            format!("no Postgres runs in lab `{lab}`"),
-            "make one: `pgbox run primary`; `pgbox ps` shows what there is",
-        )),
+        (0, _) => Err(without_primary(&rest, lab)),
         (1, _) => Ok(clusters.remove(0)),
         (_, Some(at)) => Ok(clusters.remove(at)),
         (_, None) => Err(advise(
             format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
-            "name the one that is meant with --node, or keep each in a lab of its own with --lab",
+            "name a node of the one that is meant (`drive` and `guard`: with --node), or keep each in a lab of its own \
+             with --lab",
         )),
+    }
+}
+
+fn without_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
+    let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
+    let left: Vec<&str> = servers.map(|node| node.name.as_str()).collect();
+    match left.first() {
+        None => advise(
+            format!("no Postgres runs in lab `{lab}`"),
+            "make one: `pgbox run primary`; `pgbox ps` shows what there is",
+        ),
+        Some(first) => advise(
+            format!("lab `{lab}` has no primary: what {} followed is gone", left.join(", ")),
+            format!("name the node that is meant, or make it the primary: `pgbox promote {first}`"),
+        ),
     }
 }
 

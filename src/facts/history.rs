@@ -4,11 +4,9 @@
 //! The rule that surprises people: a position alone says nothing. What counts is how far two histories are the same: timeline
 //! by timeline, up to where the first of them was left.
 
-use std::path::Path;
-
 use anyhow::{Result, ensure};
 
-use super::wal;
+use super::wal::Place;
 use crate::{
     postgres::{launch::RenewHow, lsn::Lsn, timeline::Switch, wal::Scan},
     spec::Name,
@@ -45,8 +43,8 @@ pub struct WayBack {
     pub loss: Option<String>,
 }
 
-/// A node and its data directory.
-pub type Data<'a> = (&'a Name, &'a Path);
+/// A node and its files.
+pub type Data<'a> = (&'a Name, Place<'a>);
 
 /// The least that makes the data of a node those of a standby of `of`, which has its own from `primary`, or is it.
 pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstream): Data<'_>) -> WayBack {
@@ -70,7 +68,7 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
         }
     };
     // pg_rewind does not ask for that, and the node would wait for ever. What can't be read here it finds out itself.
-    if matches!((end(own), wal::begin(upstream)), (Ok(end), Ok(begin)) if end < begin) {
+    if matches!((end(own), upstream.begin()), (Ok(end), Ok(begin)) if end < begin) {
         let why = format!("`{of}` has not kept the WAL that `{name}` needs: a new base backup");
         return WayBack { how: RenewHow::Clone, why, loss };
     }
@@ -90,26 +88,21 @@ fn transactions(commits: u64, rows: u64) -> String {
 ///
 /// # Errors
 /// When one of them can't be read, or they are of two clusters.
-pub fn compare(own: &Path, other: &Path) -> Result<Standing> {
-    ensure!(
-        wal::control(own)?.system == wal::control(other)?.system,
-        "{} and {} are of two clusters",
-        own.display(),
-        other.display()
-    );
-    let ((timeline, ours), (current, theirs)) = (wal::timeline(own)?, wal::timeline(other)?);
+pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
+    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
+    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
     // Where the other one is now matters only if it has not left that timeline long ago.
     let is_past = theirs.iter().any(|switch| switch.timeline == timeline);
     let their_end = if is_past { Lsn(u64::MAX) } else { end(other)? };
     match parting(&ways(&ours, timeline, end(own)?), &ways(&theirs, current, their_end)) {
         None => Ok(Standing::Within),
-        Some(since) => Ok(Standing::Apart { since, scan: wal::lost(own, since)? }),
+        Some(since) => Ok(Standing::Apart { since, scan: own.lost(since)? }),
     }
 }
 
 /// Where the log of a data directory ends.
-fn end(data: &Path) -> Result<Lsn> {
-    Ok(wal::lost(data, wal::control(data)?.redo)?.end)
+fn end(place: Place<'_>) -> Result<Lsn> {
+    Ok(place.lost(place.control()?.redo)?.end)
 }
 
 /// Timelines and where each of them ends.

@@ -36,8 +36,9 @@ struct Findings {
 pub fn facts(root: &Root, image: &Image) -> Result<ImageFacts> {
     let digest = image.manifest.to_string();
     let memory = root.path().join("images").join(format!("{}.facts.json", digest.replace(':', "-")));
-    let known =
-        crate::sys::fs::read(&memory).ok().and_then(|bytes| serde_json::from_slice::<Findings>(&bytes).ok());
+    let known = crate::sys::fs::read_at_once(&memory)
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Findings>(&bytes).ok());
     let env = environment(image);
     let findings = match known {
         Some(findings) => findings,

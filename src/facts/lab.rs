@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
@@ -11,18 +11,43 @@ use super::{
     cluster,
     history::{self, WayBack},
     node::{self, Life, Node},
+    wal::Place,
 };
 use crate::{
+    hint::advise,
     lab::wanted::Wanted,
     plan::changes::{Actual, Condition, Data, Existing, Left, Server},
     postgres::{
         content::{self, Done},
         report::Phase,
+        standby,
     },
-    spec::Name,
+    spec::{Name, name::DEFAULT_LAB},
     sql,
     state::{self, Role, Root},
 };
+
+/// Refuses a lab that there is not: most often its name is mistyped. The default one is merely empty.
+///
+/// # Errors
+/// With the labs that there are.
+pub fn check(root: &Root, lab: &Name) -> Result<()> {
+    if lab.as_str() == DEFAULT_LAB || root.lab_dir(lab).exists() {
+        return Ok(());
+    }
+    let list = |names: Vec<Name>| names.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
+    let (labs, volumes) = (list(root.labs()?), list(root.volumes(lab)?));
+    Err(match (volumes.as_str(), labs.as_str()) {
+        ("", "") => {
+            advise(format!("no lab `{lab}`, nor any other"), "the first node makes it: `pgbox run primary`")
+        }
+        ("", _) => advise(format!("no lab `{lab}`"), format!("there is {labs}")),
+        _ => advise(
+            format!("lab `{lab}` has no nodes any more"),
+            format!("its data are kept in the volumes {volumes}"),
+        ),
+    })
+}
 
 /// Looks at a lab. The caller holds its lock, so what is half made is nobody's work any more.
 pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
@@ -75,10 +100,10 @@ struct There<'a> {
 }
 
 impl There<'_> {
-    fn data(&self, name: &Name) -> PathBuf {
+    /// The files of a node, or what is left of them in its volume.
+    fn place<'p>(&'p self, name: &Name, volume: &'p Path) -> Place<'p> {
         let node = self.nodes.iter().find(|node| node.name == *name);
-        let known = node.and_then(|node| node.state.data.clone());
-        known.unwrap_or_else(|| volume(self.root, self.lab, name))
+        node.and_then(|node| Place::of(&node.state).ok()).unwrap_or(Place::alone(volume))
     }
 
     /// Who has taken the place of the one that the data in a volume were of. Where nothing is left of that one, they may be all
@@ -102,8 +127,9 @@ impl There<'_> {
                 None => break,
             }
         }
-        let (own, theirs) = (self.data(name), self.data(&primary));
-        history::way_back((name, &own), (&primary, &theirs), (&primary, &theirs))
+        let [own, theirs] = [name, &primary].map(|name| volume(self.root, self.lab, name));
+        let (own, theirs) = (self.place(name, &own), self.place(&primary, &theirs));
+        history::way_back((name, own), (&primary, theirs), (&primary, theirs))
     }
 
     fn above(&self, name: &Name) -> Option<Name> {
@@ -137,10 +163,14 @@ fn existing(node: &Node) -> Existing {
 
 /// What is in the volume that a new node of this name would get.
 fn data(root: &Root, lab: &Name, name: &Name) -> Data {
-    let dir = volume(root, lab, name);
+    content(&volume(root, lab, name))
+}
+
+/// What is in a data directory.
+pub fn content(dir: &Path) -> Data {
     // Only whether they are there counts: a container may have made them anything.
     let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
-    match (has("PG_VERSION"), has("standby.signal")) {
+    match (has("PG_VERSION"), has(standby::SIGNAL)) {
         (false, _) => Data::None,
         (true, false) => Data::Primary,
         (true, true) => Data::Standby,

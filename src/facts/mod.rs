@@ -132,14 +132,15 @@ fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     if primary.name != *of {
         primary.running()?;
     }
-    Ok(Upstream { server, primary: primary.login()? })
+    Ok(Upstream { server, primary: primary.login()?, data: node.state.data.clone() })
 }
 
 /// Refuses more CPUs than there are, as docker does: the kernel would take any number.
 pub fn check_cpus(limits: &NodeLimits) -> Result<()> {
+    let Some(asked) = limits.milli_cpus else { return Ok(()) };
     let online = nix::unistd::sysconf(nix::unistd::SysconfVar::_NPROCESSORS_ONLN).ok().flatten();
-    match (limits.milli_cpus, online) {
-        (Some(asked), Some(online)) if asked > online as u64 * 1000 => Err(advise(
+    match online {
+        Some(online) if asked > online as u64 * 1000 => Err(advise(
             format!("{} CPUs can't be given: this machine has {online}", asked as f64 / 1000.0),
             format!("give from 0.01 to {online}, or max"),
         )),
@@ -157,7 +158,7 @@ pub fn nat(root: &Root, spec: &NodeSpec) -> bool {
 
 fn check_name(root: &Root, spec: &NodeSpec) -> Result<()> {
     let dir = root.node(&spec.lab, &spec.node);
-    if dir.path().exists() && dir.load()?.is_some() {
+    if dir.load()?.is_some() {
         let name = &spec.node;
         let runs = node::find(root, &spec.lab, name)?.pidfd.is_some();
         let way_out = match runs {
@@ -367,8 +368,10 @@ pub fn resolv_conf() -> String {
         })
     };
     let files = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
-    let text =
-        files.iter().filter_map(|path| crate::sys::fs::read_to_string(path).ok()).find(|text| usable(text));
+    let text = files
+        .iter()
+        .filter_map(|path| crate::sys::fs::read_text_at_once(path).ok())
+        .find(|text| usable(text));
     text.unwrap_or_else(|| "# the host has no name server that a container could reach\n".to_owned())
 }
 

@@ -128,6 +128,7 @@ fn during(phase: Phase) -> &'static str {
         Phase::Initdb => "initdb",
         Phase::Scripts => "init-scripts",
         Phase::BaseBackup => "base-backup",
+        Phase::Clone => "cloning",
         Phase::Rewind => "rewinding",
         Phase::Starting => "starting",
         Phase::Running => "running",
@@ -153,7 +154,6 @@ fn after(reason: Reason) -> &'static str {
 /// # Errors
 /// When there is none, with the ones that there are.
 pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
-    let dir = root.node(lab, name);
     let Some(state) = super::load(root, lab, name)? else {
         let known = root.nodes(lab)?.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
         let way_out = match known.as_str() {
@@ -162,16 +162,18 @@ pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
         };
         return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));
     };
-    look(root, lab, name, dir, state)
+    look(root, lab, name, state)
 }
 
 /// All nodes of a lab.
 pub fn all(root: &Root, lab: &Name) -> Result<Vec<Node>> {
     let known = super::nodes(root, lab)?.into_iter();
-    known.map(|(name, state)| look(root, lab, &name, root.node(lab, &name), state)).collect()
+    known.map(|(name, state)| look(root, lab, &name, state)).collect()
 }
 
-fn look(root: &Root, lab: &Name, name: &Name, dir: NodeDir, state: NodeState) -> Result<Node> {
+/// The node whose state was read just now.
+pub fn look(root: &Root, lab: &Name, name: &Name, state: NodeState) -> Result<Node> {
+    let dir = root.node(lab, name);
     let same_boot = process::boot_id()? == state.boot_id;
     let pidfd = match state.init {
         Some(init) if same_boot => init.open()?,

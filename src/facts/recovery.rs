@@ -1,20 +1,16 @@
 //! How far a server is that recovers and answers nobody yet: from the title of its startup process, which the kernel shows
 //! as that process' command line (proc_pid_cmdline(5)), and from the node's log.
 
-use std::{
-    fs::{self, File},
-    io,
-    os::unix::fs::{FileExt, MetadataExt},
-    path::Path,
-};
+use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use serde::Serialize;
 
-use super::node::Node;
+use super::{node::Node, wal::Place};
 use crate::{
     postgres::{lsn::Lsn, recovery},
     state::Root,
+    sys::fs::{self, Kind},
 };
 
 /// How far a recovery is. Where it will end is only known when it is there.
@@ -48,9 +44,9 @@ fn replaying(root: &Root, node: &Node) -> Result<Option<Lsn>> {
 /// A WAL file is as long as every other of its cluster.
 fn segment_size(node: &Node, file: &str) -> u64 {
     const USUAL: u64 = 16 << 20;
-    let size = node.state.data.as_ref().map(|data| fs::symlink_metadata(data.join("pg_wal").join(file)));
-    match size {
-        Some(Ok(meta)) if meta.is_file() && meta.size() > 0 => meta.size(),
+    let size = || fs::lstatat(Place::of(&node.state)?.log()?, file.as_bytes()).map_err(Error::from);
+    match size() {
+        Ok(stat) if stat.kind == Kind::File && stat.size > 0 => stat.size,
         _ => USUAL,
     }
 }
@@ -59,7 +55,7 @@ fn segment_size(node: &Node, file: &str) -> u64 {
 fn log_end(path: &Path) -> io::Result<String> {
     const PART: u64 = 64 << 10;
     let file = File::open(path)?;
-    let from = file.metadata()?.size().saturating_sub(PART);
+    let from = file.metadata()?.len().saturating_sub(PART);
     let mut bytes = vec![0; PART as usize];
     let read = file.read_at(&mut bytes, from)?;
     Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())

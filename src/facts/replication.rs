@@ -216,7 +216,7 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
     let cache = usage.memory_inactive_file.unwrap_or(0);
     Member {
         node: node.name.clone(),
-        role: role(&node.state.role()),
+        role: node.state.role().word(),
         follows: one.above(),
         depth,
         state: state(one, sender),
@@ -236,15 +236,6 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
         memory_limit: usage.memory_max,
         oom_kills: usage.oom_kills,
         error: error(one),
-    }
-}
-
-fn role(role: &Role) -> &'static str {
-    match role {
-        Role::Primary => "primary",
-        Role::Standby { .. } => "standby",
-        Role::Superseded { .. } => "superseded",
-        Role::Command => "command",
     }
 }
 

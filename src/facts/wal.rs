@@ -3,105 +3,181 @@
 //! The rule that surprises people: the directory belongs to the container, which may put anything there. So no
 //! symbolic link is followed below it, and nothing but a regular file is read.
 
-use std::{fs::File, io, io::Read, os::fd::OwnedFd, os::unix::fs::FileExt, path::Path};
+use std::{
+    ffi::OsStr,
+    fs::File,
+    io::{self, Read},
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt, fs::FileExt},
+    },
+    path::Path,
+};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    hint::advise,
+    plan,
     postgres::{
         control::Control,
         lsn::Lsn,
         timeline::{Switch, parse_history},
         wal::{self, PAGE, Scan, Timelines},
     },
+    state::{NodeState, Plan},
     sys::fs::{self, Kind},
 };
 
-/// The control file of a data directory.
-///
-/// # Errors
-/// When it is missing, damaged or of an unknown version.
-pub fn control(data: &Path) -> Result<Control> {
-    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
-    control_in(&dir, data)
-}
-
-/// What a server had committed after `from`: what a standby that has received the log up to there would lose if it
-/// became the primary. For a server that doesn't run; of one that does, this is what it had written at some moment.
-///
-/// # Errors
-/// When the directory can't be read, or its log is damaged before the latest checkpoint.
-pub fn lost(data: &Path, from: Lsn) -> Result<Scan> {
-    scan(data, from, wal::committed_since)
-}
-
-/// The same without the rows, which may take a look at all that was written since the latest checkpoint.
-///
-/// # Errors
-/// As [`lost`].
-pub fn unreceived(data: &Path, from: Lsn) -> Result<Scan> {
-    scan(data, from, wal::commits_since)
+/// Where the files of a server are on this host.
+#[derive(Clone, Copy)]
+pub struct Place<'a> {
+    data: &'a Path,
+    /// How the node sees the host, where that is known.
+    plan: Option<&'a Plan>,
 }
 
 /// One of the ways to read a log.
 type Reading = fn(&Control, u32, Lsn, &mut wal::Pages) -> Result<Scan>;
 
-fn scan(data: &Path, from: Lsn, read: Reading) -> Result<Scan> {
-    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
-    let control = control_in(&dir, data)?;
-    let mut segments = Segments::open(&dir, data, &control)?;
-    let timeline = segments.timeline;
-    read(&control, timeline, from, &mut |at, page| segments.page(at, page))
-        .with_context(|| format!("read the WAL in {}/pg_wal", data.display()))
-}
+impl<'a> Place<'a> {
+    /// Those of a node.
+    ///
+    /// # Errors
+    /// When it runs no server.
+    pub fn of(state: &'a NodeState) -> Result<Place<'a>> {
+        let data = state.data.as_deref().context("it has no data directory")?;
+        Ok(Place { data, plan: Some(&state.plan) })
+    }
 
-/// The timeline that a server has written or received last, and how it has come to that. The newest segment says it: the
-/// control file has it from the next checkpoint on only.
-///
-/// # Errors
-/// When the directory can't be read.
-pub fn timeline(data: &Path) -> Result<(u32, Vec<Switch>)> {
-    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
-    let segments = Segments::open(&dir, data, &control_in(&dir, data)?)?;
-    Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
-}
+    /// Those of a server that has nothing outside its data directory.
+    pub fn alone(data: &'a Path) -> Place<'a> {
+        Place { data, plan: None }
+    }
 
-/// Where the log that a data directory still has begins.
-///
-/// # Errors
-/// When the directory can't be read.
-pub fn begin(data: &Path) -> Result<Lsn> {
-    let dir = fs::open_dir(data).with_context(|| format!("open {}", data.display()))?;
-    let segments = Segments::open(&dir, data, &control_in(&dir, data)?)?;
-    let names = fs::names(&segments.dir).with_context(|| format!("read {}/pg_wal", data.display()))?;
-    let first = names.iter().filter_map(|name| wal::position_of(name, segments.size)).min();
-    first.with_context(|| format!("{}/pg_wal has no segment", data.display()))
-}
+    /// The control file.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or of an unknown version.
+    pub fn control(self) -> Result<Control> {
+        self.control_in(&self.open()?)
+    }
 
-/// What ALTER SYSTEM has written.
-///
-/// # Errors
-/// When it can't be read.
-pub fn altered(data: &Path) -> Result<String> {
-    let read = || -> io::Result<String> {
-        let mut text = String::new();
-        fs::file_beneath(&fs::open_dir(data)?, b"postgresql.auto.conf")?
-            .take(1 << 20)
-            .read_to_string(&mut text)?;
-        Ok(text)
-    };
-    read().with_context(|| format!("read {}/postgresql.auto.conf", data.display()))
-}
+    /// What the server had committed after `from`: what a standby that has received the log up to there would lose if it
+    /// became the primary. For a server that doesn't run; of one that does, this is what it had written at some moment.
+    ///
+    /// # Errors
+    /// When the directory can't be read, or its log is damaged before the latest checkpoint.
+    pub fn lost(self, from: Lsn) -> Result<Scan> {
+        self.scan(from, wal::committed_since)
+    }
 
-fn control_in(dir: &OwnedFd, data: &Path) -> Result<Control> {
-    let whole = || -> io::Result<Vec<u8>> {
-        let mut bytes = Vec::new();
-        fs::file_beneath(dir, b"global/pg_control")?.take(8192).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let name = || format!("read {}/global/pg_control", data.display());
-    Control::parse(&whole().with_context(name)?).with_context(name)
+    /// The same without the rows, which may take a look at all that was written since the latest checkpoint.
+    ///
+    /// # Errors
+    /// As [`lost`](Self::lost).
+    pub fn unreceived(self, from: Lsn) -> Result<Scan> {
+        self.scan(from, wal::commits_since)
+    }
+
+    fn scan(self, from: Lsn, read: Reading) -> Result<Scan> {
+        let control = self.control()?;
+        let mut segments = self.segments()?;
+        let timeline = segments.timeline;
+        read(&control, timeline, from, &mut |at, page| segments.page(at, page))
+            .with_context(|| format!("read the WAL in {}/pg_wal", self.data.display()))
+    }
+
+    /// The timeline that the server has written or received last, and how it has come to that. The newest segment says it:
+    /// the control file has it from the next checkpoint on only.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn timeline(self) -> Result<(u32, Vec<Switch>)> {
+        let segments = self.segments()?;
+        Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
+    }
+
+    /// Where the log that is still there begins.
+    ///
+    /// # Errors
+    /// When the directory can't be read.
+    pub fn begin(self) -> Result<Lsn> {
+        let segments = self.segments()?;
+        let names = fs::names(&segments.dir).with_context(|| self.wal())?;
+        let first = names.iter().filter_map(|name| wal::position_of(name, segments.size)).min();
+        first.with_context(|| format!("{}/pg_wal has no segment", self.data.display()))
+    }
+
+    /// What ALTER SYSTEM has written.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn altered(self) -> Result<String> {
+        let read = || -> io::Result<String> {
+            let mut text = String::new();
+            fs::file_beneath(&fs::open_dir(self.data)?, b"postgresql.auto.conf")?
+                .take(1 << 20)
+                .read_to_string(&mut text)?;
+            Ok(text)
+        };
+        read().with_context(|| format!("read {}/postgresql.auto.conf", self.data.display()))
+    }
+
+    /// The directory of the log, which may be another volume's (initdb --waldir, `POSTGRES_INITDB_WALDIR`): then `pg_wal` is
+    /// a link, to what only the node sees there.
+    ///
+    /// # Errors
+    /// When it can't be opened, or the link leads to nothing of the node's.
+    pub fn log(self) -> Result<OwnedFd> {
+        let dir = self.open()?;
+        if fs::lstatat(&dir, b"pg_wal").with_context(|| self.wal())?.kind != Kind::Symlink {
+            return fs::dir_beneath(dir, b"pg_wal").with_context(|| self.wal());
+        }
+        let link = fs::readlinkat(&dir, b"pg_wal").with_context(|| self.wal())?;
+        let inside = Path::new(OsStr::from_bytes(&link));
+        let (top, rest) = self.plan.and_then(|plan| plan::found_below(plan, inside)).with_context(|| {
+            let data = self.data.display();
+            format!("{data}/pg_wal leads to {}, and that is no directory of the node", inside.display())
+        })?;
+        fs::open_dir(&top)
+            .and_then(|top| fs::dir_beneath(top, rest.as_os_str().as_bytes()))
+            .with_context(|| format!("open {} in {}", rest.display(), top.display()))
+    }
+
+    fn segments(self) -> Result<Segments> {
+        let control = self.control()?;
+        let dir = self.log()?;
+        let names = fs::names(&dir).with_context(|| self.wal())?;
+        let newest = names.iter().filter_map(|name| wal::timeline_of(name)).max();
+        let timeline = newest.with_context(|| format!("{}/pg_wal has no segment", self.data.display()))?;
+        ensure!(
+            timeline >= control.timeline,
+            "{}/pg_wal has no segment of timeline {}, on which the latest checkpoint is",
+            self.data.display(),
+            control.timeline
+        );
+        let timelines = Timelines::parse(&history(&dir, timeline)?, timeline)?;
+        Ok(Segments { dir, timelines, timeline, size: control.segment.into(), open: None })
+    }
+
+    fn open(self) -> Result<OwnedFd> {
+        fs::open_dir(self.data).with_context(|| format!("open {}", self.data.display()))
+    }
+
+    fn control_in(self, dir: &OwnedFd) -> Result<Control> {
+        let whole = || -> io::Result<Vec<u8>> {
+            let mut bytes = Vec::new();
+            fs::file_beneath(dir, b"global/pg_control")?.take(8192).read_to_end(&mut bytes)?;
+            Ok(bytes)
+        };
+        let name = || format!("read {}/global/pg_control", self.data.display());
+        Control::parse(&whole().with_context(name)?).with_context(name)
+    }
+
+    /// What an error is about.
+    fn wal(self) -> String {
+        format!("open {}/pg_wal", self.data.display())
+    }
 }
 
 /// The segment files, by position.
@@ -115,32 +191,6 @@ struct Segments {
 }
 
 impl Segments {
-    fn open(data: &OwnedFd, path: &Path, control: &Control) -> Result<Segments> {
-        let name = || format!("open {}/pg_wal", path.display());
-        // initdb --waldir: where the link leads is a matter of the container's mounts, which are gone with it.
-        if fs::lstatat(data, b"pg_wal").with_context(name)?.kind == Kind::Symlink {
-            return Err(advise(
-                format!(
-                    "{}/pg_wal is a symbolic link: the WAL is elsewhere (POSTGRES_INITDB_WALDIR)",
-                    path.display()
-                ),
-                "pgbox reads it only inside the data directory; leave that variable out for new nodes",
-            ));
-        }
-        let dir = fs::dir_beneath(data, b"pg_wal").with_context(name)?;
-        let names = fs::names(&dir).with_context(name)?;
-        let newest = names.iter().filter_map(|name| wal::timeline_of(name)).max();
-        let timeline = newest.with_context(|| format!("{}/pg_wal has no segment", path.display()))?;
-        ensure!(
-            timeline >= control.timeline,
-            "{}/pg_wal has no segment of timeline {}, on which the latest checkpoint is",
-            path.display(),
-            control.timeline
-        );
-        let timelines = Timelines::parse(&history(&dir, timeline)?, timeline)?;
-        Ok(Segments { dir, timelines, timeline, size: control.segment.into(), open: None })
-    }
-
     fn page(&mut self, at: Lsn, page: &mut [u8; PAGE]) -> Result<bool> {
         let number = at.0 / self.size;
         if self.open.as_ref().is_none_or(|(open, _)| *open != number) {

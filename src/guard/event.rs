@@ -38,6 +38,8 @@ pub enum Event {
         fenced_ms: u64,
         total_ms: u64,
     },
+    /// The read-only endpoint leads to others than before.
+    Reads { standbys: Vec<Name> },
     /// It has failed, and no standby takes its place.
     Refused { primary: Name, why: String, again_ms: u64 },
     /// Something that did not go as it should, and may need a hand.
@@ -87,6 +89,10 @@ impl Event {
                 "`{primary}` stays where it is, and I do nothing: {why}; I look again in {}",
                 shown(*again_ms)
             ),
+            Self::Reads { standbys } if standbys.is_empty() => {
+                "reads go to the primary: no standby answers".to_owned()
+            }
+            Self::Reads { standbys } => format!("reads go to {}", listed(standbys)),
             Self::Warning { what } => format!("warning: {what}"),
             Self::Error { what } => format!("error: {what}"),
             Self::Ended { why } => format!("ended: {why}; from now on nothing fails over by itself"),
@@ -97,8 +103,12 @@ impl Event {
 fn followed_by(standbys: &[Name]) -> String {
     match standbys {
         [] => "followed by nobody".to_owned(),
-        names => format!("followed by {}", names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")),
+        names => format!("followed by {}", listed(names)),
     }
+}
+
+fn listed(names: &[Name]) -> String {
+    names.iter().map(Name::as_str).collect::<Vec<_>>().join(", ")
 }
 
 fn shown(ms: u64) -> String {

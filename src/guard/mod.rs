@@ -16,6 +16,7 @@
 mod act;
 mod event;
 mod probe;
+mod readers;
 mod sight;
 mod watch;
 

@@ -71,6 +71,7 @@ pub fn watch(
             head: None,
             alone: None,
             refusal: None,
+            astray: None,
         };
         let signal = guard.run().await?;
         (guard.tell)(&Event::Ended { why: signal.to_string() })
@@ -103,6 +104,8 @@ pub struct Guard<'a> {
     /// Why there is nobody to watch, as it was told.
     alone: Option<String>,
     pub refusal: Option<Refusal>,
+    /// Why reads go elsewhere than they should, as it was told.
+    pub astray: Option<String>,
 }
 
 /// A failure after which nothing could be done; it is tried again, ever more seldom.
@@ -139,6 +142,7 @@ impl Guard<'_> {
         loop {
             let finding = match self.look()? {
                 Some(cluster) => {
+                    self.lead_reads(&cluster)?;
                     let sight = self.sight(&cluster);
                     self.judge.see(sight, begun, Instant::now())
                 }

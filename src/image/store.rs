@@ -90,7 +90,7 @@ impl std::fmt::Display for InUse {
 impl std::error::Error for InUse {}
 
 impl Store {
-    /// Opens the store under `root`, making its directories if need be.
+    /// The store under `root`, which need not be there yet.
     pub fn open(root: &Path) -> Result<Store> {
         Store::with_limits(root, Limits::default())
     }
@@ -98,13 +98,16 @@ impl Store {
     /// As [`Store::open`], with other caps on what an image may be.
     pub fn with_limits(root: &Path, limits: Limits) -> Result<Store> {
         let root = std::path::absolute(root)?;
-        let (images, layers) = (root.join("images"), root.join("layers"));
+        Ok(Store { images: root.join("images"), layers: root.join("layers"), limits })
+    }
+
+    fn make_directories(&self) -> Result<()> {
         // Layers hold set-user-ID programs of strangers: nobody but root may reach them by path.
-        for (dir, mode) in [(&images.join("blobs/sha256"), 0o755), (&layers, 0o700)] {
+        for (dir, mode) in [(&self.images.join("blobs/sha256"), 0o755), (&self.layers, 0o700)] {
             let made = DirBuilder::new().recursive(true).mode(mode).create(dir);
             made.with_context(|| format!("mkdir {} (the image store is root's)", dir.display()))?;
         }
-        Ok(Store { images, layers, limits })
+        Ok(())
     }
 
     /// Finds an image by name, digest, or the first 12 or more digits of a digest.
@@ -112,6 +115,11 @@ impl Store {
         let index = self.index()?;
         let found = self.matching(&index, reference)?;
         self.image(&index, &found.digest()?)
+    }
+
+    /// Makes sure that an image has not been removed since it was resolved.
+    pub fn confirm(&self, manifest: &Digest) -> Result<()> {
+        self.matching(&self.index()?, &manifest.to_string()).map(drop)
     }
 
     /// All images, by name.
@@ -155,6 +163,7 @@ impl Store {
 
     /// Waits until no other import or removal is under way.
     pub(super) fn lock(&self) -> Result<Lock> {
+        self.make_directories()?;
         let path = self.images.join("lock");
         let open = || {
             File::options()
@@ -169,7 +178,7 @@ impl Store {
 
     /// A document by its digest, if the store has it undamaged.
     pub(super) fn document(&self, digest: &Digest) -> Option<Vec<u8>> {
-        crate::sys::fs::read(self.blob_path(digest)).ok().filter(|bytes| Digest::of(bytes) == *digest)
+        fs::read_at_once(self.blob_path(digest)).ok().filter(|bytes| Digest::of(bytes) == *digest)
     }
 
     /// Keeps documents, which all have names by their content.
@@ -254,7 +263,7 @@ impl Store {
 
     fn record(&self, key: &str) -> Result<Option<Record>> {
         let path = self.record_path(key);
-        match crate::sys::fs::read(&path) {
+        match fs::read_at_once(&path) {
             Ok(bytes) => {
                 Ok(Some(serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display()))?))
             }
@@ -273,7 +282,7 @@ impl Store {
 
     fn index(&self) -> Result<Index> {
         let path = self.images.join("index.json");
-        match crate::sys::fs::read(&path) {
+        match fs::read_at_once(&path) {
             Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("read {}", path.display())),
             Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Index {
                 schema_version: 2,

@@ -110,14 +110,38 @@ impl Log {
         String::from_utf8_lossy(&self.tail).into_owned()
     }
 
-    /// The last line of the latest output that is worth showing in an error: one that names an error, or else
-    /// the last one.
+    /// What is worth showing of the latest output in an error: the last line that names one, or else the last line.
     pub fn last_words(&self) -> String {
         let tail = self.tail();
         let lines: Vec<&str> = tail.lines().filter(|line| !line.trim().is_empty()).collect();
-        let telling = |line: &&&str| ["FATAL", "PANIC", "ERROR", "error:"].iter().any(|w| line.contains(w));
-        lines.iter().rev().find(telling).or(lines.last()).map_or(String::new(), |line| line.trim().to_owned())
+        let telling = |line: &&str| ["FATAL", "PANIC", "ERROR", "error:"].iter().any(|w| line.contains(w));
+        let Some(at) = lines.iter().rposition(telling) else {
+            return lines.last().map_or(String::new(), |line| line.trim().to_owned());
+        };
+        match lines[at].contains(FILE_IS_WRONG) {
+            true => wrong_settings(&lines[..at]).unwrap_or_else(|| said(lines[at])),
+            false => said(lines[at]),
+        }
     }
+}
+
+/// With this FATAL a server gives up that has read a wrong setting. Which one that is it has said before, as a mere LOG.
+const FILE_IS_WRONG: &str = "contains errors";
+
+fn wrong_settings(before: &[&str]) -> Option<String> {
+    let of_it = |line: &&&str| ["LOG:", "HINT:", "DETAIL:"].iter().any(|word| line.contains(word));
+    let logged = before.iter().rev().take_while(of_it).filter_map(|line| line.split_once("LOG:"));
+    let mut all: Vec<&str> = logged.map(|(_, text)| text.trim()).collect();
+    all.reverse();
+    (!all.is_empty()).then(|| all.join("; "))
+}
+
+/// A line without the time and process that a server's own lines begin with: those are in the log. What a client puts before
+/// them, such as the number of a line, stays.
+fn said(line: &str) -> String {
+    let severity = ["FATAL:  ", "PANIC:  ", "ERROR:  "].iter().find_map(|word| line.find(word));
+    let begin = severity.filter(|_| line.starts_with(|c: char| c.is_ascii_digit()));
+    line[begin.unwrap_or(0)..].trim().to_owned()
 }
 
 #[cfg(test)]
@@ -176,6 +200,12 @@ mod tests {
         log.forget_tail();
         log.write(b"LOG: x\nFATAL:  lock file exists\nHINT: y\n");
         assert_eq!(log.last_words(), "FATAL:  lock file exists");
+        log.write(b"2026-11-21 18:29:25.684 GMT [15] FATAL:  no memory\n2026-11-21 18:29:25 GMT [15] LOG:  is shut down\n");
+        assert_eq!(log.last_words(), "FATAL:  no memory");
+        log.write(b"psql:/x.sql:1: ERROR:  no table\n");
+        assert_eq!(log.last_words(), "psql:/x.sql:1: ERROR:  no table");
+        log.write(b"x LOG:  invalid value for \"a\"\nx HINT:  b\nx LOG:  unrecognized \"c\"\nx FATAL:  file \"f\" contains errors\n");
+        assert_eq!(log.last_words(), "invalid value for \"a\"; unrecognized \"c\"");
         log.write(&vec![b'z'; 10_000]);
         assert_eq!(log.tail().len(), TAIL);
     }

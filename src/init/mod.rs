@@ -9,6 +9,7 @@
 //! command line in `/proc/1/cmdline`. It is single-threaded, and its loop allocates nothing that stays.
 
 mod aside;
+mod clone;
 mod command;
 mod datadir;
 mod events;
@@ -58,6 +59,8 @@ pub struct InitFds {
     pub replicator: Option<OwnedFd>,
     /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
     pub report: Option<OwnedFd>,
+    /// The data directory of the server that is followed, for as long as this one has none of its own.
+    pub upstream: Option<OwnedFd>,
 }
 
 /// The log and the file that it is copied to when it has reached its cap.
@@ -133,7 +136,7 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report, &fds.upstream] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     child::close_all_but(&kept)
@@ -157,6 +160,8 @@ struct Init<'a> {
     talk: &'a mut Talk,
     assume: Assume<'a>,
     terminal: bool,
+    /// From the OOM killer, and so are its children until they give that up.
+    shielded: bool,
     events: Events,
 }
 
@@ -171,8 +176,8 @@ impl<'a> Init<'a> {
         log.set_cap(config.log_cap);
         let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
-        Ok(Init { config, talk, assume, terminal, events })
+        let shielded = std::fs::write("/proc/self/oom_score_adj", "-1000").is_ok();
+        Ok(Init { config, talk, assume, terminal, shielded, events })
     }
 
     fn payload(&mut self) -> Result<Ended> {

@@ -45,11 +45,15 @@ impl Init<'_> {
     /// [`child::SpawnError`] if it failed between the fork and the execve.
     pub fn spawn(&mut self, program: &Program<'_>) -> Result<Pid> {
         let (config, assume, terminal) = (self.config, self.assume, self.terminal);
-        let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
-        let (stdout, stderr) = (std::io::stdout(), std::io::stderr());
+        let unshield = self.shielded && !program.protected;
+        let null = match program.stdin {
+            Some(_) => None,
+            None => Some(File::open("/dev/null").context("open /dev/null")?),
+        };
+        let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
         let output = self.events.output();
         let mut fds = vec![
-            program.stdin.unwrap_or(null.as_fd()),
+            program.stdin.or(null.as_ref().map(AsFd::as_fd)).unwrap_or(stdin.as_fd()),
             program.stdout.or(output).unwrap_or(stdout.as_fd()),
             output.unwrap_or(stderr.as_fd()),
         ];
@@ -59,7 +63,7 @@ impl Init<'_> {
                 true => tty::begin_session(fds[0])?,
                 false => drop(nix::unistd::setsid().context("setsid")?),
             }
-            become_payload(&config.cwd, &config.user, assume, program.protected)?;
+            become_payload(&config.cwd, &config.user, assume, unshield)?;
             child::place_fds(&fds)?;
             child::unblock_signals()?;
             execute(&program.argv, &program.env)
@@ -68,13 +72,13 @@ impl Init<'_> {
 
     /// Forks a child that runs `body` as the payload's user with `stdout` as its standard output.
     pub fn fork_as_user(&mut self, stdout: BorrowedFd<'_>, body: impl FnOnce() -> Result<()>) -> Result<Pid> {
-        let (config, assume) = (self.config, self.assume);
+        let (config, assume, unshield) = (self.config, self.assume, self.shielded);
         let (stdin, stderr) = (std::io::stdin(), std::io::stderr());
         let fds = [stdin.as_fd(), stdout, self.events.output().unwrap_or(stderr.as_fd())];
         child::fork(|| {
             let result = nix::unistd::setsid()
                 .context("setsid")
-                .and_then(|_| become_payload(&config.cwd, &config.user, assume, false))
+                .and_then(|_| become_payload(&config.cwd, &config.user, assume, unshield))
                 .and_then(|()| child::place_fds(&fds))
                 .and_then(|()| child::unblock_signals())
                 .and_then(|()| body());
@@ -92,9 +96,9 @@ impl Init<'_> {
 }
 
 /// The child's last acts as root.
-fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, protected: bool) -> Result<()> {
-    if !protected {
-        // Raising it is always allowed; if it was not lowered before, it is 0 already.
+fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, unshield: bool) -> Result<()> {
+    if unshield {
+        // Raising it is always allowed.
         let _ = std::fs::write("/proc/self/oom_score_adj", "0");
     }
     nix::unistd::chdir(cwd).with_context(|| format!("chdir {}", cwd.display()))?;

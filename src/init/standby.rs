@@ -1,5 +1,6 @@
-//! A data directory becomes a standby's: by pg_basebackup into an empty one, or, for one that has gone its own way, by
-//! pg_rewind, and where that can't work by a new base backup in its place. PostgreSQL manual 27.2.
+//! A data directory becomes a standby's: by a base backup into an empty one, or, for one that has gone its own way, by
+//! pg_rewind, and where that can't work by a new base backup in its place. PostgreSQL manual 27.2. A base backup is
+//! made of clones where the file system can (`clone`), and by pg_basebackup everywhere else.
 //!
 //! The rule that surprises people: a server is a standby because of the *file* standby.signal, whatever its settings
 //! say. pid 1 makes it together with the data and never again, and Postgres removes it in a promotion: it and the
@@ -11,6 +12,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::clone;
 use super::datadir::{DataDir, make_owned_dir};
 use super::program::Program;
 use super::start::replace;
@@ -18,10 +20,8 @@ use super::{Init, at};
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
-use crate::postgres::{standby, uri};
-
-/// Its presence makes a server a standby.
-const SIGNAL: &str = "standby.signal";
+use crate::postgres::standby::{self, SIGNAL};
+use crate::postgres::uri;
 
 /// The stamp of the last order to renew the directory that was carried out.
 const RENEWED: &str = "pgbox.renewed";
@@ -124,10 +124,36 @@ impl Init<'_> {
         standby: &Standby,
         waldir: Option<&Path>,
     ) -> Result<()> {
+        match self.try_clones(postgres, standby, waldir) {
+            Ok(()) => return self.sign(postgres, standby),
+            Err(error) if standby.only_clones || error.is::<super::events::Stopped>() => return Err(error),
+            Err(error) => self.events.log_line(&format!("pg_basebackup copies the data: {error:#}")),
+        }
         self.phase(Phase::BaseBackup);
         let argv = standby::base_backup(&postgres.bindir, &postgres.pgdata, standby, waldir);
         self.run_on(postgres, data, argv).context("pg_basebackup")?;
         self.sign(postgres, standby)
+    }
+
+    /// Makes the data of clones; after an error the directory is empty again.
+    fn try_clones(
+        &mut self,
+        postgres: &PostgresPayload,
+        standby: &Standby,
+        waldir: Option<&Path>,
+    ) -> Result<()> {
+        if let Some(why) = self.no_clones(&postgres.pgdata) {
+            bail!(why);
+        }
+        if waldir.is_some() {
+            bail!("its write-ahead log is to have a directory of its own");
+        }
+        let cloned = self.clone_data(postgres, standby);
+        match &cloned {
+            Ok(()) => self.events.log_line("the data are clones of the other server's files"),
+            Err(_) => clone::clear(&postgres.pgdata)?,
+        }
+        cloned
     }
 
     /// Runs a program that writes to the data directory; anything but exit code 0 is an error with its last words.
@@ -158,7 +184,7 @@ impl Init<'_> {
         if let Some(directory) = path.parent() {
             make_owned_dir(directory, &self.config.user)?;
         }
-        let text = uri::passfile_line(REPLICATOR, &password);
+        let text = uri::passfile_line("*:*", REPLICATOR, &password);
         replace(path, &text, self.config.user.uid, self.config.user.gid)
     }
 

@@ -61,7 +61,7 @@ impl Init<'_> {
                 self.take_role(postgres, &data, role.as_ref())?;
             }
         }
-        self.talk.drop_secret();
+        self.talk.drop_sources();
         self.admit_standbys(postgres)?;
         for note in ownership::ensure(&postgres.pgdata, &self.config.user)? {
             self.note(&note);

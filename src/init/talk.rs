@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
@@ -24,6 +24,7 @@ pub struct Talk {
     orders: Option<File>,
     replicator: Option<File>,
     log: Option<Log>,
+    upstream: Option<OwnedFd>,
     /// What the status file says.
     pub status: Status,
 }
@@ -43,6 +44,7 @@ impl Talk {
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
             log: Some(log),
+            upstream: fds.upstream,
             status: Status::default(),
         };
         talk.record();
@@ -62,9 +64,14 @@ impl Talk {
         crate::postgres::contract::file_value(&bytes, "the password").map(Some)
     }
 
-    /// Closes the password's descriptor unread.
-    pub fn drop_secret(&mut self) {
-        self.secret = None;
+    /// The data directory of the server that is followed, on this host.
+    pub fn upstream(&self) -> Option<BorrowedFd<'_>> {
+        self.upstream.as_ref().map(AsFd::as_fd)
+    }
+
+    /// Closes what only the making of the data needs.
+    pub fn drop_sources(&mut self) {
+        (self.secret, self.upstream) = (None, None);
     }
 
     /// The orders as they are now. A file that is being written at this moment is read again, and one that can't be read

@@ -19,7 +19,7 @@ pub fn set() {
 }
 
 fn overwrite() -> Option<()> {
-    let stat = crate::sys::fs::read_to_string("/proc/self/stat").ok()?;
+    let stat = crate::sys::fs::read_text_at_once("/proc/self/stat").ok()?;
     // The name in parentheses can contain blanks; the fields after it are counted from 3.
     let fields: Vec<&str> = stat.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     let field = |number: usize| fields.get(number - 3)?.parse::<u64>().ok();

@@ -67,7 +67,7 @@ impl Wanted {
             false => there.iter().map(|name| node(lab, name, image)).collect(),
         };
         if own {
-            nodes[1].follow = Some(Follow { of: primary, delay_ms: None, rate_kb: None });
+            nodes[1].follow = Some(Follow::of(primary));
         }
         let nodes = nodes.into_iter().map(|spec| WantedNode { spec, secret: None }).collect();
         Ok(Self {

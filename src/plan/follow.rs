@@ -7,10 +7,10 @@ use crate::{
         launch::{Payload, Renew, Standby},
         standby,
     },
-    spec::{Follow, Name},
+    spec::{Copying, Follow, Name},
     sql::Login,
     state::{NodeState, Plan},
-    step::{AfterStep, HostStep},
+    step::{AfterStep, HostStep, InnerStep},
 };
 
 use super::POSTGRES_PORT;
@@ -22,6 +22,8 @@ pub struct Upstream {
     pub server: Login,
     /// The primary of the whole cluster, which is another one if that server is a standby itself.
     pub primary: Login,
+    /// The data directory of the server that it follows, on this host.
+    pub data: Option<PathBuf>,
 }
 
 /// The step that makes the slot of a standby.
@@ -34,6 +36,12 @@ pub fn wait_until_streaming(server: &Login, node: &Name) -> AfterStep {
     AfterStep::WaitUntilStreaming { server: server.clone(), name: node.to_string() }
 }
 
+/// The step that lets a standby's pid 1 clone the files of the server that it follows, if it may.
+pub fn open_upstream(follow: &Follow, upstream: &Upstream) -> Option<InnerStep> {
+    let data = upstream.data.clone().filter(|_| follow.may_clone())?;
+    Some(InnerStep::OpenUpstream { node: follow.of.to_string(), data })
+}
+
 /// What makes a server follow, in its own terms.
 pub fn following(node: &Name, follow: &Follow) -> Standby {
     Standby {
@@ -43,6 +51,7 @@ pub fn following(node: &Name, follow: &Follow) -> Standby {
         name: node.to_string(),
         delay_ms: follow.delay_ms,
         rate_kb: follow.rate_kb,
+        only_clones: follow.copy == Copying::Reflink,
         renew: None,
     }
 }
@@ -62,6 +71,9 @@ pub fn follow(
     let role = HostStep::CreateRole { server: upstream.primary.clone(), secret: replicator };
     state.plan.host.splice(at..at, [role, create_slot(&upstream.server, &node)]);
     state.plan.after.push(wait_until_streaming(&upstream.server, &node));
+    let mut inner = state.plan.inner.iter();
+    let before = inner.position(|step| matches!(step, InnerStep::PivotRoot { .. })).unwrap_or(0);
+    state.plan.inner.splice(before..before, open_upstream(&follow, upstream));
     let standby = Standby { renew, ..following(&node, &follow) };
     state.spec.follow = Some(follow);
     state.superseded_by = None;
@@ -97,5 +109,33 @@ pub fn alone(state: &mut NodeState) {
 /// Takes the steps of a standby out of a plan.
 fn leave(plan: &mut Plan) {
     plan.host.retain(|step| !step.is_elsewhere());
+    plan.inner.retain(|step| !matches!(step, InnerStep::OpenUpstream { .. }));
     plan.after.retain(|step| !matches!(step, AfterStep::WaitUntilStreaming { .. }));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_are_opened_only_for_whom_may_clone_them() {
+        let login = Login {
+            address: "10.0.0.2:5432".parse().unwrap(),
+            user: "postgres".to_owned(),
+            database: "postgres".to_owned(),
+            secret: PathBuf::from("/s"),
+        };
+        let upstream = Upstream { server: login.clone(), primary: login, data: Some("/d".into()) };
+        let auto = Follow::of("primary".parse().unwrap());
+        let opened = open_upstream(&auto, &upstream);
+        assert_eq!(opened, Some(InnerStep::OpenUpstream { node: "primary".to_owned(), data: "/d".into() }));
+        let others = [
+            Follow { copy: Copying::Basebackup, ..auto.clone() },
+            Follow { rate_kb: Some(1024), ..auto.clone() },
+        ];
+        for other in others {
+            assert_eq!(open_upstream(&other, &upstream), None);
+        }
+        assert!(following(&"r".parse().unwrap(), &Follow { copy: Copying::Reflink, ..auto }).only_clones);
+    }
 }

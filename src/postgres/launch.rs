@@ -127,6 +127,9 @@ pub struct Standby {
     pub delay_ms: Option<u64>,
     /// Kilobytes a second that the base backup may take.
     pub rate_kb: Option<u64>,
+    /// Its data have to be clones of the other server's files.
+    #[serde(default)]
+    pub only_clones: bool,
     /// What to do with a data directory that was not this server's before.
     #[serde(default)]
     pub renew: Option<Renew>,

@@ -6,6 +6,7 @@
 //! image (environment variables, `/docker-entrypoint-initdb.d`), which scripts and compose files rely on
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
+pub mod backup;
 pub mod content;
 pub mod contract;
 pub mod control;

@@ -46,6 +46,8 @@ pub enum Phase {
     Scripts,
     /// pg_basebackup copies another server's data.
     BaseBackup,
+    /// The data are cloned from another server's files.
+    Clone,
     /// pg_rewind undoes what the server that is followed never had.
     Rewind,
     /// The final server was started and does not accept connections yet (it may be recovering).
@@ -68,6 +70,7 @@ impl Phase {
             Phase::Initdb => "initdb",
             Phase::Scripts => "init scripts",
             Phase::BaseBackup => "base backup",
+            Phase::Clone => "clone of the data",
             Phase::Rewind => "pg_rewind",
             Phase::Starting => "start",
             Phase::Running => "running",

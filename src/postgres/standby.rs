@@ -6,7 +6,10 @@
 
 use std::path::Path;
 
-use super::{hba::REPLICATOR, launch::Standby, quote, uri::conninfo_value};
+use super::{backup, hba::REPLICATOR, launch::Standby, quote, uri::conninfo_value};
+
+/// Its presence in the data directory makes a server a standby.
+pub const SIGNAL: &str = "standby.signal";
 
 /// The replication role's password file inside a node, in libpq's format: the server's user's, mode 0600.
 pub const PASSFILE: &str = "/run/pgbox/pgpass";
@@ -83,6 +86,13 @@ pub fn create_role(verifier: &str) -> String {
          END IF; END $$;\n\
          ALTER ROLE {role} WITH LOGIN REPLICATION PASSWORD {verifier};\n"
     );
+    // What a base backup made of clones calls; which of them there are depends on the version.
+    let functions = backup::FUNCTIONS.map(quote::literal).join(", ");
+    sql += &format!(
+        "DO $$ DECLARE f regprocedure; BEGIN FOR f IN SELECT oid FROM pg_proc WHERE proname IN ({functions}) \
+         AND pronamespace = 'pg_catalog'::regnamespace LOOP \
+         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO {role}', f); END LOOP; END $$;\n"
+    );
     // What pg_rewind calls (its reference page, Notes).
     for function in [
         "pg_ls_dir(text, boolean, boolean)",
@@ -151,6 +161,7 @@ mod tests {
             name: "r1".into(),
             delay_ms: Some(300_000),
             rate_kb: Some(20_480),
+            only_clones: false,
             renew: None,
         }
     }

@@ -5,6 +5,9 @@
 
 use std::{net::SocketAddrV4, path::Path};
 
+/// How many seconds libpq tries each of several hosts (`connect_timeout`).
+const HOST_TIMEOUT: &str = "3";
+
 /// Where and as whom to connect.
 #[derive(Clone, Copy, Debug)]
 pub struct Target<'a> {
@@ -30,7 +33,8 @@ impl Target<'_> {
         self.uri_at(&format!("{host}:{}", self.port), None)
     }
 
-    /// The same for several hosts, which the client tries until a session has these `target_session_attrs`.
+    /// The same for several hosts, which the client tries until a session has these `target_session_attrs`. Of one that is
+    /// gone or frozen it would wait for minutes until it tries the next.
     pub fn uri_of(&self, hosts: &[SocketAddrV4], session_attrs: &str) -> String {
         let hosts: Vec<String> = hosts.iter().map(SocketAddrV4::to_string).collect();
         self.uri_at(&hosts.join(","), Some(session_attrs))
@@ -39,7 +43,11 @@ impl Target<'_> {
     fn uri_at(&self, hosts: &str, session_attrs: Option<&str>) -> String {
         let mut uri = format!("postgresql://{}@{hosts}/{}", encode(self.user), encode(self.database));
         let passfile = self.passfile.map(|path| path.display().to_string());
-        let all = [("target_session_attrs", session_attrs), ("passfile", passfile.as_deref())];
+        let all = [
+            ("target_session_attrs", session_attrs),
+            ("connect_timeout", session_attrs.map(|_| HOST_TIMEOUT)),
+            ("passfile", passfile.as_deref()),
+        ];
         let mut separator = '?';
         for (name, value) in all {
             if let Some(value) = value {
@@ -70,10 +78,10 @@ pub fn conninfo_value(value: &str) -> String {
     }
 }
 
-/// A line of a password file (PostgreSQL manual 34.16) that fits any host, port and database.
-pub fn passfile_line(user: &str, password: &str) -> String {
+/// A line of a password file (PostgreSQL manual 34.16) for any database at a place, `HOST:PORT`, each of which may be `*`.
+pub fn passfile_line(place: &str, user: &str, password: &str) -> String {
     let escape = |text: &str| text.replace('\\', r"\\").replace(':', r"\:");
-    format!("*:*:*:{}:{}\n", escape(user), escape(password))
+    format!("{place}:*:{}:{}\n", escape(user), escape(password))
 }
 
 /// Percent-encoding of all but the unreserved characters, RFC 3986 section 2.3.
@@ -105,13 +113,12 @@ mod tests {
     fn several_hosts_are_for_the_client_to_try() {
         let target = Target { host: "", port: 0, user: "u", database: "d", passfile: Some(Path::new("/p")) };
         let hosts = ["10.0.0.2:5432", "10.0.0.3:5432"].map(|host| host.parse().unwrap());
-        let uri =
-            "postgresql://u@10.0.0.2:5432,10.0.0.3:5432/d?target_session_attrs=read-write&passfile=%2Fp";
+        let uri = "postgresql://u@10.0.0.2:5432,10.0.0.3:5432/d?target_session_attrs=read-write&connect_timeout=3&passfile=%2Fp";
         assert_eq!(target.uri_of(&hosts, "read-write"), uri);
     }
 
     #[test]
     fn a_colon_in_a_password_is_escaped() {
-        assert_eq!(passfile_line("u", r"a:b\c"), "*:*:*:u:a\\:b\\\\c\n");
+        assert_eq!(passfile_line("*:5433", "u", r"a:b\c"), "*:5433:*:u:a\\:b\\\\c\n");
     }
 }

@@ -61,12 +61,54 @@ pub struct Follow {
     pub delay_ms: Option<u64>,
     /// Kilobytes a second that a base backup may take.
     pub rate_kb: Option<u64>,
+    /// How its data directory is made.
+    #[serde(default)]
+    pub copy: Copying,
+}
+
+/// How a standby gets its data.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Copying {
+    /// By clones of the other server's files where that can be done, and else by pg_basebackup.
+    #[default]
+    Auto,
+    /// By clones, or not at all.
+    Reflink,
+    /// By pg_basebackup.
+    Basebackup,
+}
+
+impl std::str::FromStr for Copying {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "reflink" => Ok(Self::Reflink),
+            "basebackup" => Ok(Self::Basebackup),
+            _ => Err(format!("`{text}` is no way to copy; use auto, reflink or basebackup")),
+        }
+    }
 }
 
 impl Follow {
+    /// With nothing else said of it.
+    pub fn of(of: Name) -> Self {
+        Self { of, delay_ms: None, rate_kb: None, copy: Copying::Auto }
+    }
+
+    /// Whether its data may be clones of the other server's files: those need no time that could be stretched.
+    pub fn may_clone(&self) -> bool {
+        self.copy != Copying::Basebackup && self.rate_kb.is_none()
+    }
+
     /// As before, if it was a standby before, but of this node.
     pub fn turned(old: Option<&Self>, of: Name) -> Self {
-        Self { of, delay_ms: old.and_then(|old| old.delay_ms), rate_kb: old.and_then(|old| old.rate_kb) }
+        match old {
+            Some(old) => Self { of, ..old.clone() },
+            None => Self::of(of),
+        }
     }
 }
 

@@ -48,7 +48,7 @@ impl NodeDir {
     /// What the node's pid 1 said last.
     pub fn status(&self) -> Result<Status> {
         let path = self.status_file();
-        let text = match sys::fs::read_to_string(&path) {
+        let text = match sys::fs::read_text_at_once(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.with_context(|| format!("read {}", path.display()))?,
         };
@@ -89,11 +89,6 @@ impl NodeDir {
     /// The superuser's password and nothing else, mode 0600.
     pub fn secret_file(&self) -> PathBuf {
         self.0.join("password")
-    }
-
-    /// The same password in libpq's format, for `passfile=` in a connection string; mode 0600.
-    pub fn pass_file(&self) -> PathBuf {
-        self.0.join("pgpass")
     }
 
     /// Where a node is put together before it takes its name. What a killed command left there is thrown away.

@@ -10,7 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Error, Result};
+use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::Lesson;
@@ -39,6 +40,11 @@ pub enum InnerStep {
         target: PathBuf,
         read_only: bool,
         place: BindPlace,
+    },
+    /// A standby may be made of clones of the files of the server that it follows.
+    OpenUpstream {
+        node: String,
+        data: PathBuf,
     },
     PivotRoot {
         root: PathBuf,
@@ -93,8 +99,11 @@ impl InnerStep {
     /// Carries the step out in the calling process, which must be alone in its mount namespace.
     pub fn apply(&self) -> Result<()> {
         match self {
-            // The three that pid 1 itself is made of: clone3, its exec of the payload, and its own life.
-            Self::EnterNamespaces { .. } | Self::DropPrivileges { .. } | Self::StartInit { .. } => Ok(()),
+            // What pid 1 itself is made of: clone3, what it takes along, its exec of the payload, and its own life.
+            Self::EnterNamespaces { .. }
+            | Self::OpenUpstream { .. }
+            | Self::DropPrivileges { .. }
+            | Self::StartInit { .. } => Ok(()),
             Self::MakeMountsPrivate => mount::make_private(),
             Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),
             Self::Bind { root, source, target, read_only, place } => {
@@ -171,6 +180,17 @@ impl InnerStep {
                     target = target.display(),
                 ),
                 look: format!("findmnt {}", target.display()),
+            },
+            Self::OpenUpstream { node, data } => Lesson {
+                title: format!("open the data of {node}, to clone them"),
+                why: "A file system that shares blocks between files (XFS, Btrfs) clones a data directory in the time that \
+                      it takes to list it. Where it can, and no tablespace is in the way, the standby's data are such \
+                      clones, made between pg_backup_start and pg_backup_stop; everywhere else pg_basebackup copies \
+                      them, and the node's log says why. The tree is read-only, has no way out of it, and is closed \
+                      before the server starts.",
+                see: "ioctl_ficlone(2), PostgreSQL manual, 26.3.3 Making a Base Backup Using the Low Level API",
+                shell: format!("exec 9<{}", data.display()),
+                look: format!("stat -f {}", data.display()),
             },
             Self::PivotRoot { root } => Lesson {
                 title: format!("make {} the root", root.display()),
@@ -363,8 +383,8 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
     for path in paths {
         let Ok(metadata) = std::fs::symlink_metadata(path) else { continue };
         let masked = match (metadata.is_dir(), empty) {
-            (false, _) => mount::bind(Path::new("/dev/null"), path, false),
-            (true, Some(first)) => mount::bind(first, path, false),
+            (false, _) => mount::bind(Path::new("/dev/null"), path, false).map_err(Error::from),
+            (true, Some(first)) => mount::bind(first, path, false).map_err(Error::from),
             (true, None) => {
                 empty = Some(path);
                 mount::mount_new("tmpfs", path, "size=0", Attributes { read_only: true, ..Attributes::INERT })
@@ -378,7 +398,7 @@ fn mask(paths: &[PathBuf]) -> Result<()> {
 /// Makes what is there read-only; not every kernel has all of it.
 fn protect(path: &Path) -> Result<()> {
     match mount::bind(path, path, true) {
-        Err(e) if e.downcast_ref() == Some(&rustix::io::Errno::NOENT) => Ok(()),
+        Err(Errno::ENOENT) => Ok(()),
         other => other.with_context(|| format!("protect {}", path.display())),
     }
 }

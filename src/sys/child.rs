@@ -111,6 +111,11 @@ fn decode(report: &[u8]) -> SpawnError {
 /// somebody else's.
 pub fn place_fds(fds: &[BorrowedFd<'_>]) -> Result<()> {
     let first = OUT_OF_THE_WAY.max(fds.len() as RawFd);
+    let in_place = |(number, fd): (usize, &BorrowedFd<'_>)| fd.as_raw_fd() == number as RawFd;
+    if fds.iter().enumerate().all(in_place) {
+        // A terminal or pipe of the caller: open across an execve, as it came.
+        return close_range(fds.len() as u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
+    }
     // First all away, then all down: a source may be the target of an earlier one.
     let away: Vec<OwnedFd> = fds
         .iter()
@@ -180,7 +185,7 @@ pub fn block_signals() -> Result<()> {
 /// The signals that this process ignores, as a mask: of all actions only this one survives an execve. All of them
 /// when /proc does not tell.
 fn ignored_signals() -> u64 {
-    let status = super::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let status = super::fs::read_text_at_once("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(u64::MAX)
 }

@@ -18,18 +18,41 @@ use std::path::Path;
 /// All of a file, without asking for its size first: the files of proc(5), sysfs(5) and cgroups(7) say that it is 0,
 /// and [`std::fs::read`] then begins with 32 bytes and doubles, ten calls for a mount table.
 pub fn read(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
-    let fd = fs::open(path.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    read_until(path.as_ref(), |got, _| got == 0)
+}
+
+/// All of a regular file that nobody writes to meanwhile, or of a file of the kernel that has one record: a read that
+/// gets less than it asks for has met the end, and no second one is needed to hear so.
+pub fn read_at_once(path: impl AsRef<Path>) -> io::Result<Vec<u8>> {
+    read_until(path.as_ref(), |got, asked| got < asked)
+}
+
+fn read_until(path: &Path, is_end: impl Fn(usize, usize) -> bool) -> io::Result<Vec<u8>> {
+    let fd = fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut bytes = Vec::with_capacity(16 << 10);
-    while rustix::io::retry_on_intr(|| rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut bytes)))? > 0
-    {
+    loop {
+        let asked = bytes.capacity() - bytes.len();
+        let got =
+            rustix::io::retry_on_intr(|| rustix::io::read(&fd, rustix::buffer::spare_capacity(&mut bytes)))?;
+        if is_end(got, asked) {
+            return Ok(bytes);
+        }
         bytes.reserve(4 << 10);
     }
-    Ok(bytes)
 }
 
 /// As [`read`], for text.
 pub fn read_to_string(path: impl AsRef<Path>) -> io::Result<String> {
-    String::from_utf8(read(path)?).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    text(read(path)?)
+}
+
+/// As [`read_at_once`], for text.
+pub fn read_text_at_once(path: impl AsRef<Path>) -> io::Result<String> {
+    text(read_at_once(path)?)
+}
+
+fn text(bytes: Vec<u8>) -> io::Result<String> {
+    String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// What a directory entry is: the S_IFMT part of `st_mode`, see inode(7).

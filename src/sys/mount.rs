@@ -6,12 +6,13 @@
 //! openat2(2) `RESOLVE_IN_ROOT`, and the mount is moved onto that descriptor.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
     path::Path,
 };
 
 use anyhow::{Context, Result};
 use nix::{
+    NixPath,
     errno::Errno,
     mount::{MntFlags, MsFlags, mount, umount2},
 };
@@ -91,6 +92,11 @@ impl Detached {
         Ok(Self(tree))
     }
 
+    /// The root of the tree, for names relative to it: `..` does not lead out of it.
+    pub fn into_fd(self) -> OwnedFd {
+        self.0
+    }
+
     /// Makes the mount and all below it read-only.
     pub fn set_read_only(&self) -> Result<()> {
         set_read_only(self.0.as_fd())
@@ -127,20 +133,20 @@ pub fn mount_new(fs: &str, target: &Path, options: &str, attributes: Attributes)
 
 /// Makes the mount of `tree`, and all below it, read-only (mount_setattr(2)).
 pub fn set_read_only(tree: BorrowedFd<'_>) -> Result<()> {
+    set_attributes_read_only(tree.as_raw_fd(), Path::new("")).context("mount_setattr read-only")
+}
+
+/// The same of the mount at `path`, or of `tree` itself where that is empty.
+fn set_attributes_read_only(tree: RawFd, path: &Path) -> nix::Result<()> {
     let attr =
         libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    // SAFETY: the path is an empty C string, `attr` outlives the call and its size is passed with it.
-    let rc = unsafe {
-        libc::syscall(
-            libc::SYS_mount_setattr,
-            tree.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH | libc::AT_RECURSIVE,
-            &raw const attr,
-            size_of::<libc::mount_attr>(),
-        )
-    };
-    Errno::result(rc).map(drop).context("mount_setattr read-only")
+    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    let size = size_of::<libc::mount_attr>();
+    let rc = path.with_nix_path(|path| {
+        // SAFETY: the path is a C string that outlives the call, and so does `attr`, whose size is passed with it.
+        unsafe { libc::syscall(libc::SYS_mount_setattr, tree, path.as_ptr(), flags, &raw const attr, size) }
+    });
+    Errno::result(rc?).map(drop)
 }
 
 /// Makes `new_root` (a mount point) the root of this mount namespace and detaches the old one.
@@ -154,13 +160,14 @@ pub fn pivot_root(new_root: &Path) -> Result<()> {
     nix::unistd::chdir("/").context("chdir /")
 }
 
-/// Binds `source` onto itself or another place of this namespace's own tree, optionally read-only.
-pub fn bind(source: &Path, target: &Path, read_only: bool) -> Result<()> {
-    let tree = Detached::bind(source)?;
-    if read_only {
-        tree.set_read_only()?;
+/// Binds `source` onto itself or another place of this process's own root, neither of them a symbolic link; optionally
+/// read-only, which it is a moment later. One call of mount(2) for the three of [`Detached::bind`].
+pub fn bind(source: &Path, target: &Path, read_only: bool) -> nix::Result<()> {
+    mount(Some(source), target, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)?;
+    match read_only {
+        true => set_attributes_read_only(libc::AT_FDCWD, target),
+        false => Ok(()),
     }
-    tree.attach_at(target)
 }
 
 /// A directory whose inside must not be trusted: every path is resolved as if it were `/`
@@ -201,20 +208,27 @@ impl Jail {
         let parent = path.parent().unwrap_or(Path::new("/"));
         let parent_fd = self.place(parent, Place::Directory)?;
         let name = path.file_name().with_context(|| format!("{} names no mount point", path.display()))?;
-        // A symlink that leads nowhere, as /etc/resolv.conf often is, gives way.
-        let _ = rustix::fs::unlinkat(&parent_fd, name, AtFlags::empty());
-        make(parent_fd.as_fd(), Path::new(name), kind)
-            .with_context(|| format!("make mount point {}", path.display()))?;
-        self.resolve(path).with_context(|| format!("open mount point {}", path.display()))
+        let made = match make(parent_fd.as_fd(), Path::new(name), kind) {
+            // A symlink that leads nowhere, as /etc/resolv.conf often is, gives way.
+            Err(rustix::io::Errno::EXIST) => rustix::fs::unlinkat(&parent_fd, name, AtFlags::empty())
+                .and_then(|()| make(parent_fd.as_fd(), Path::new(name), kind)),
+            made => made,
+        };
+        made.with_context(|| format!("make mount point {}", path.display()))
     }
 }
 
-fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<()> {
+/// Makes a mount point that was not there, and opens it.
+fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<OwnedFd> {
+    let own = OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match kind {
-        Place::Directory => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+        Place::Directory => {
+            rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+            rustix::fs::openat(parent, name, own | OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
+        }
         Place::File => {
-            let flags = OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::WRONLY | OFlags::CLOEXEC;
-            rustix::fs::openat(parent, name, flags, Mode::from_raw_mode(0o644)).map(drop)
+            let new = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
+            rustix::fs::openat(parent, name, own | new, Mode::from_raw_mode(0o644))
         }
     }
 }

@@ -149,12 +149,12 @@ impl Drop for Home {
 /// or deleted here also appear and vanish in every other mount namespace. Without it a daemon started
 /// earlier would keep a copy of the mount, and with it the namespace, alive for ever.
 fn share_directory() -> Result<()> {
+    if share(DIRECTORY).is_ok() {
+        return Ok(());
+    }
     match mkdir(DIRECTORY, Mode::from_bits_truncate(0o755)) {
         Ok(()) | Err(Errno::EEXIST) => {}
         Err(errno) => return Err(errno).context(format!("mkdir {DIRECTORY}")),
-    }
-    if share(DIRECTORY).is_ok() {
-        return Ok(());
     }
     // Not a mount point yet. ip-netns(8) takes the same lock: two first callers would stack two mounts, and names made
     // between them would be hidden under the second.

@@ -52,6 +52,16 @@ pub fn umount(target: &Path) -> Result<()> {
         .with_context(|| format!("umount {}", target.display()))
 }
 
+/// Removes the work directory of an overlay that is mounted nowhere any more. What a `volatile` mount leaves in it is
+/// known, so no directory has to be read for that; what else is there goes as well.
+pub fn remove_work(work: &Path) -> std::io::Result<()> {
+    let _ = std::fs::remove_file(work.join("work/incompat/volatile/dirty"));
+    for known in ["work/incompat/volatile", "work/incompat", "work"] {
+        let _ = std::fs::remove_dir(work.join(known));
+    }
+    std::fs::remove_dir(work).or_else(|_| std::fs::remove_dir_all(work))
+}
+
 /// Marks the error of a kernel that doesn't know `lowerdir+`.
 #[derive(Debug)]
 struct NoLowerdirPlus;

@@ -47,7 +47,7 @@ impl ProcessId {
 }
 
 fn start_time(pid: i32) -> Result<Option<u64>> {
-    let Ok(stat) = super::fs::read_to_string(format!("/proc/{pid}/stat")) else { return Ok(None) };
+    let Ok(stat) = super::fs::read_text_at_once(format!("/proc/{pid}/stat")) else { return Ok(None) };
     // The command name stands in parentheses and may hold any character, so count from its end.
     let after_name = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
     match after_name.split_whitespace().nth(19).map(str::parse) {
@@ -182,7 +182,7 @@ pub fn boot_id() -> Result<&'static str> {
         return Ok(known);
     }
     let path = "/proc/sys/kernel/random/boot_id";
-    let text = super::fs::read_to_string(path).with_context(|| format!("read {path}"))?;
+    let text = super::fs::read_text_at_once(path).with_context(|| format!("read {path}"))?;
     Ok(KNOWN.get_or_init(|| text.trim().to_owned()))
 }
 

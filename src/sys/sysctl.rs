@@ -69,7 +69,7 @@ fn swapped(character: char) -> char {
 }
 
 fn read(path: &Path) -> Result<String> {
-    super::fs::read_to_string(path)
+    super::fs::read_text_at_once(path)
         .map(|text| text.trim_end_matches('\n').to_owned())
         .map_err(errno)
         .with_context(|| format!("read {}", path.display()))

@@ -421,5 +421,6 @@ fn fds(spec: &Spec) -> InitFds {
         status: Some(open("status", false)),
         secret: spec.secret.then(|| open("secret", false)),
         report: Some(open("report", true)),
+        upstream: None,
     }
 }

@@ -107,8 +107,17 @@ fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
     assert_eq!(log(), "/wal/log");
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
     until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    // What is in it counts, wherever it lies.
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "CREATE TABLE lost AS SELECT generate_series(1, 5)");
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 acknowledged transaction"), "{said}");
+    host.sql("primary", &[], "DROP TABLE lost");
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    let streamed = "SELECT sent_lsn = replay_lsn FROM pg_stat_replication";
+    until("t", || host.sql("primary", &[], streamed));
     host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["failover", "r1"]);
     std::fs::write(volumes.join("wal/data/log/notes"), "somebody's").unwrap();
     host.pgbox(&["rejoin", "primary", "--clone"]);
     let first = log();
@@ -122,11 +131,38 @@ fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
     host.sql("primary", &[], "INSERT INTO t VALUES (8)");
     host.pgbox(&["restart", "primary"]);
     until("7,8", || host.sql("r1", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (9)");
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "primary", "r1"]);
     let output = host.try_pgbox(&["rejoin", "primary"]);
     assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
     until("7,8", || host.sql("primary", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+}
+
+#[test]
+fn a_log_in_the_container_itself_is_read_too_and_a_link_out_of_it_is_not_followed() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-e", "POSTGRES_INITDB_WALDIR=/var/lib/postgresql/log"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["crash", "primary", "--node"]);
+    // The node could have put anything there.
+    let data = host.root.join("volumes/default/primary/data");
+    let other = host.root.join("volumes/default/r1/data/pg_wal");
+    std::fs::rename(data.join("pg_wal"), data.join("kept")).unwrap();
+    std::os::unix::fs::symlink(&other, data.join("pg_wal")).unwrap();
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(
+        said.contains("nobody knows what would be lost") && said.contains("/upper: No such file"),
+        "{said}"
+    );
+    std::fs::remove_file(data.join("pg_wal")).unwrap();
+    std::fs::rename(data.join("kept"), data.join("pg_wal")).unwrap();
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
 }
 
 /// After a failover with a loss, the one that was away has a greater position than the new primary, on a timeline that was

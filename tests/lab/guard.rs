@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::harness::{Host, until};
+use crate::harness::{Host, run, until};
 
 /// A guard in the background; it ends with the test.
 pub struct Guard {
@@ -136,7 +136,7 @@ fn what_somebody_wants_is_no_failure() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "primary", "postgres:15", "--restart", "on-crash"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
-    let guard = Guard::start(&host, "primary", &["--detect", "2s"]);
+    let guard = Guard::start(&host, "primary", &["--detect", "8s"]);
     host.pgbox(&["stop", "primary"]);
     guard.sees("let-be", |event| event["text"].to_string().contains("asked to stop"));
     std::thread::sleep(Duration::from_millis(300));
@@ -147,7 +147,7 @@ fn what_somebody_wants_is_no_failure() {
     host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000000)");
     host.pgbox(&["crash", "primary"]);
     guard.sees("trouble", |_| true);
-    until("it is back", 10, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
+    until("it is back", 20, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
     let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
     until("r1 streams again", 10, || host.sql("primary", &[], streams) == "1");
     // A change by hand is followed.
@@ -264,5 +264,29 @@ fn a_new_guard_lets_go_what_a_killed_one_held_still() {
     host.sql("primary", &[], "INSERT INTO t VALUES (2)");
     std::thread::sleep(Duration::from_millis(1500));
     assert!(!guard.has_seen("failed"), "{}", guard.text());
+    guard.end();
+}
+
+#[test]
+fn reads_go_to_the_standbys_that_are_there() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    let guard = Guard::start(&host, "primary", &[]);
+    let reads = |names: &[&str]| {
+        let want = serde_json::json!(names);
+        until("reads to follow", 10, || host.json(&["endpoint", "--json"])[1]["leads_to"] == want);
+    };
+    reads(&["r1", "r2"]);
+    // No command sees that end: what is left of r1 is its exit status.
+    kill(Pid::from_raw(host.init_pid("r1")), Signal::SIGKILL).expect("kill pid 1 of r1");
+    reads(&["r2"]);
+    assert_eq!(guard.sees("reads", |_| true)["standbys"], serde_json::json!(["r2"]));
+    let (uri, way) =
+        (host.pgbox(&["uri", "--ro"]), "SELECT inet_server_addr() = inet_client_addr(), pg_is_in_recovery()");
+    for _ in 0..4 {
+        assert_eq!(run("psql", &[uri.trim(), "-Atc", way]).trim(), "f|t");
+    }
+    host.pgbox(&["start", "r1"]);
+    reads(&["r1", "r2"]);
     guard.end();
 }

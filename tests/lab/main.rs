@@ -5,6 +5,8 @@
 #[path = "../node/harness.rs"]
 mod harness;
 
+mod access;
+mod clone;
 mod collation;
 mod drive;
 mod endpoint;

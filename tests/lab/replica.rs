@@ -126,3 +126,47 @@ fn what_can_not_be_followed_is_refused_in_one_line() {
 fn address(host: &Host, node: &str) -> String {
     host.json(&["uri", "--json", node])["host"].as_str().unwrap().to_owned()
 }
+
+#[test]
+fn a_volume_that_was_left_serves_who_can_go_on_with_it_and_nobody_else() {
+    let Some(host) = Host::new() else { return };
+    let said = |args: &[&str]| {
+        let output = host.try_pgbox(args);
+        assert!(output.status.success(), "{args:?}: {}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    assert_eq!(said(&["run", "a", "postgres:15"]), "");
+    assert_eq!(said(&["replica", "z", "--of", "a"]), "");
+    host.pgbox(&["rm", "-f", "z"]);
+    let goes_on = "note: `z` goes on with the data of the volume `z` (PostgreSQL 15, last written ";
+    let again = said(&["replica", "z", "--of", "a"]);
+    assert!(again.starts_with(goes_on) && again.contains("`pgbox rm -f -v z` removes both"), "{again}");
+    host.pgbox(&["rm", "-f", "z"]);
+    // Refused before anything is made, and with the way out.
+    let refused = |args: &[&str], why: &str| {
+        let begun = Instant::now();
+        let said = host.fails(1, args);
+        assert!(said.contains(why) && said.contains("`pgbox volume rm z`"), "{said}");
+        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(!host.root.join("labs/default/nodes/z").exists());
+        said
+    };
+    let way_out = refused(&["run", "z", "postgres:15"], "a standby's, and `z` would be a primary");
+    assert!(
+        way_out.contains("pgbox replica z --of NODE") && way_out.contains("z/data/standby.signal"),
+        "{way_out}"
+    );
+    host.pgbox(&["run", "b", "postgres:15"]);
+    refused(&["replica", "z", "--of", "b"], "of another cluster than `b`");
+    // A primary's, which comes back under its name as a standby.
+    host.pgbox(&["replica", "z", "--of", "a"]);
+    host.pgbox(&["switchover", "z"]);
+    host.pgbox(&["rm", "-f", "z"]);
+    host.pgbox(&["promote", "a"]);
+    refused(&["replica", "z", "--of", "a"], "a primary's: it was promoted, or never a standby's");
+    let again = said(&["run", "z", "postgres:15"]);
+    assert!(again.starts_with(goes_on), "{again}");
+    host.pgbox(&["rm", "-f", "z"]);
+    host.pgbox(&["volume", "rm", "z"]);
+    assert_eq!(said(&["replica", "z", "--of", "a"]), "");
+}

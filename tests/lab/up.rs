@@ -254,14 +254,18 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
         assert_eq!(text(&asked.stdout).trim(), "1", "{user}: {}", text(&asked.stderr));
     }
     // Nowhere else is either of them, though the server writes down every statement.
+    let passfile = host.root.join("labs/default/pgpass");
     let password = fs::read_to_string(&made).unwrap();
     let root = host.root.display().to_string();
     let found = |secret: &str| {
         let args = ["-rlF", "--exclude-dir=images", "--exclude-dir=layers", "-e", secret, &root];
-        text(&std::process::Command::new("grep").args(args).output().expect("grep").stdout)
+        let output = std::process::Command::new("grep").args(args).output().expect("grep");
+        let mut files: Vec<PathBuf> = text(&output.stdout).lines().map(PathBuf::from).collect();
+        files.sort();
+        files
     };
-    assert_eq!(found(&password).trim(), made.display().to_string());
-    assert_eq!(found("geheim"), "");
+    assert_eq!(found(&password), [passfile.clone(), made.clone()]);
+    assert_eq!(found("geheim"), [passfile, made.with_file_name("given")]);
     let owner = "SELECT pg_get_userbyid(datdba) FROM pg_database WHERE datname = 'shop'";
     assert_eq!(host.sql("primary", &[], owner), "app");
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_namespace WHERE nspname = 'extra'"), "1");

@@ -34,6 +34,28 @@ fn settings_that_are_pgboxs_own_matter() {
 }
 
 #[test]
+fn what_the_server_says_of_a_setting_is_the_cause() {
+    let Some(host) = Host::new() else { return };
+    let cause = |settings: &[&str]| {
+        let said = host.fails(1, &[&["run", "n", "postgres:15"], settings].concat());
+        host.is_forgotten();
+        let line = said.lines().find(|line| line.starts_with("  cause: ")).map(str::to_owned);
+        line.unwrap_or_else(|| panic!("{said}"))
+    };
+    assert!(cause(&["-c", "nope=1"]).contains("unrecognized configuration parameter \"nope\""));
+    assert!(
+        cause(&["-c", "wal_level=bogus"]).contains("invalid value for parameter \"wal_level\": \"bogus\"")
+    );
+    let memory = cause(&["-c", "shared_buffers=900GB"]);
+    assert!(
+        memory
+            .ends_with("exit code 1: FATAL:  could not map anonymous shared memory: Cannot allocate memory"),
+        "{memory}"
+    );
+    assert!(cause(&["-c", "ssl=on"]).contains("FATAL:  could not load server certificate"));
+}
+
+#[test]
 fn names_and_ports_that_are_taken() {
     let Some(host) = Host::new() else { return };
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

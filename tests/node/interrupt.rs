@@ -144,7 +144,7 @@ fn the_foreground_shows_the_log_and_a_signal_is_a_fast_shutdown() {
         host.is_clean();
         let left = if more.is_empty() { "n\n" } else { "" };
         assert_eq!(host.pgbox(&["ps", "-q"]), left);
-        host.try_pgbox(&["rm", "n"]);
+        host.try_pgbox(&["rm", "-v", "n"]);
     }
 }
 
@@ -157,7 +157,7 @@ fn the_foreground_ends_with_the_node_whoever_ends_it() {
         let (code, _, said) = end(command);
         assert_eq!((code, said.as_str()), (Some(0), ""), "{ending:?}");
         assert_eq!(host.pgbox(&["ps", "-q"]), left);
-        host.try_pgbox(&["rm", "n"]);
+        host.try_pgbox(&["rm", "-v", "n"]);
     }
     let (command, _output) = attended(&host, &[]);
     kill(Pid::from_raw(host.init_pid("n")), Signal::SIGKILL).unwrap();

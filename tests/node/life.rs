@@ -360,13 +360,60 @@ fn what_is_said_is_as_it_was_given() {
     host.pgbox(&["stop", "-t", "5s", "n"]);
     host.pgbox(&["stop", "-t", "5", "m"]);
     assert!(host.fails(1, &["run", "n", "postgres:15"]).contains("pgbox start n"));
-    let output = host.try_pgbox(&["--lab", "nosuch", "ps"]);
-    assert!(output.status.success() && text(&output.stderr).contains("no lab `nosuch`"), "{output:?}");
-    assert_eq!(text(&host.try_pgbox(&["ps"]).stderr), "");
     // A path of the host may be relative to here.
     let dir = host.scratch("here");
     fs::create_dir(dir.join("files")).unwrap();
     let mut command = host.command(&["run", "--rm", "t", "tiny", "-v", "./files:/x", "--", "touch", "/x/y"]);
     assert!(command.current_dir(&dir).status().unwrap().success());
     assert!(dir.join("files/y").exists());
+}
+
+#[test]
+fn a_lab_that_is_not_there_is_an_error_and_an_empty_default_is_none() {
+    let Some(host) = Host::new() else { return };
+    for empty in [
+        &["ps"][..],
+        &["status"],
+        &["lag"],
+        &["--lab", "nosuch", "ps", "--all-labs"],
+        &["--lab", "nosuch", "down"],
+    ] {
+        let output = host.try_pgbox(empty);
+        assert!(output.status.success(), "{empty:?}: {output:?}");
+    }
+    let refused = |code: i32, command: &[&str], words: &[&str]| {
+        let said = host.fails(code, &[&["--lab", "nosuch"], command].concat());
+        words.iter().for_each(|word| assert!(said.contains(word), "{command:?}: {said}"));
+    };
+    refused(1, &["ps"], &["no lab `nosuch`, nor any other", "pgbox --lab nosuch run primary"]);
+    for lab in ["one", "two"] {
+        host.pgbox(&["--lab", lab, "run", "n", "postgres:15"]);
+    }
+    let words = ["error: no lab `nosuch`\n", "there is one, two"];
+    for command in [
+        &["ps"][..],
+        &["status", "--json"],
+        &["lag"],
+        &["slots"],
+        &["stats"],
+        &["endpoint"],
+        &["env"],
+        &["psql"],
+        &["uri", "--rw"],
+        &["uri", "n"],
+        &["inspect", "n"],
+        &["stop", "--all"],
+        &["set", "--all", "work_mem=8MB"],
+        &["sync", "off"],
+        &["replica", "r", "--of", "n"],
+        &["drive", "start"],
+        &["net", "ls"],
+    ] {
+        refused(1, command, &words);
+    }
+    refused(125, &["with", "--", "true"], &words);
+    refused(125, &["exec", "n", "--", "true"], &words);
+    host.pgbox(&["--lab", "one", "rm", "-f", "n"]);
+    let said = host.fails(1, &["--lab", "one", "ps"]);
+    assert!(said.contains("lab `one` has no nodes any more") && said.contains("in the volumes n"), "{said}");
 }

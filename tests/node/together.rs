@@ -44,8 +44,9 @@ fn race(host: &Host, more: &[&str]) -> Vec<String> {
     let mut said = Vec::new();
     for (mut child, lab) in runs.into_iter().zip(["a", "b"]) {
         until("it runs or has failed", 20, || {
-            let row = host.json(&["--lab", lab, "ps", "--json"]);
-            row[0]["state"] == "running" || child.try_wait().unwrap().is_some()
+            let rows = host.json(&["ps", "--all-labs", "--json"]);
+            let is_up = |row: &serde_json::Value| row["lab"] == lab && row["state"] == "running";
+            rows.as_array().unwrap().iter().any(is_up) || child.try_wait().unwrap().is_some()
         });
         if child.try_wait().unwrap().is_some() {
             said.push(text(&child.wait_with_output().unwrap().stderr));

@@ -71,6 +71,7 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
             Data::Superseded(how) => Some(how),
             _ => None,
         },
+        tell_of_data: false,
     };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }

@@ -7,6 +7,7 @@ use postgres::error::SqlState;
 
 use crate::{
     cmd::{Context, password},
+    engine::passfile,
     facts::{cluster, lab},
     hint::advise,
     lab::wanted::Sql,
@@ -36,23 +37,39 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
         Need::Differs => content::set_password(name, &verifier),
         _ => content::create_user(name, &verifier),
     };
-    alone(context, sql).with_context(|| format!("user `{name}`"))
+    alone(context, sql).with_context(|| format!("user `{name}`"))?;
+    keep(context, name, &password)
 }
 
-/// The password of a user of whom none was said: the one that it had in these data before, or a new one.
+/// The password of a user of whom none was said: the one that it had in these data before, or a new one. It is kept before the
+/// server has it: nobody else knows it.
 fn generated(context: &Context, name: &str) -> Result<String> {
     let path = context.root.user_file(&context.lab, name);
-    if let Ok(password) = fs::read_to_string(&path)
-        && !password.is_empty()
-    {
-        return Ok(password);
+    let known = state::read_secret(&path)?;
+    if !known.is_empty() {
+        return Ok(known);
     }
     let password = password::generated()?;
-    let dir = context.root.users_dir(&context.lab);
-    fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
-    state::write_secret(&path, &password)?;
+    write(context, name, &password)?;
     println!("the password of {name} is in {}", path.display());
     Ok(password)
+}
+
+fn write(context: &Context, name: &str, password: &str) -> Result<()> {
+    let dir = context.root.users_dir(&context.lab);
+    fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
+    state::write_secret(&context.root.user_file(&context.lab, name), password)
+}
+
+/// Puts a password where clients find it; the superuser's where pgbox itself does.
+fn keep(context: &Context, name: &str, password: &str) -> Result<()> {
+    let _lock = context.lock()?;
+    let cluster = cluster::main(&context.root, &context.lab)?;
+    match cluster.head().login()?.user == name {
+        true => password::has_changed(&context.root, &cluster.nodes, password)?,
+        false => write(context, name, password)?,
+    }
+    passfile::settle(&context.root, &context.lab)
 }
 
 pub fn database(context: &Context, name: &str, owner: Option<&str>, need: Need) -> Result<()> {

@@ -8,7 +8,7 @@ use crate::{
     cmd::{Context, collation, endpoint, start},
     engine::{
         halt::{self, Shutdown},
-        orders, publish, sync,
+        orders, passfile, publish, sync,
     },
     facts::{self, node},
     hint::advise,
@@ -24,7 +24,8 @@ pub fn publish(context: &Context, name: &Name, wanted: &[Publish]) -> Result<()>
     let _lock = context.lock()?;
     let _shared = context.root.lock_shared()?;
     let node = node::find(&context.root, &context.lab, name)?;
-    publish::change(&context.root, &node, wanted)
+    publish::change(&context.root, &node, wanted)?;
+    passfile::settle(&context.root, &context.lab)
 }
 
 /// Lets a standby apply changes later or sooner.

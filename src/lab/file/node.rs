@@ -16,7 +16,7 @@ use crate::{
         parameter, settings,
     },
     spec::{
-        Follow, Name, NodeLimits, NodeSpec, Volume, VolumeSource,
+        Copying, Follow, Name, NodeLimits, NodeSpec, Volume, VolumeSource,
         quantity::{self, Bound},
     },
 };
@@ -38,6 +38,7 @@ pub fn wanted(file: &LabFile, lab: &Name, name: &Name, said: &RawNode, dir: &Pat
                 .some("delay", &said.delay, quantity::duration)?
                 .map(|delay| delay.as_millis() as u64),
             rate_kb: read.some("rate", &said.rate, quantity::bytes)?.map(|rate| (rate / 1024).max(32)),
+            copy: Copying::Auto,
         }),
     };
     let spec = NodeSpec {

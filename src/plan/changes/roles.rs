@@ -20,9 +20,7 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
         // Of those that are there, what they do counts.
         match actual.node(&node.spec.node).map(|there| &there.role) {
             Some(Role::Standby { of }) => {
-                let wanted = node.spec.follow.take();
-                let (delay_ms, rate_kb) = wanted.map_or((None, None), |f| (f.delay_ms, f.rate_kb));
-                node.spec.follow = Some(Follow { of: of.clone(), delay_ms, rate_kb });
+                node.spec.follow = Some(Follow::turned(node.spec.follow.as_ref(), of.clone()));
             }
             Some(Role::Primary) => node.spec.follow = None,
             _ => {}
@@ -72,8 +70,7 @@ fn settle_cluster(
             node.spec.follow = None;
             continue;
         }
-        let follow =
-            node.spec.follow.get_or_insert(Follow { of: head.clone(), delay_ms: None, rate_kb: None });
+        let follow = node.spec.follow.get_or_insert(Follow::of(head.clone()));
         if follow.of == *root {
             follow.of = head.clone();
         }

@@ -12,7 +12,7 @@ fn name(text: &str) -> Name {
 }
 
 fn node(text: &str, of: Option<&str>) -> NodeSpec {
-    let follow = of.map(|of| Follow { of: name(of), delay_ms: None, rate_kb: None });
+    let follow = of.map(|of| Follow::of(name(of)));
     NodeSpec { follow, ..wanted::node(&name("l"), &name(text), "postgres:15") }
 }
 

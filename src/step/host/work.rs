@@ -15,7 +15,7 @@ use super::BUNDLE_DIRS;
 use crate::{
     postgres::{password, standby},
     sql::{self, Login},
-    sys::{self, cgroup, link, netns, sysctl},
+    sys::{self, cgroup, link, netns, overlay, sysctl},
 };
 
 pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
@@ -32,10 +32,13 @@ pub fn create_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
 
 pub fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
     for name in BUNDLE_DIRS {
-        // `merged` is empty out here: what is seen in it is mounted inside.
         let path = dir.join(name);
-        absent_is_ok(fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)))
-            .with_context(|| format!("remove {}/{name}", dir.display()))?;
+        let removed = match name {
+            "work" => overlay::remove_work(&path),
+            // `merged` is empty out here: what is seen in it is mounted inside.
+            _ => fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)),
+        };
+        absent_is_ok(removed).with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
     for (name, _) in files {
         absent_is_ok(fs::remove_file(dir.join(name)))
@@ -79,7 +82,7 @@ pub fn delete_own_link(name: &str, alias: &str) -> Result<()> {
 
 /// Replaces or removes the line of `name`, keeping the file's inode.
 pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
-    let old = match sys::fs::read_to_string(file) {
+    let old = match sys::fs::read_text_at_once(file) {
         Ok(text) => text,
         Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
         Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),

@@ -119,11 +119,16 @@ impl Cgroup {
     fn create_in(&self, mount: &Mount, made: &mut Vec<PathBuf>) -> Result<()> {
         let dir = mount.path.join(&self.relative);
         let controllers = if mount.v2 { self.hierarchy.controllers_of(mount) } else { Vec::new() };
-        if let Some(parent) = dir.parent() {
-            make_parent(parent, &mount.path, &controllers, made)?;
-        }
-        mkdir(&dir, Mode::from_bits_truncate(0o755))
-            .with_context(|| format!("create cgroup {}: mkdir", dir.display()))?;
+        let make = || mkdir(&dir, Mode::from_bits_truncate(0o755));
+        // On v1 a parent only has to be there.
+        let result = match (if controllers.is_empty() { make() } else { Err(Errno::ENOENT) }, dir.parent()) {
+            (Err(Errno::ENOENT), Some(parent)) => {
+                make_parent(parent, &mount.path, &controllers, made)?;
+                make()
+            }
+            (result, _) => result,
+        };
+        result.with_context(|| format!("create cgroup {}: mkdir", dir.display()))?;
         made.push(dir);
         Ok(())
     }
@@ -189,14 +194,15 @@ impl Cgroup {
         if top.as_os_str().is_empty() || top == self.relative || !self.relative.starts_with(top) {
             bail!("cgroup {} is not a parent of {}", top.display(), self.relative.display());
         }
-        for mount in self.hierarchy.mounts() {
-            for parent in self.relative.ancestors().skip(1).take_while(|p| p.starts_with(top)) {
+        for parent in self.relative.ancestors().skip(1).take_while(|p| p.starts_with(top)) {
+            for mount in self.hierarchy.mounts() {
                 let dir = mount.path.join(parent);
                 match nix_rmdir(&dir) {
                     Ok(()) | Err(Errno::ENOENT) => {}
                     // On a read-only mount that is the answer for what is not there, too.
                     Err(Errno::EROFS) if !dir.exists() => {}
-                    Err(Errno::EBUSY | Errno::ENOTEMPTY) => break,
+                    // Others are in it, in every hierarchy, and will come by here.
+                    Err(Errno::EBUSY | Errno::ENOTEMPTY) => return Ok(()),
                     Err(errno) => {
                         return Err(errno).with_context(|| format!("remove cgroup {}", dir.display()));
                     }

@@ -13,7 +13,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use nix::errno::Errno;
 
-use super::{Rtnl, errno, find, lookup};
+use super::{find, lookup, open, socket::Rtnl};
 use crate::sys::netns;
 
 /// The handle of the class with this number, for a packet's priority.
@@ -28,13 +28,13 @@ pub fn class(number: u16) -> u32 {
 /// When the question can't be answered, above all `EPERM`.
 pub fn missing() -> Result<Option<&'static str>> {
     netns::run_in_new(|| {
-        let mut rtnl = Rtnl::open()?;
+        let mut rtnl = open()?;
         for (kind, options) in [("htb", htb_options()), ("netem", netem_options(Duration::ZERO))] {
             // The loopback interface of any namespace.
             let message = message(1, TcHandle::UNSPEC, TcHandle::ROOT, kind, options);
             match rtnl.change(RouteNetlinkMessage::NewQueueDiscipline(message), NLM_F_CREATE | NLM_F_REPLACE)
             {
-                Err(error) if errno(&error) == Some(Errno::ENOENT) => return Ok(Some(kind)),
+                Err(Errno::ENOENT) => return Ok(Some(kind)),
                 other => other.with_context(|| format!("try {kind}: RTM_NEWQDISC"))?,
             }
         }
@@ -47,7 +47,7 @@ pub fn missing() -> Result<Option<&'static str>> {
 /// # Errors
 /// `ENODEV` without the interface; `ENOENT` in a kernel without htb or netem. Nothing is changed then.
 pub fn delay(link: &str, number: u16, time: Duration) -> Result<()> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let index = find(&mut rtnl, link)?.index as i32;
     let context = |what| format!("delay on {link}: {what}");
     let root = message(index, ROOT, TcHandle::ROOT, "htb", htb_options());
@@ -67,7 +67,7 @@ pub fn delay(link: &str, number: u16, time: Duration) -> Result<()> {
 
 /// Takes the class away, and with the last one the queueing discipline. Absent is Ok, the interface too.
 pub fn undelay(link: &str, number: u16) -> Result<()> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let Some(link) = lookup(&mut rtnl, link)? else { return Ok(()) };
     take_away(&mut rtnl, link.index as i32, number).with_context(|| format!("end the delay on {}", link.name))
 }
@@ -83,17 +83,17 @@ fn take_away(rtnl: &mut Rtnl, index: i32, number: u16) -> Result<()> {
     Ok(())
 }
 
-fn present(result: Result<()>) -> Result<()> {
+fn present(result: nix::Result<()>) -> nix::Result<()> {
     match result {
-        Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()),
+        Err(Errno::EEXIST) => Ok(()),
         other => other,
     }
 }
 
 /// EINVAL and ENOENT are what is said of a class or a discipline that is not there.
-fn absent(result: Result<()>) -> Result<()> {
+fn absent(result: nix::Result<()>) -> nix::Result<()> {
     match result {
-        Err(error) if matches!(errno(&error), Some(Errno::EINVAL | Errno::ENOENT)) => Ok(()),
+        Err(Errno::EINVAL | Errno::ENOENT) => Ok(()),
         other => other,
     }
 }

@@ -17,7 +17,7 @@ use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Error, Result};
+use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -84,17 +84,18 @@ pub enum Created {
 /// `EEXIST` when the name belongs to something else.
 pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
     let name = &bridge.name;
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let mut message = LinkBridge::new(name).address(bridge.mac.to_vec());
     if let Some(mtu) = bridge.mtu {
         message = message.mtu(mtu);
     }
-    let created = match add(&mut rtnl, message.build()) {
-        Ok(()) => Created::New,
-        Err(error) if errno(&error) == Some(Errno::EEXIST) => Created::Existed,
-        Err(error) => return Err(error.context(format!("create bridge {name}: RTM_NEWLINK"))),
+    let (created, link) = match lookup(&mut rtnl, name)? {
+        Some(link) => (Created::Existed, link),
+        None => {
+            add(&mut rtnl, message.build()).with_context(|| format!("create bridge {name}: RTM_NEWLINK"))?;
+            (Created::New, find(&mut rtnl, name)?)
+        }
     };
-    let link = find(&mut rtnl, name)?;
     if created == Created::Existed && !link.is_bridge_of(&bridge.alias, bridge.mac) {
         return Err(foreign(&link));
     }
@@ -117,7 +118,7 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
 /// # Errors
 /// `ENODEV` when the bridge is missing; `EEXIST` when one of the two names belongs to something else.
 pub fn create_veth(veth: &Veth) -> Result<()> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let controller = find(&mut rtnl, &veth.bridge)?.index;
     let deadline = Instant::now() + DYING;
     loop {
@@ -125,8 +126,8 @@ pub fn create_veth(veth: &Veth) -> Result<()> {
             Ok(()) => return finish(&mut rtnl, &veth.name, port(veth)),
             Err(error) => error,
         };
-        let present = match errno(&error) {
-            Some(Errno::EEXIST) => lookup(&mut rtnl, &veth.name)?,
+        let present = match error {
+            Errno::EEXIST => lookup(&mut rtnl, &veth.name)?,
             _ => None,
         };
         match present {
@@ -134,14 +135,14 @@ pub fn create_veth(veth: &Veth) -> Result<()> {
             Some(_) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
             Some(link) => remove(&mut rtnl, &link).map(drop)?,
             // Gone between the two messages; or it was the other end's name that is taken.
-            None if errno(&error) == Some(Errno::EEXIST) && Instant::now() < deadline => {
+            None if error == Errno::EEXIST && Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             None => {
-                return Err(error.context(format!(
-                    "create veth {} with {} in the other namespace: RTM_NEWLINK",
-                    veth.name, veth.peer_name
-                )));
+                let (here, there) = (&veth.name, &veth.peer_name);
+                return Err(error).with_context(|| {
+                    format!("create veth {here} with {there} in the other namespace: RTM_NEWLINK")
+                });
             }
         }
     }
@@ -156,7 +157,7 @@ pub fn configure(
     prefix: u8,
     gateway: Option<Ipv4Addr>,
 ) -> Result<()> {
-    let mut rtnl = netns::run_in(netns, Rtnl::open)??;
+    let mut rtnl = netns::run_in(netns, open)??;
     up(&mut rtnl, "lo")?;
     let link = find(&mut rtnl, dev)?;
     // The address first: from the first moment that packets can arrive it answers for itself.
@@ -173,32 +174,36 @@ pub fn configure(
 /// # Errors
 /// `ENODEV` when there is no such interface.
 pub fn add_address(dev: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let link = find(&mut rtnl, dev)?;
     give_address(&mut rtnl, &link, address, prefix)
 }
 
 /// Takes an address from an interface. Without the address, or the interface, there is nothing to do.
 pub fn remove_address(dev: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let Some(link) = lookup(&mut rtnl, dev)? else { return Ok(()) };
     let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
     match rtnl.change(RouteNetlinkMessage::DelAddress(message), 0) {
-        Err(error) if errno(&error) == Some(Errno::EADDRNOTAVAIL) => Ok(()),
+        Err(Errno::EADDRNOTAVAIL) => Ok(()),
         other => other.with_context(|| format!("remove address {address}/{prefix} from {dev}: RTM_DELADDR")),
     }
 }
 
 /// Removes an interface; false when there was none. With one end of a veth goes the other.
 pub fn delete(name: &str) -> Result<bool> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     match lookup(&mut rtnl, name)? {
         Some(link) => remove(&mut rtnl, &link),
         None => Ok(false),
     }
 }
 
-fn add(rtnl: &mut Rtnl, link: LinkMessage) -> Result<()> {
+fn open() -> Result<Rtnl> {
+    Rtnl::open().context("open an rtnetlink socket: socket")
+}
+
+fn add(rtnl: &mut Rtnl, link: LinkMessage) -> nix::Result<()> {
     rtnl.change(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
 }
 
@@ -237,7 +242,7 @@ fn finish(rtnl: &mut Rtnl, name: &str, message: LinkMessageBuilder<LinkUnspec>) 
     if let Some(link) = lookup(rtnl, name)? {
         remove(rtnl, &link)?;
     }
-    Err(error.context(format!("set the alias of {name}: RTM_NEWLINK")))
+    Err(error).with_context(|| format!("set the alias of {name}: RTM_NEWLINK"))
 }
 
 fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
@@ -249,7 +254,7 @@ fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
 fn give_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
     let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
     match rtnl.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if errno(&error) == Some(Errno::EEXIST) => Ok(()), // on this very interface
+        Err(Errno::EEXIST) => Ok(()), // on this very interface
         other => {
             other.with_context(|| format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name))
         }
@@ -262,8 +267,8 @@ fn remove(rtnl: &mut Rtnl, link: &Link) -> Result<bool> {
     message.header.index = link.index;
     match rtnl.change(RouteNetlinkMessage::DelLink(message), 0) {
         Ok(()) => Ok(true),
-        Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(false), // its namespace was faster
-        Err(error) => Err(error.context(format!("remove {}: RTM_DELLINK", link.name))),
+        Err(Errno::ENODEV) => Ok(false), // its namespace was faster
+        Err(error) => Err(error).with_context(|| format!("remove {}: RTM_DELLINK", link.name)),
     }
 }
 
@@ -272,8 +277,4 @@ fn foreign(link: &Link) -> anyhow::Error {
     let alias = link.alias.as_deref().map_or("no alias".to_owned(), |a| format!("alias {a:?}"));
     anyhow::Error::new(Errno::EEXIST)
         .context(format!("{} is somebody else's: a {kind} interface with {alias}", link.name))
-}
-
-fn errno(error: &Error) -> Option<Errno> {
-    error.downcast_ref().copied()
 }

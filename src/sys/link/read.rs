@@ -12,7 +12,7 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 use rtnetlink::RouteMessageBuilder;
 
-use super::{Rtnl, errno};
+use super::{Rtnl, open};
 
 /// One interface, as `ip -d link` shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,17 +77,17 @@ pub fn exists(name: &str) -> Result<bool> {
 
 /// The interface of that name, if there is one.
 pub fn get(name: &str) -> Result<Option<Link>> {
-    lookup(&mut Rtnl::open()?, name)
+    lookup(&mut open()?, name)
 }
 
 /// Every interface, in the order of their indexes.
 pub fn list() -> Result<Vec<Link>> {
-    links(&mut Rtnl::open()?)
+    links(&mut open()?)
 }
 
 /// Every IPv4 address of every interface.
 pub fn addresses() -> Result<Vec<Address>> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let names = links(&mut rtnl)?;
     let mut request = AddressMessage::default();
     request.header.family = AddressFamily::Inet;
@@ -108,7 +108,7 @@ pub fn addresses() -> Result<Vec<Address>> {
 
 /// The IPv4 routes of the main table, what `ip -4 route` shows.
 pub fn routes() -> Result<Vec<Route>> {
-    let mut rtnl = Rtnl::open()?;
+    let mut rtnl = open()?;
     let names = links(&mut rtnl)?;
     let request = RouteMessageBuilder::<Ipv4Addr>::new().build();
     let replies = rtnl.dump(RouteNetlinkMessage::GetRoute(request)).context("list routes: RTM_GETROUTE")?;
@@ -124,7 +124,7 @@ pub fn routes() -> Result<Vec<Route>> {
 /// # Errors
 /// `ENODEV` when there is none of that name.
 pub fn stats(name: &str) -> Result<LinkStats> {
-    let message = message(&mut Rtnl::open()?, name, Vec::new())?.ok_or_else(|| absent(name))?;
+    let message = message(&mut open()?, name, Vec::new())?.ok_or_else(|| absent(name))?;
     let stats = message.attributes.iter().find_map(|a| match a {
         LinkAttribute::Stats64(stats) => Some(stats),
         _ => None,
@@ -148,8 +148,8 @@ fn message(rtnl: &mut Rtnl, name: &str, mask: Vec<LinkExtentMask>) -> Result<Opt
     match rtnl.get(RouteNetlinkMessage::GetLink(request)) {
         Ok(RouteNetlinkMessage::NewLink(message)) => Ok(Some(message)),
         Ok(_) => Err(anyhow!("look up {name}: RTM_GETLINK got another answer")),
-        Err(error) if errno(&error) == Some(Errno::ENODEV) => Ok(None),
-        Err(error) => Err(error.context(format!("look up {name}: RTM_GETLINK"))),
+        Err(Errno::ENODEV) => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("look up {name}: RTM_GETLINK")),
     }
 }
 

@@ -3,14 +3,16 @@
 //! The rule that makes it simple: the kernel does all the work, and queues its answer, within the system call that
 //! sends the question. So there is nothing to wait for and nothing for a runtime to do: two system calls a question.
 //! The crate `rtnetlink` builds the messages; its own connection, a task in a tokio runtime, takes six.
+//!
+//! What the kernel refuses is an [`Errno`] here and not yet an error with a text: half of the refusals are what the
+//! caller hoped for (it is there already), and an `anyhow::Error` may cost a backtrace.
 
-use anyhow::{Context, Result, anyhow, bail};
 use netlink_packet_core::{
     NLM_F_ACK, NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
-use nix::errno::Errno;
+use nix::{Result, errno::Errno};
 
 /// The kernel fills no datagram of a dump beyond this.
 const LARGEST: usize = 32 << 10;
@@ -27,14 +29,14 @@ pub(super) struct Rtnl {
 
 impl Rtnl {
     pub(super) fn open() -> Result<Rtnl> {
-        let socket = Socket::new(NETLINK_ROUTE).map_err(errno).context("open an rtnetlink socket: socket")?;
+        let socket = Socket::new(NETLINK_ROUTE).map_err(errno)?;
         Ok(Rtnl { socket, sequence: 0, buffer: Vec::new() })
     }
 
     /// Has the kernel change something. `flags` come on top of REQUEST and ACK.
     ///
     /// # Errors
-    /// The errno that the kernel answered, at the root of the chain.
+    /// What the kernel answered.
     pub(super) fn change(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<()> {
         self.ask(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
     }
@@ -44,10 +46,13 @@ impl Rtnl {
     /// # Errors
     /// As [`Rtnl::change`]; ENODEV when it is absent.
     pub(super) fn get(&mut self, message: RouteNetlinkMessage) -> Result<RouteNetlinkMessage> {
-        self.ask(message, NLM_F_REQUEST)?.0.pop().context("rtnetlink: an empty answer")
+        self.ask(message, NLM_F_REQUEST)?.0.pop().ok_or(Errno::EBADMSG)
     }
 
     /// Asks for all objects of a kind.
+    ///
+    /// # Errors
+    /// As [`Rtnl::change`]; EAGAIN when the list changes again and again while it is read.
     pub(super) fn dump(&mut self, message: RouteNetlinkMessage) -> Result<Vec<RouteNetlinkMessage>> {
         for _ in 0..DUMP_ATTEMPTS {
             let (items, whole) = self.ask(message.clone(), NLM_F_REQUEST | NLM_F_DUMP)?;
@@ -55,7 +60,7 @@ impl Rtnl {
                 return Ok(items);
             }
         }
-        bail!("rtnetlink: the list changed {DUMP_ATTEMPTS} times while it was read")
+        Err(Errno::EAGAIN)
     }
 
     /// What the kernel sends, and whether it is consistent.
@@ -67,7 +72,7 @@ impl Rtnl {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(errno).context("rtnetlink: send")?;
+        self.socket.send(&bytes, 0).map_err(errno)?;
         let (mut items, mut whole) = (Vec::new(), true);
         while self.receive(flags, &mut items, &mut whole)? {}
         Ok((items, whole))
@@ -82,15 +87,14 @@ impl Rtnl {
     ) -> Result<bool> {
         self.buffer.clear();
         self.buffer.reserve(LARGEST);
-        let length = self.socket.recv(&mut self.buffer, nix::libc::MSG_TRUNC);
-        let length = length.map_err(errno).context("rtnetlink: recv")?;
+        let length = self.socket.recv(&mut self.buffer, nix::libc::MSG_TRUNC).map_err(errno)?;
         if length > self.buffer.len() {
-            bail!("rtnetlink: an answer of {length} bytes");
+            return Err(Errno::EMSGSIZE);
         }
         let mut rest = &self.buffer[..];
         while !rest.is_empty() {
-            let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest)
-                .map_err(|error| anyhow!("rtnetlink: an answer that can't be read: {error}"))?;
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|_| Errno::EBADMSG)?;
             let size = (message.header.length as usize).next_multiple_of(4).max(16);
             rest = rest.get(size..).unwrap_or_default();
             // What is left of an earlier question that ended in an error.
@@ -103,7 +107,7 @@ impl Rtnl {
                 NetlinkPayload::Done(_) => return Ok(false),
                 NetlinkPayload::Error(error) => match error.code {
                     None => return Ok(false),
-                    Some(code) => return Err(Errno::from_raw(-code.get()).into()),
+                    Some(code) => return Err(Errno::from_raw(-code.get())),
                 },
                 _ => {}
             }

@@ -132,6 +132,8 @@ impl Batch {
 
     fn send(self) -> Result<Socket> {
         let socket = open()?;
+        // Errors then carry the header of the message they are about, not all of it.
+        socket.set_cap_ack(true).map_err(errno).context("netfilter: set NETLINK_CAP_ACK")?;
         send(&socket, &self.bytes)?;
         // The kernel does all the work, and queues every answer, within that one system call.
         socket.set_non_blocking(true).map_err(errno).context("nf_tables: set O_NONBLOCK")?;
@@ -141,8 +143,8 @@ impl Batch {
         loop {
             match receive(&socket, &mut datagram) {
                 Ok(()) => {}
-                Err(error) if error.downcast_ref() == Some(&Errno::EAGAIN) => break,
-                Err(error) => return Err(error),
+                Err(Errno::EAGAIN) => break,
+                Err(errno) => return Err(errno).context("nf_tables: recv"),
             }
             for answer in answers(&datagram)? {
                 if let Some(errno) = error_code(&answer)? {
@@ -237,7 +239,7 @@ fn read_dump(socket: &Socket) -> Result<Option<Vec<Object>>> {
     let mut consistent = true;
     let mut datagram = Vec::with_capacity(LARGEST);
     loop {
-        receive(socket, &mut datagram)?;
+        receive(socket, &mut datagram).context("netfilter: recv")?;
         for answer in answers(&datagram)? {
             consistent &= answer.flags() & NLM_F_DUMP_INTR == 0;
             match answer.message_type() {
@@ -305,13 +307,7 @@ fn message(
 }
 
 pub(in crate::sys) fn open() -> Result<Socket> {
-    let open = || {
-        let socket = Socket::new(NETLINK_NETFILTER)?;
-        // Errors then carry the header of the message they are about, not all of it.
-        socket.set_cap_ack(true)?;
-        Ok(socket)
-    };
-    open().map_err(errno).context("netfilter: open a socket: socket")
+    Socket::new(NETLINK_NETFILTER).map_err(errno).context("netfilter: open a socket: socket")
 }
 
 fn send(socket: &Socket, bytes: &[u8]) -> Result<()> {
@@ -324,13 +320,12 @@ fn send(socket: &Socket, bytes: &[u8]) -> Result<()> {
 }
 
 /// Reads one datagram into `datagram`.
-fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> Result<()> {
+fn receive(socket: &Socket, datagram: &mut Vec<u8>) -> nix::Result<()> {
     datagram.clear();
-    let length = socket.recv(datagram, nix::libc::MSG_TRUNC).map_err(errno).context("nf_tables: recv")?;
-    if length > datagram.len() {
-        bail!("nf_tables: an answer of {length} bytes");
+    match socket.recv(datagram, nix::libc::MSG_TRUNC).map_err(errno)? {
+        length if length > datagram.len() => Err(Errno::EMSGSIZE),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// The messages of one datagram.

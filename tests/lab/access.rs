@@ -1,0 +1,202 @@
+//! What clients log in with: one password file a lab, whichever nodes come and go.
+
+use std::{
+    fs,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use crate::harness::{Host, run, text, until};
+
+/// What a client says that has this connection string from earlier.
+#[track_caller]
+fn ask(uri: &str, sql: &str) -> String {
+    run("psql", &["-XAtqc", sql, uri.trim()])
+}
+
+/// The file that a connection string names.
+#[track_caller]
+fn passfile(uri: &str) -> String {
+    uri.trim().split("passfile=").nth(1).expect("a passfile").replace("%2F", "/")
+}
+
+const WHO: &str = "SELECT host(inet_server_addr()) || ' ' || pg_is_in_recovery()";
+
+#[test]
+fn a_connection_string_outlives_the_node_that_was_the_primary() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-e", "POSTGRES_PASSWORD=it's: a\\b"]);
+    for node in ["r1", "r2"] {
+        host.pgbox(&["replica", node, "--of", "primary"]);
+    }
+    host.pgbox(&["endpoint", "--publish-rw", "127.0.0.1:5440"]);
+    // Another cluster beside it has the same user with another password.
+    host.pgbox(&["run", "other", "postgres:15", "-p", "5441:5432"]);
+    let other = [&["uri", "other"][..], &["uri", "other", "--published"]].map(|args| host.pgbox(args));
+    let uri = |args: &[&str]| host.pgbox(&[&["uri"], args].concat());
+    let [rw, ro] = ["--rw", "--ro"].map(|which| uri(&[which]));
+    let [hosts, published] = ["--hosts", "--published"].map(|more| uri(&["--rw", more]));
+    let published = published.replace("127.0.0.1", "localhost");
+    let file = passfile(&rw);
+    assert_eq!(run("stat", &["-c", "%a %u", &file]), "600 0");
+    assert!([&ro, &hosts, &published, &other[0]].iter().all(|uri| passfile(uri) == file), "{ro} {hosts}");
+
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["rm", "-f", "-v", "primary"]);
+    let address = host.json(&["uri", "--json", "r1"])["host"].as_str().unwrap().to_owned();
+    let led = |standby: bool| {
+        for uri in [&rw, &hosts, &published] {
+            assert_eq!(ask(uri, WHO), format!("{address} false"), "{uri}");
+        }
+        assert_eq!(ask(&ro, "SELECT pg_is_in_recovery()"), if standby { "t" } else { "f" });
+    };
+    // Its address is the first in the string, and nobody there says that it is gone.
+    let begun = Instant::now();
+    ask(&hosts, WHO);
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
+    until("r2 takes reads", 20, || host.pgbox(&["endpoint"]).contains("r2"));
+    led(true);
+    // One by one, and what comes later is in it as well.
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    led(false);
+    host.pgbox(&["replica", "r3", "--of", "r1"]);
+    led(true);
+    host.pgbox(&["switchover", "r3"]);
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+    let r3 = host.json(&["uri", "--json", "r3"])["host"].as_str().unwrap().to_owned();
+    for uri in [&rw, &published, &host.pgbox(&["uri", "r3"])] {
+        assert_eq!(ask(uri, WHO), format!("{r3} false"), "{uri}");
+    }
+    for uri in &other {
+        assert_eq!(ask(uri, "SELECT current_user"), "postgres", "{uri}");
+    }
+    host.pgbox(&["rm", "-f", "-v", "r3", "other"]);
+    assert!(!fs::exists(&file).unwrap(), "with the last node");
+    host.is_forgotten();
+}
+
+#[test]
+fn data_whose_password_is_known_serve_a_new_node_of_any_name() {
+    let Some(host) = Host::new() else { return };
+    let secret = host.scratch("secrets").join("user");
+    fs::write(&secret, "joe\n").unwrap();
+    let mount = format!("{}:/run/user:ro", secret.display());
+    let volume = ["-v", "kept:/var/lib/postgresql/data"];
+    // The user's name is known to pid 1 alone, and to pgbox when that has said it.
+    let file = ["-v", &mount, "-e", "POSTGRES_USER_FILE=/run/user"];
+    host.pgbox(&[&["run", "a", "postgres:15"][..], &volume, &file].concat());
+    let rw = host.pgbox(&["uri", "--rw"]);
+    assert_eq!(ask(&rw, "SELECT current_user"), "joe");
+    host.pgbox(&["rm", "-f", "a"]);
+    host.pgbox(&[&["run", "b", "postgres:15", "-e", "POSTGRES_USER=joe"][..], &volume].concat());
+    assert_eq!(ask(&rw, "SELECT current_user"), "joe");
+}
+
+#[test]
+fn users_and_databases_of_a_lab_file_are_named_by_options() {
+    let Some(host) = Host::new() else { return };
+    let lab = host.scratch("files").join("lab.toml");
+    let text_of = |given: &str| {
+        format!(
+            "publish-rw = 5440\n[defaults]\nimage = 'postgres:15'\n[nodes.primary]\npublish = ['5441:5432']\n\
+             [nodes.r1]\nof = 'primary'\n[users.app]\n[users.'some one']\npassword = '{given}'\n\
+             [databases.shop]\nowner = 'app'\n"
+        )
+    };
+    let up = |given: &str| {
+        fs::write(&lab, text_of(given)).unwrap();
+        host.pgbox(&["up", lab.to_str().unwrap()])
+    };
+    up("first: one");
+    let who = "SELECT current_user || '@' || current_database()";
+    let ways: [&[&str]; 6] = [
+        &["--rw"],
+        &["--rw", "--published"],
+        &["--ro", "--hosts"],
+        &["r1"],
+        &["primary", "--published"],
+        &["--rw", "--with-password"],
+    ];
+    for way in ways {
+        let uri = host.pgbox(&[&["uri"], way, &["--user", "app", "--dbname", "shop"]].concat());
+        assert_eq!(ask(&uri, who), "app@shop", "{uri}");
+    }
+    let uri = host.pgbox(&["uri", "--rw", "-U", "some one"]);
+    assert_eq!(ask(&uri, who), "some one@postgres");
+    up("second");
+    assert_eq!(ask(&uri, who), "some one@postgres", "the same file has the new password");
+    let with = ["with", "r1", "-U", "app", "-d", "shop", "--", "psql", "-XAtc", who];
+    assert_eq!(host.pgbox(&with), "app@shop\n");
+    let script = format!("eval \"$({} env -U app -d shop)\" && psql -XAtc \"{who}\"", crate::harness::PGBOX);
+    let shell = Command::new("sh").args(["-ec", &script]).env("PGBOX_ROOT", &host.root).output().unwrap();
+    assert_eq!(text(&shell.stdout), "app@shop\n", "{}", text(&shell.stderr));
+
+    for call in [&["uri", "--rw", "-U", "bob"][..], &["env", "-U", "bob"]] {
+        let said = host.fails(1, call);
+        assert!(said.contains("`bob`") && said.contains("postgres, app, some one"), "{said}");
+        assert!(said.contains("[users.bob]") && said.contains("pgbox psql primary -- -U bob"), "{said}");
+    }
+}
+
+#[test]
+fn the_superuser_may_get_its_password_from_a_lab_file() {
+    let Some(host) = Host::new() else { return };
+    let lab = host.scratch("files").join("lab.toml");
+    let up = |password: &str| {
+        let nodes = "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n";
+        fs::write(&lab, format!("{nodes}[users.postgres]\npassword = '{password}'\n")).unwrap();
+        host.pgbox(&["up", lab.to_str().unwrap()])
+    };
+    for password in ["first", "second"] {
+        up(password);
+        assert!(up(password).contains("nothing to do"));
+        assert!(host.pgbox(&["uri", "r1", "--with-password"]).contains(&format!(":{password}@")));
+        assert_eq!(ask(&host.pgbox(&["uri", "--rw"]), "SELECT 1"), "1");
+    }
+    // And from the data, for nodes to come.
+    host.pgbox(&["down"]);
+    up("second");
+    assert_eq!(ask(&host.pgbox(&["uri", "--rw"]), "SELECT 1"), "1");
+}
+
+#[test]
+fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
+    let Some(host) = Host::new() else { return };
+    assert!(host.fails(1, &["psql", "-c", "SELECT 1"]).contains("no Postgres runs in lab `default`"));
+    host.pgbox(&["run", "a", "postgres:15"]);
+    host.pgbox(&["replica", "b", "--of", "a"]);
+    host.pgbox(&["psql", "-c", "CREATE DATABASE shop"]);
+    let rw = host.pgbox(&["uri", "--rw"]);
+    let standby = "SELECT pg_is_in_recovery()";
+    let calls: [(&[&str], &str); 7] = [
+        (&["psql", "-Atc", standby], "f\n"),
+        (&["psql", "--", "-Atc", standby], "f\n"),
+        (&["psql", "--", "shop", "-Atc", "SELECT current_database()"], "shop\n"),
+        (&["psql", "b", "-Atc", standby], "t\n"),
+        (&["psql", "b", "--", "-Atc", standby], "t\n"),
+        // What follows is psql's, whatever pgbox calls so.
+        (&["psql", "b", "--no-align", "-tc", standby, "--lab", "x"], ""),
+        (&["--lab", "default", "psql", "-Atc", standby], "f\n"),
+    ];
+    for (call, want) in calls {
+        match want {
+            "" => assert!(text(&host.try_pgbox(call).stderr).contains("--lab"), "{call:?}"),
+            _ => assert_eq!(host.pgbox(call), want, "{call:?}"),
+        }
+    }
+    assert!(host.fails(1, &["psql", "shop"]).contains("lab `default` has a, b"));
+    host.pgbox(&["switchover", "b"]);
+    let roles = host.json(&["inspect", "--json", "a", "b"]);
+    assert_eq!([&roles[0]["role"], &roles[1]["role"]], ["standby", "primary"]);
+    assert_eq!(host.pgbox(&["psql", "-Atc", "SELECT pg_is_in_recovery()"]), "f\n");
+    host.pgbox(&["rm", "-f", "b"]);
+    let said = host.fails(1, &["psql", "-Atc", standby]);
+    assert!(said.contains("has no primary: what a followed is gone"), "{said}");
+    assert!(said.contains("pgbox promote a"), "{said}");
+    host.pgbox(&["promote", "a"]);
+    assert_eq!(ask(&rw, "SELECT 1"), "1", "meanwhile it led nowhere");
+    host.pgbox(&["run", "c", "postgres:15"]);
+    let said = host.fails(1, &["psql", "-Atc", standby]);
+    assert!(said.contains("several clusters, of a, c") && said.contains("name a node"), "{said}");
+}

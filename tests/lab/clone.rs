@@ -1,0 +1,176 @@
+//! Standbys whose data are clones of the other server's files, on file systems that share blocks between files.
+
+use std::path::Path;
+
+use crate::{
+    harness::{Host, run, text},
+    replica::until,
+};
+
+const CLONED: &str = "the data are clones of the other server's files";
+
+/// Has the volumes on a file system of their own, which goes with the test's mount namespace.
+fn volumes_on(host: &Host, mkfs: &[&str]) {
+    let volumes = host.root.join("volumes");
+    std::fs::create_dir(&volumes).unwrap();
+    let image = host.scratch("disk").join("image");
+    std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+    let image = image.to_str().unwrap();
+    run(mkfs[0], &[&mkfs[1..], &[image]].concat());
+    run("mount", &["-o", "loop", image, volumes.to_str().unwrap()]);
+}
+
+const XFS: [&str; 4] = ["mkfs.xfs", "-q", "-m", "reflink=1"];
+const BTRFS: [&str; 2] = ["mkfs.btrfs", "-q"];
+
+/// Megabytes that are in use on the file system of a path, by the kernel's own account.
+fn used(path: &Path) -> u64 {
+    nix::unistd::sync();
+    let fs = nix::sys::statvfs::statvfs(path).unwrap();
+    ((fs.blocks() - fs.blocks_free()) * fs.fragment_size()) >> 20
+}
+
+fn log(host: &Host, node: &str) -> String {
+    host.pgbox(&["logs", node])
+}
+
+/// Every page of a stopped node's data has its checksum.
+#[track_caller]
+fn has_good_checksums(host: &Host, node: &str) {
+    host.pgbox(&["stop", node]);
+    let volume = format!("{}:/data", host.root.join(format!("volumes/default/{node}/data")).display());
+    let check = "su postgres -c 'exec \"$(dirname \"$(command -v initdb)\")/pg_checksums\" --check -D /data'";
+    let said = host.pgbox(&["run", "--rm", "check", "postgres:15", "-v", &volume, "--", "bash", "-c", check]);
+    assert!(said.contains("Bad checksums:  0"), "{said}");
+}
+
+#[test]
+fn clones_of_a_primary_under_load_are_whole_and_share_its_blocks() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql(
+        "primary",
+        &[],
+        "CREATE TABLE big AS SELECT i, repeat(md5(i::text), 25) t FROM generate_series(1, 100000) i",
+    );
+    host.sql("primary", &[], "CREATE INDEX ON big (i)");
+    host.sql("primary", &[], "CREATE EXTENSION amcheck");
+    host.pgbox(&["drive", "start", "--fresh"]);
+    let before = used(&host.root.join("volumes"));
+    assert!(before > 100, "{before} MB");
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    // Of a standby, while it replays.
+    host.pgbox(&["replica", "r2", "--of", "r1", "--copy", "reflink"]);
+    let more = used(&host.root.join("volumes")) - before;
+    assert!(more < before, "{more} MB for two copies of {before} MB");
+    host.sql("primary", &[], "UPDATE big SET t = 'new' WHERE i % 100 = 0");
+    host.pgbox(&["drive", "stop"]);
+    let rows = "SELECT sum(hashtext(big::text)) || ' ' || count(*) FROM big";
+    let corrupt = "SELECT count(*) FROM pg_class c, LATERAL verify_heapam(c.oid) WHERE relkind = 'r'";
+    let indexes = "SELECT count(bt_index_check(c.oid, true)) > 100 FROM pg_class c JOIN pg_am a ON a.oid = relam \
+                   WHERE amname = 'btree' AND relkind = 'i' AND relpersistence = 'p'";
+    for node in ["r1", "r2"] {
+        assert!(log(&host, node).contains(CLONED), "{}", log(&host, node));
+        host.pgbox(&["wait", node, "--for", "caught-up"]);
+        host.pgbox(&["verify", "--node", node]);
+        assert_eq!(host.sql(node, &[], rows), host.sql("primary", &[], rows));
+        assert_eq!(host.sql(node, &[], corrupt), "0");
+        assert_eq!(host.sql(node, &[], indexes), "t");
+    }
+    for node in ["r2", "r1"] {
+        has_good_checksums(&host, node);
+        // Alone, it has all that it takes to be a server: the log of the backup is among its own.
+        host.pgbox(&["start", node]);
+    }
+    // What one side writes the other does not see.
+    host.pgbox(&["stop", "primary"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "UPDATE big SET t = 'newer' WHERE i % 10 = 0");
+    has_good_checksums(&host, "primary");
+}
+
+#[test]
+fn a_standby_that_begins_anew_is_cloned_as_well() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &BTRFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["reinit", "r1"]);
+    assert_eq!(log(&host, "r1").matches(CLONED).count(), 2, "{}", log(&host, "r1"));
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    let stream = "SELECT application_name, state FROM pg_stat_replication";
+    assert_eq!(host.sql("primary", &[], stream).trim(), "r1|streaming");
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "t");
+    has_good_checksums(&host, "r1");
+}
+
+#[test]
+fn what_can_not_be_cloned_is_copied_by_pg_basebackup() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    for (node, args) in [("r1", &["--copy", "basebackup"]), ("r2", &["--rate", "1g"])] {
+        host.pgbox(&[&["replica", node, "--of", "primary"], &args[..]].concat());
+        assert!(log(&host, node).contains("pg_basebackup copies the data: no clones were asked for"));
+    }
+    let said = host.fails(1, &["replica", "r3", "--of", "primary", "--copy", "reflink", "--rate", "1g"]);
+    assert!(said.contains("leave out"), "{said}");
+
+    // Another file system: tests run in a directory that is on none that has both.
+    let elsewhere = format!("{}:/var/lib/postgresql/data", host.scratch("elsewhere").display());
+    host.pgbox(&["replica", "r3", "--of", "primary", "-v", &elsewhere]);
+    assert!(log(&host, "r3").contains("pg_basebackup copies the data: its file system can't clone"));
+    host.pgbox(&["rm", "-f", "r3"]);
+    std::fs::remove_dir_all(host.scratch("elsewhere")).unwrap();
+    let elsewhere = format!("{}:/var/lib/postgresql/data", host.scratch("elsewhere").display());
+    let said = host.fails(1, &["replica", "r3", "--of", "primary", "-v", &elsewhere, "--copy", "reflink"]);
+    assert!(said.contains("its file system can't clone") && said.contains("FICLONE"), "{said}");
+    assert_eq!(
+        host.sql("primary", &[], "SELECT count(*) FROM pg_replication_slots"),
+        "2",
+        "r3 has left none"
+    );
+
+    // It is found out when the copy has begun: what was made until then is gone.
+    host.pgbox(&["exec", "primary", "--", "ln", "-s", "/etc/hostname", "/var/lib/postgresql/data/base/link"]);
+    let said = host.fails(1, &["replica", "r3", "--of", "primary", "--copy", "reflink"]);
+    assert!(said.contains("base/link is neither a file nor a directory"), "{said}");
+    host.pgbox(&["replica", "r3", "--of", "primary"]);
+    let log = log(&host, "r3");
+    assert!(log.contains("pg_basebackup copies the data") && log.contains("base/link"), "{log}");
+    assert_eq!(host.sql("r3", &[], "SELECT pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_clone_that_is_interrupted_leaves_nothing() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    // A backup begins with a checkpoint; without this process there is none.
+    let checkpointer =
+        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    let tell = |signal: &str| {
+        let kill = format!("kill -{signal} {}", checkpointer.trim());
+        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
+    };
+    tell("STOP");
+    let mut command = host.command(&["replica", "r1", "--of", "primary"]);
+    let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();
+    until("cloning", || {
+        let nodes = host.json(&["ps", "--json"]);
+        let nodes = nodes.as_array().unwrap().iter().find(|node| node["node"] == "r1");
+        nodes.map_or(String::new(), |node| node["state"].as_str().unwrap().to_owned())
+    });
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let status = child.wait().unwrap();
+    tell("CONT");
+    assert_eq!(status.code(), Some(130), "{}", std::io::read_to_string(child.stderr.unwrap()).unwrap());
+    assert_eq!(host.pgbox(&["ps", "-q"]), "primary\n");
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_replication_slots"), "0");
+    let left = std::fs::read_dir(host.root.join("volumes/default/r1/data")).unwrap();
+    assert_eq!(left.count(), 0, "in its data directory");
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+}
