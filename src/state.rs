@@ -18,10 +18,12 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+mod hold;
 mod lab;
 mod node_dir;
 mod secret;
 
+pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
 pub use secret::{read_secret, replace_secret, write_secret};
@@ -238,7 +240,8 @@ impl Root {
 
     /// Takes the lab's lock, for as long as the returned value lives; waits while another command holds it.
     pub fn lock(&self, lab: &Name) -> Result<Lock> {
-        self.lock_file(&format!("lab-{lab}"))
+        let lock = self.lock_file(&format!("lab-{lab}"))?;
+        Ok(Lock { let_go: self.let_go(lab)?, ..lock })
     }
 
     /// Takes the lock of those who compare a lab with a wanted one and make it so. Before any other lock.
@@ -256,7 +259,10 @@ impl Root {
     /// As [`lock`](Self::lock), without waiting: `None` while another command holds it.
     pub fn try_lock(&self, lab: &Name) -> Result<Option<Lock>> {
         let (file, path) = self.open_lock(&format!("lab-{lab}"))?;
-        Ok(try_lock(&file, &path)?.then_some(Lock { _file: file }))
+        if !try_lock(&file, &path)? {
+            return Ok(None);
+        }
+        Ok(Some(Lock { let_go: self.let_go(lab)?, _file: file }))
     }
 
     /// Makes this process the one that guards a lab, for as long as the returned value lives. An error is the pid of the one
@@ -271,13 +277,13 @@ impl Root {
         let text = format!("{}\n", std::process::id());
         let written = file.set_len(0).and_then(|()| file.write_all(text.as_bytes()));
         written.with_context(|| format!("write {}", path.display()))?;
-        Ok(Ok(Lock { _file: file }))
+        Ok(Ok(Lock { let_go: None, _file: file }))
     }
 
     fn lock_file(&self, name: &str) -> Result<Lock> {
         let (file, path) = self.open_lock(name)?;
         file.lock().with_context(|| format!("lock {}", path.display()))?;
-        Ok(Lock { _file: file })
+        Ok(Lock { let_go: None, _file: file })
     }
 
     fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
@@ -311,6 +317,8 @@ fn private_directory(path: &Path) -> io::Result<()> {
 
 /// Proof that this process may change a lab, or what all labs share.
 pub struct Lock {
+    /// What the last one who had it has left held still, and what became of that.
+    pub let_go: Option<LetGo>,
     _file: File,
 }
 

@@ -96,7 +96,7 @@ pub struct Switchover {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Example:\n  pgbox rejoin primary     after a failover: pg_rewind, or else a new base backup"
+    after_help = "Example:\n  pgbox rejoin primary     after a failover: as it is, or by pg_rewind, or else a new base backup"
 )]
 pub struct Rejoin {
     /// The node that is to come back

@@ -94,7 +94,7 @@ pub struct Set {
     /// Nodes, and settings for them
     #[arg(value_name = "NODE|NAME=VALUE")]
     pub words: Vec<String>,
-    /// All nodes of the lab; `--lab NAME=VALUE` means the same
+    /// All nodes of the lab; `--lab` before NAME=VALUE means the same
     #[arg(long)]
     pub all: bool,
     /// Leave a setting to what it is without you

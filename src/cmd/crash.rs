@@ -8,7 +8,7 @@ use std::{
 use anyhow::{Result, bail};
 use nix::sys::signal::Signal;
 
-use super::{Context, need_root};
+use super::{Context, endpoint, need_root};
 use crate::{
     cli,
     engine::halt,
@@ -28,6 +28,9 @@ pub fn run(context: &Context, args: &cli::Crash) -> Result<i32> {
         power_cut(context, args, &node)?
     } else {
         postmaster(context, args, &node)?
+    }
+    if !args.dry_run {
+        endpoint::settle_if_free(context, &node)?;
     }
     Ok(0)
 }

@@ -11,7 +11,10 @@ use anyhow::{Context as _, Result};
 use super::{Context, drive, each, need_root, rm, up, volume};
 use crate::{
     cli,
-    engine::halt::{self, Shutdown},
+    engine::{
+        halt::{self, Shutdown},
+        sync,
+    },
     facts::{
         cluster,
         node::{self, Node},
@@ -67,7 +70,7 @@ fn upstream_first(nodes: Vec<Node>) -> Vec<Node> {
 /// Ends what runs, upstream first. The network stays: who is removed next may ask for a slot, and is told at once that
 /// nobody is there.
 fn stop(context: &Context, nodes: &[Node]) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     for node in nodes.iter().filter(|node| node.pidfd.is_some()) {
         if halt::thaw(&context.root, node)? {
             super::note(context, &format!("`{}` was frozen, and is thawed to end", node.name));
@@ -83,6 +86,21 @@ fn stop(context: &Context, nodes: &[Node]) -> Result<()> {
             );
         }
     }
+    forget_rule(context)
+}
+
+/// The rule is the lab's, and goes with it as a whole: no node leaves it. The caller holds the lab's lock.
+fn forget_rule(context: &Context) -> Result<()> {
+    let Some(mut lab) = context.root.load_lab(&context.lab)? else { return Ok(()) };
+    let Some(rule) = lab.sync.take() else { return Ok(()) };
+    context.root.save_lab(&context.lab, &lab)?;
+    sync::forget(node::all(&context.root, &context.lab)?.iter())?;
+    super::note(
+        context,
+        &format!(
+            "the sync rule {rule} goes with the lab: a file has it for the next `pgbox up`, or `pgbox sync '{rule}'`"
+        ),
+    );
     Ok(())
 }
 

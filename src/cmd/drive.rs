@@ -40,7 +40,7 @@ fn start(context: &Context, args: &cli::DriveStart) -> Result<i32> {
         time: args.time,
         fresh: args.fresh,
     };
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let login = wish.place.login()?;
     if !process::start(lock, &wish)? {
         note(context, "nothing was acknowledged yet; the writers go on");

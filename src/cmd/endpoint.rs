@@ -10,7 +10,11 @@ use super::{Context, need_root};
 use crate::{
     cli,
     engine::{endpoint, ready::Answer},
-    facts::{self, Asker, cluster::Cluster, node},
+    facts::{
+        self, Asker,
+        cluster::Cluster,
+        node::{self, Node},
+    },
     hint::advise,
     plan::POSTGRES_PORT,
     show::{self, plan::Depth, table},
@@ -29,6 +33,17 @@ pub fn settle(context: &Context, promoted: Option<&Name>) {
     }
 }
 
+/// The same after something that has happened to a node without the lab's lock. Writes stay where they are, whatever has: only
+/// reads can go elsewhere. Whoever has the lock settles them in the end.
+pub fn settle_if_free(context: &Context, node: &Node) -> Result<()> {
+    if matches!(node.state.role(), Role::Standby { .. })
+        && let Some(_lock) = context.root.try_lock(&context.lab)?
+    {
+        settle(context, None);
+    }
+    Ok(())
+}
+
 /// The same where only this node has changed: one without a server is nothing to them.
 pub fn settle_for(context: &Context, state: &NodeState) {
     if state.postgres().is_some() {
@@ -45,7 +60,7 @@ pub fn settle_when_up(context: &Context, state: &NodeState, answer: Result<Answe
         Role::Primary | Role::Superseded { .. } => answer.is_err(),
     };
     if moves {
-        let _lock = context.root.lock(&context.lab)?;
+        let _lock = context.lock()?;
         settle(context, None);
     }
     answer
@@ -134,7 +149,7 @@ pub fn state(context: &Context) -> Result<LabState> {
 
 /// Lets ports of this host lead to the endpoints.
 pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let _shared = context.root.lock_shared()?;
     let mut state = state(context)?;
     let old = state.publish.clone();

@@ -24,13 +24,13 @@ use crate::{
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     take_over(context, args)
 }
 
 pub fn promote(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox promote")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, &args.node)?;
     if let Role::Standby { of } = node.state.role()
         && let Ok(cluster) = cluster::of(&context.root, &context.lab, &args.node)
@@ -73,7 +73,7 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
             .filter(|node| node.name != target.name)
-            .for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
+            .for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
         return Ok(0);
     }
     let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;
@@ -102,7 +102,7 @@ fn check(cluster: &Cluster, target: &Node) -> Result<()> {
     }
 }
 
-/// Puts the old primary out of the way for good, if nothing that it has acknowledged is lost by that.
+/// Puts the old primary out of the way, if nothing that it has acknowledged is lost by that.
 fn leave_behind(
     context: &Context,
     args: &cli::Failover,
@@ -116,15 +116,18 @@ fn leave_behind(
         false => Pause::begin(&context.root, head)?,
     };
     let loss = loss::assess(cluster, head, target);
+    let is_refused = !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
     match &loss {
-        Ok(loss) => println!("{}", loss.told(&head.name, &target.name)),
+        Ok(loss) if args.dry_run || !is_refused => println!("{}", loss.told(&head.name, &target.name)),
+        // The refusal says it.
+        Ok(_) => {}
         Err(error) => super::warn(context, &format!("nobody knows what would be lost: {error:#}")),
     }
     if args.dry_run {
-        println!("end: `{}`, for good", head.name);
+        println!("end: `{0}`; it comes back as a standby only, with `pgbox rejoin {0}`", head.name);
         return Ok(());
     }
-    if !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0) {
+    if is_refused {
         let refusal = failover::refusal(cluster, head, &target.name, loss.as_ref().ok());
         if let Err(error) = pause.end() {
             super::warn(context, &format!("`{}` is still frozen: {error:#}", head.name));

@@ -3,8 +3,8 @@
 
 use anyhow::Result;
 
-use super::{Context, each, need_root};
-use crate::{cli, facts::node, spec::Name};
+use super::{Context, each, endpoint, need_root};
+use crate::{cli, facts::node, hint::advise, spec::Name};
 
 pub fn freeze(context: &Context, args: &cli::Freeze) -> Result<i32> {
     need_root("pgbox freeze")?;
@@ -20,6 +20,18 @@ pub fn thaw(context: &Context, args: &cli::Freeze) -> Result<i32> {
 fn set(context: &Context, name: &Name, frozen: bool) -> Result<()> {
     let node = node::find(&context.root, &context.lab, name)?;
     node.running()?;
+    let hold = context.root.held(&context.lab)?.filter(|hold| hold.node == *name);
+    if let Some(hold) = hold.as_ref().filter(|hold| !frozen && hold.is_at_work()) {
+        return Err(advise(
+            format!(
+                "`{name}` is held still by a failover that looks at it now (process {})",
+                hold.holder.pid
+            ),
+            "it goes on when that has ended, unless its place is taken",
+        ));
+    }
+    // From here on it is the user's, and stays frozen when the command that holds it ends.
+    hold.map_or(Ok(()), |_| context.root.unhold(&context.lab))?;
     let group = node.cgroup(&context.root)?;
     match frozen {
         _ if frozen == node.frozen => {
@@ -36,5 +48,5 @@ fn set(context: &Context, name: &Name, frozen: bool) -> Result<()> {
             println!("{name} goes on");
         }
     }
-    Ok(())
+    endpoint::settle_if_free(context, &node)
 }

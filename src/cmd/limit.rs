@@ -45,7 +45,7 @@ fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
 }
 
 fn change_by(context: &Context, name: &Name, change_limits: impl FnOnce(&mut NodeLimits)) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let mut node = node::find(&context.root, &context.lab, name)?;
     let before = plan::limits(&node.state.spec);
     let limits = &mut node.state.spec.limits;

@@ -54,7 +54,7 @@ use crate::{
     facts,
     hint::{self, advise},
     spec::Name,
-    state::Root,
+    state::{Hold, Lock, Root},
 };
 
 /// What every command works on.
@@ -63,6 +63,32 @@ pub struct Context {
     pub lab: Name,
     /// ` --root DIR --lab NAME`, as far as a command that is shown to the user needs it.
     pub options: String,
+}
+
+impl Context {
+    /// Takes the lab's lock, and says what the last one who had it has left undone.
+    fn lock(&self) -> Result<Lock> {
+        let lock = self.root.lock(&self.lab)?;
+        if let Some(let_go) = &lock.let_go {
+            warn(self, &let_go.text());
+        }
+        Ok(lock)
+    }
+
+    /// Says of a node that is held still whether that will end by itself. For commands that take no lock.
+    fn tell_held(&self) {
+        let held = self.root.held(&self.lab).ok().flatten();
+        if let Some(Hold { node, holder, .. }) = held.filter(|hold| !hold.is_at_work()) {
+            warn(
+                self,
+                &format!(
+                    "`{node}` is held still by a command that is gone (process {}); the next one that changes the lab \
+                     lets it go on, or `pgbox thaw {node}`",
+                    holder.pid
+                ),
+            );
+        }
+    }
 }
 
 /// Whether a command line may begin a process in an image, as far as its words tell: one more than need be does no harm.

@@ -27,7 +27,7 @@ pub fn run(context: &Context, args: &Net) -> Result<i32> {
 }
 
 fn add(context: &Context, pair: &cli::Pair, kind: Kind) -> Result<i32> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let (a, b) = (running(context, &pair.a)?, running(context, &pair.b)?);
     check_two(&a, &b)?;
     let there = Fault { from: a.clone(), to: b.clone(), kind };
@@ -40,7 +40,7 @@ fn add(context: &Context, pair: &cli::Pair, kind: Kind) -> Result<i32> {
 }
 
 fn heal(context: &Context, args: &cli::Heal) -> Result<i32> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let (root, lab) = (&context.root, &context.lab);
     let (healed, none) = match (&args.a, &args.b) {
         (Some(a), Some(b)) => {

@@ -49,6 +49,7 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     } else {
         print!("{}", render(&rows, args.all_labs));
     }
+    context.tell_held();
     Ok(code)
 }
 

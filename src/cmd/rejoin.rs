@@ -13,7 +13,7 @@ use crate::{
         orders, slots, takeover,
     },
     facts::{
-        cluster,
+        cluster, history,
         node::{self, Node},
         wal::Place,
     },
@@ -22,7 +22,7 @@ use crate::{
     postgres::launch::{Renew, RenewHow},
     spec::{Follow, Name},
     sql,
-    state::Role,
+    state::{NodeState, Role},
 };
 
 pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
@@ -67,11 +67,13 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     check(node, before.head())?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
+        let (how, why) = choose(how, &node.state, before.head(), before.head())?;
         println!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
+        super::note(context, &why);
         return Ok(0);
     }
     checkpoint(before.head())?;
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let cluster = cluster::of(&context.root, &context.lab, name)?;
     let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
     check(node, primary)?;
@@ -93,14 +95,8 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
     let upstream = Upstream { server: of.login()?, primary: server, data: of.state.data.clone() };
-    let how = match how {
-        RenewHow::Rewind if is_gone(node, of) => {
-            let text = format!("`{}` has not kept the WAL that `{name}` needs: a new base backup", of.name);
-            super::note(context, &text);
-            RenewHow::Clone
-        }
-        how => how,
-    };
+    let (how, why) = choose(how, &node.state, primary, of)?;
+    super::note(context, &why);
     let renew = Renew { stamp: stamp(), how };
     follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
     orders::save(&node.dir, &state)?;
@@ -112,13 +108,18 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     Ok(0)
 }
 
-/// Whether a node has less than the other one still has the WAL of. pg_rewind finds nothing to do there, and the node would wait
-/// for that WAL for ever.
-fn is_gone(node: &Node, of: &Node) -> bool {
-    let (Ok(own), Ok(theirs)) = (Place::of(&node.state), Place::of(&of.state)) else { return false };
-    let end = || own.lost(own.control()?.redo).map(|scan| scan.end);
-    // What can't be read here is found out by pg_rewind.
-    matches!((end(), theirs.begin()), (Ok(end), Ok(begin)) if end < begin)
+/// What is done to a node's data so that it follows, and why.
+fn choose(asked: RenewHow, node: &NodeState, primary: &Node, of: &Node) -> Result<(RenewHow, String)> {
+    let name = &node.spec.node;
+    if asked != RenewHow::Rewind {
+        return Ok((
+            asked,
+            format!("a new base backup of `{}` takes the place of the data of `{name}`", of.name),
+        ));
+    }
+    let (own, theirs, upstream) = (Place::of(node)?, Place::of(&primary.state)?, Place::of(&of.state)?);
+    let back = history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream));
+    Ok((back.how, back.why))
 }
 
 /// pg_rewind looks for the new timeline in the control file, which has it from the first checkpoint on. That may take long,

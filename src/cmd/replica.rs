@@ -32,6 +32,7 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         detach: true,
         tty: false,
         interactive: false,
+        renew: None,
         tell_of_data: true,
     };
     if args.sync {
@@ -68,7 +69,7 @@ const RULE: Duration = Duration::from_secs(10);
 
 /// Puts the node into the lab's rule now that it streams, and returns when commits do wait for it.
 fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let rule = sync::join(&context.root, &context.lab, &args.node)?;
     drop(lock);
     let primary = node::find(&context.root, &context.lab, &args.of)?.login()?;

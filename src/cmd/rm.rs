@@ -29,7 +29,7 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
 
 /// Removes one of the nodes that are to go.
 pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = match node::find(&context.root, &context.lab, name) {
         Err(error) if args.force => return remove_remains(context, args, name, error),
         other => other?,

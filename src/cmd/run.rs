@@ -26,6 +26,7 @@ use crate::{
     plan,
     postgres::{
         contract::{self, Contract},
+        launch::{Renew, RenewHow},
         tune,
     },
     show,
@@ -60,6 +61,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
+        renew: None,
         tell_of_data: true,
     };
     create(context, spec, secret, &how)
@@ -82,6 +84,8 @@ pub struct How {
     /// A command gets a terminal, or at least the caller's standard input.
     pub tty: bool,
     pub interactive: bool,
+    /// How the data of an old primary become a standby's; without that they are refused.
+    pub renew: Option<RenewHow>,
     /// Whether it is news to the user that there are data already.
     pub tell_of_data: bool,
 }
@@ -92,12 +96,12 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let store = Store::open(context.root.path())?;
     let resolved = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &resolved)?;
-    let lock = context.root.lock(&spec.lab)?;
+    let lock = context.lock()?;
     let shared = context.root.lock_shared()?;
     // From here on `image rm` waits, and then finds the node that needs the image.
     store.confirm(&resolved.manifest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
-    let plan = plan::plan(&spec, &facts)?;
+    let plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
@@ -105,7 +109,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    data::check(context, &spec, &facts, &plan, data.as_deref())?;
+    data::check(context, &spec, &facts, &plan, data.as_deref(), how)?;
     data::check_single_user(&facts, &spec, &plan)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);
@@ -146,6 +150,14 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     }
     announce(context, &state);
     Ok(0)
+}
+
+fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Plan> {
+    let mut plan = plan::plan(spec, facts)?;
+    if let Some(how) = how.renew {
+        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
+    }
+    Ok(plan)
 }
 
 /// What is left to do for a node that has come up.

@@ -80,9 +80,10 @@ fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
     let example = "for example: pgbox set primary work_mem=64MB";
     match (nodes.is_empty(), changes.is_empty()) {
         (_, true) => Err(advise("no setting was given", example)),
-        (true, _) if !args.all => {
-            Err(advise("no node was named", "name one, or use --all for the whole lab"))
-        }
+        (true, _) if !args.all => Err(advise(
+            "no node was named: `--lab NAME` says only in which lab",
+            format!("name one, or all of them: `pgbox set --all {}`", words(&changes)),
+        )),
         (false, _) if args.all => {
             Err(advise("--all already means every node of the lab", "leave the names out"))
         }
@@ -228,7 +229,8 @@ fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change
     };
     let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
     let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
-    let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:"));
+    // What a start finds first it says without a level.
+    let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:").or(line.split_once("postgres: ")));
     let fatal = fatal.map_or("see its log", |(_, why)| why.trim());
     engine::restore(&context.root, &context.lab, name, before, changes)?;
     let node = node::find(&context.root, &context.lab, name)?;

@@ -110,7 +110,7 @@ fn bring_up(
     stdio: Stdio,
     patience: &Patience<'_>,
 ) -> Result<Option<(NodeState, Spawned)>> {
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let mut node = node::find(&context.root, &context.lab, name)?;
     if let Some(pidfd) = &node.pidfd {
         // A start that was killed before it let pid 1 go on has left one that ends at once.
@@ -247,7 +247,7 @@ pub fn attend(
         None => beside_it(context, state, &spawned, interrupts, attention.shown)?,
     };
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
-    let _lock = context.root.lock(&state.spec.lab)?;
+    let _lock = context.lock()?;
     // Another command may have removed it, or started it again.
     let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;

@@ -27,6 +27,7 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
     } else {
         print!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
     }
+    context.tell_held();
     Ok(0)
 }
 

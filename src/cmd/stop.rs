@@ -35,7 +35,7 @@ pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
 }
 
 fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
         // It may have ended by itself: its interface, cgroup and published ports are still there.

@@ -40,7 +40,7 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     need_root("pgbox switchover")?;
     crate::sys::exe::reexec_read_only()?;
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let cluster = cluster::of(&context.root, &context.lab, &args.node)?;
     if cluster.head().name == args.node {
         super::note(context, &format!("`{}` is the primary already", args.node));
@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         println!("stop: `{}`, whose standbys receive all it has", old.name);
         println!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
-        others.iter().for_each(|node| println!("turn: `{}` to `{}`", node.name, target.name));
+        others.iter().for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
         println!("start: `{}` as a standby of `{}`", old.name, target.name);
         return Ok(0);
     }

@@ -16,10 +16,11 @@ use crate::{
     facts::{
         cluster::{self, Cluster},
         node,
-        replication::{self, Picture, Sync},
+        replication::{self, Lab, Picture, Sync},
     },
     hint::advise,
-    spec::SyncRule,
+    spec::{Name, SyncRule},
+    state::Role,
     sys::process,
 };
 
@@ -29,6 +30,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What is shown; the names are those of the JSON output.
 #[derive(Serialize)]
 struct Shown {
+    primary: Option<Name>,
     /// What was asked for, in the words of this command.
     rule: Option<String>,
     #[serde(flatten)]
@@ -38,29 +40,50 @@ struct Shown {
 pub fn run(context: &Context, args: &cli::Sync) -> Result<i32> {
     match args.rule.join(" ").trim() {
         "" => show(context, args.json)?,
-        "off" => change(context, None)?,
-        rule => change(context, Some(rule.parse().map_err(anyhow::Error::msg)?))?,
+        "off" => change(context, None, Written::Now)?,
+        rule => change(context, Some(rule.parse().map_err(anyhow::Error::msg)?), Written::Now)?,
     }
     Ok(0)
 }
 
 fn show(context: &Context, json: bool) -> Result<()> {
     let rule = context.root.load_lab(&context.lab)?.and_then(|lab| lab.sync);
-    let head = meant(context, rule.as_ref())?.head().name.clone();
     let lab = replication::look(&context.root, &context.lab)?;
-    let is_meant = |picture: &Picture| picture.nodes.first().is_some_and(|first| first.node == head);
-    let picture = lab.clusters.into_iter().find(is_meant).with_context(|| format!("`{head}` is gone"))?;
-    let shown = Shown { rule: lab.sync_rule, sync: picture.sync };
+    let all = |lab: &Lab| lab.clusters.iter().filter_map(primary).collect::<Vec<Name>>();
+    // Without a rule that says which is meant, all of them are.
+    let meant = match (meant(context, rule.as_ref()), &rule) {
+        (Ok(cluster), _) => vec![cluster.head().name.clone()],
+        (Err(_), None) if lab.clusters.len() > 1 => all(&lab),
+        (Err(error), _) => return Err(error),
+    };
+    let is_meant = |picture: &Picture| primary(picture).is_some_and(|name| meant.contains(&name));
+    let clusters = lab.clusters.into_iter().filter(is_meant);
+    let shown: Vec<Shown> = clusters
+        .map(|picture| Shown { primary: primary(&picture), rule: lab.sync_rule.clone(), sync: picture.sync })
+        .collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&shown)?);
+        // One where one is meant, as nearly always.
+        let value = match &shown[..] {
+            [one] => serde_json::to_string_pretty(one)?,
+            all => serde_json::to_string_pretty(all)?,
+        };
+        println!("{value}");
         return Ok(());
     }
-    println!("rule       {}", shown.rule.as_deref().unwrap_or("off"));
-    println!("in effect  {}", effect(&shown.sync));
-    if shown.sync.waiting_commits > 0 {
-        println!("waiting    {}", replication::waiting(&shown.sync));
+    println!("rule       {}", lab.sync_rule.as_deref().unwrap_or("off"));
+    for Shown { primary, sync, .. } in &shown {
+        let of =
+            primary.as_ref().filter(|_| shown.len() > 1).map_or(String::new(), |name| format!("{name}: "));
+        println!("in effect  {of}{}", effect(sync));
+        if sync.waiting_commits > 0 {
+            println!("waiting    {of}{}", replication::waiting(sync));
+        }
     }
     Ok(())
+}
+
+fn primary(picture: &Picture) -> Option<Name> {
+    picture.nodes.first().map(|first| first.node.clone())
 }
 
 fn effect(sync: &Sync) -> &str {
@@ -100,10 +123,20 @@ fn forget_everywhere(context: &Context) -> Result<()> {
     sync::forget(node::all(&context.root, &context.lab)?.iter())
 }
 
+/// When a rule was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Written {
+    /// For the roles that there are.
+    Now,
+    /// In a lab file, for the roles that nodes had at first: who has become the primary has left its seat to others, and who is
+    /// not there yet takes it when it comes.
+    AtFirst,
+}
+
 /// Changes the rule, and waits until the primary goes by it.
-pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
+pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Result<()> {
     need_root("pgbox sync")?;
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let mut lab = context.root.load_lab(&context.lab)?.context("the lab is gone")?;
     let cluster = match meant(context, rule.as_ref().or(lab.sync.as_ref())) {
         // Whichever they are, nobody waits there any more.
@@ -116,7 +149,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     };
     // What was said before may be said again, when one of them is the primary meanwhile.
     if let Some(rule) = rule.as_ref().filter(|rule| lab.sync.as_ref() != Some(rule)) {
-        check(&cluster, rule)?;
+        check(&cluster, rule, written)?;
     }
     let head = cluster.head();
     // What waits is told before it is let go.
@@ -144,7 +177,16 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
     wait_until_told(&cluster, &value)?;
     sync::confirm(head)?;
-    println!("commits wait for {text}");
+    match value.as_str() {
+        "" if !is_off => super::warn(
+            context,
+            &format!(
+                "the rule is {text}, and commits on `{0}` wait for nobody: none that it means follows `{0}`",
+                head.name
+            ),
+        ),
+        _ => println!("commits wait for {text}{}", seats(&text, &value)),
+    }
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;
         println!("{waited} that waited went through");
@@ -152,21 +194,46 @@ pub fn change(context: &Context, rule: Option<SyncRule>) -> Result<()> {
     warn_of_absent(context, &cluster, &value)
 }
 
-/// A rule can only name standbys of the primary itself: it knows no others.
-fn check(cluster: &Cluster, rule: &SyncRule) -> Result<()> {
+/// Who sits in the seats of a rule, where these are others than those whom it names.
+fn seats(rule: &str, value: &str) -> String {
+    let sorted = |text: &str| {
+        let mut names = crate::postgres::status::sync_names(text);
+        names.sort();
+        names
+    };
+    match sorted(value) {
+        now if value.is_empty() || now == sorted(rule) => String::new(),
+        now => format!("; at this moment that is {}", now.join(", ")),
+    }
+}
+
+/// A rule can only name standbys of the primary itself: it knows no others. The primary's own name beside them is the seat that
+/// it will have when one of them is the primary.
+fn check(cluster: &Cluster, rule: &SyncRule, written: Written) -> Result<()> {
     let head = &cluster.head().name;
     let followers: Vec<&str> = cluster.followers(head).map(|node| node.name.as_str()).collect();
-    let Some(stranger) = rule.names.iter().find(|name| !followers.contains(&name.as_str())) else {
+    let follows = |name: &&Name| followers.contains(&name.as_str());
+    let by = Role::Superseded { by: head.clone() };
+    let is_away = |name: &&Name| cluster.node(name).is_none_or(|node| node.state.role() == by);
+    let is_seat = |name: &&Name| match written {
+        Written::Now => *name == head && rule.names.iter().any(|other| follows(&other)),
+        Written::AtFirst => *name == head || is_away(name),
+    };
+    let Some(stranger) = rule.names.iter().find(|name| !follows(name) && !is_seat(name)) else {
         return Ok(());
     };
     let way_out = match followers.is_empty() {
+        true if stranger == head => format!("make one: `pgbox replica NAME --of {head}`"),
         true => format!("make one: `pgbox replica {stranger} --of {head}`"),
         false => format!("these do: {}", followers.join(", ")),
     };
-    Err(advise(
-        format!("`{stranger}` does not follow `{head}` directly; every commit would wait for it for ever"),
-        way_out,
-    ))
+    let why = match stranger == head {
+        true => format!("`{head}` does not follow itself: it is the primary, and commits wait for standbys"),
+        false => {
+            format!("`{stranger}` does not follow `{head}` directly; every commit would wait for it for ever")
+        }
+    };
+    Err(advise(why, way_out))
 }
 
 fn wait_until_told(cluster: &Cluster, value: &str) -> Result<()> {

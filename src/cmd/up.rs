@@ -9,7 +9,7 @@ use std::{
     time::Instant,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, need_root};
 use crate::{
@@ -56,29 +56,45 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     first.notes.iter().for_each(|note| super::note(context, note));
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
+    if args.diff {
+        print!("{}", show::changes::render(&first));
+    }
+    refuse_wrong(&first)?;
     if first.actions.is_empty() {
-        println!("nothing to do: lab `{}` is as it is wanted", context.lab);
+        match code {
+            0 => println!("nothing to do: lab `{}` is as it is wanted", context.lab),
+            _ => println!("nothing to do but what was refused"),
+        }
         return Ok(code);
     }
     if args.diff {
-        print!("{}", show::changes::render(&first));
         return Ok(code);
     }
     let (content, nodes): (Vec<Action>, Vec<Action>) =
         first.actions.into_iter().partition(Action::is_content);
     nodes.iter().try_for_each(|action| apply::apply(context, action, args.timeout))?;
     if !content.is_empty() {
-        // Now there is somebody who says what is missing.
-        let rest = difference(context, args, wanted)?.actions.into_iter().filter(Action::is_content);
-        rest.into_iter().try_for_each(|action| apply::apply(context, &action, args.timeout))?;
+        // Now there is somebody who says what is missing, or otherwise.
+        let rest = difference(context, args, wanted)?;
+        let is_new = |note: &&String| !first.notes.contains(note);
+        rest.notes.iter().filter(is_new).for_each(|note| super::note(context, note));
+        refuse_wrong(&rest)?;
+        let mut content = rest.actions.iter().filter(|action| action.is_content());
+        content.try_for_each(|action| apply::apply(context, action, args.timeout))?;
     }
-    println!("lab `{}` is as it is wanted ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
+    let but = if code == 0 { "" } else { ", but for what was refused" };
+    println!("lab `{}` is as it is wanted{but} ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
     Ok(code)
+}
+
+fn refuse_wrong(changes: &Changes) -> Result<()> {
+    ensure!(changes.wrong.is_empty(), "{}", changes.wrong.join("; "));
+    Ok(())
 }
 
 fn difference(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<Changes> {
     let actual = {
-        let _lock = context.root.lock(&context.lab)?;
+        let _lock = context.lock()?;
         facts::lab::look(&context.root, &context.lab, wanted)?
     };
     Ok(changes::changes(wanted, &actual, args.prune))

@@ -88,7 +88,7 @@ fn render(rows: &[Row], with_lab: bool) -> String {
 
 /// Removes a volume that no node uses, with all data.
 pub fn remove(context: &Context, name: &Name, dry_run: bool) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let path = context.root.volume_dir(&context.lab, name);
     if !path.exists() {
         let known = context.root.volumes(&context.lab)?.iter().map(Name::to_string).collect::<Vec<_>>();

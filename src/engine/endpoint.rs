@@ -107,14 +107,15 @@ fn promote(nodes: &mut [Node], promoted: &Name) {
     }
 }
 
-/// Writes go to a primary that runs. Reads go to each standby that answers, but for those that are behind on purpose.
+/// Writes go to a primary that runs. Reads go to each standby that answers, but for those that are behind on purpose. A frozen
+/// primary is still the one: its kernel takes connections, and nobody else can.
 fn leads(cluster: &Cluster) -> Leads {
     let head = cluster.head();
     let takes_writes = head.pidfd.is_some() && head.state.role() == Role::Primary;
     let takes_reads = |node: &&Node| {
         let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());
         let standby = matches!(node.state.role(), Role::Standby { .. });
-        at_once && standby && node.pidfd.is_some() && node.status.phase == Phase::Running
+        at_once && standby && node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running
     };
     Leads {
         head: Some(head.name.clone()),

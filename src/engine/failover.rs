@@ -1,4 +1,4 @@
-//! An unplanned change of the primary: the old one is held still, looked at, put out of the way for good, and only then
+//! An unplanned change of the primary: the old one is held still, looked at, put out of the way, and only then
 //! is a standby promoted. What `pgbox failover` does when it is told to, and `pgbox guard` by itself.
 //!
 //! The rule that surprises people: a primary that does not answer may still acknowledge commits to others. It is held
@@ -25,20 +25,28 @@ use crate::{
 };
 
 /// A running primary that is held still for a moment, and goes on unless it is over with it. One that somebody has frozen
-/// before stays so.
-pub struct Pause(Option<Cgroup>);
+/// before stays so, and so does one that somebody freezes meanwhile. The caller has the lab's lock: whoever gets that next
+/// lets the node go on, if this process is killed.
+pub struct Pause(Option<Held>);
+
+struct Held {
+    root: Root,
+    lab: Name,
+    group: Cgroup,
+}
 
 impl Pause {
     pub fn begin(root: &Root, node: &Node) -> Result<Self> {
         if node.pidfd.is_none() || node.frozen {
             return Ok(Self(None));
         }
-        let group = node.cgroup(root)?;
-        // Half a freeze would be worse than none.
-        group.freeze().inspect_err(|_| drop(group.thaw()))?;
+        let held = Held { root: root.clone(), lab: node.lab.clone(), group: node.cgroup(root)? };
+        root.hold(&node.lab, &node.name)?;
+        let pause = Self(Some(held));
+        pause.0.iter().try_for_each(|held| held.group.freeze())?;
         // What it has sent before arrives now.
         std::thread::sleep(Duration::from_millis(5));
-        Ok(Self(Some(group)))
+        Ok(pause)
     }
 
     /// Nothing is held.
@@ -47,8 +55,8 @@ impl Pause {
     }
 
     /// Ends it without letting the node go on.
-    pub fn over(mut self) {
-        self.0 = None;
+    pub fn over(mut self) -> Result<()> {
+        self.0.take().map_or(Ok(()), |held| held.root.unhold(&held.lab))
     }
 
     /// Lets the node go on.
@@ -56,15 +64,24 @@ impl Pause {
     /// # Errors
     /// When it stays frozen.
     pub fn end(mut self) -> Result<()> {
-        self.0.take().map_or(Ok(()), |group| group.thaw())
+        self.0.take().map_or(Ok(()), |held| held.let_go())
+    }
+}
+
+impl Held {
+    fn let_go(&self) -> Result<()> {
+        if self.root.held(&self.lab)?.is_some() {
+            self.group.thaw()?;
+        }
+        self.root.unhold(&self.lab)
     }
 }
 
 impl Drop for Pause {
     fn drop(&mut self) {
-        if let Some(group) = self.0.take() {
+        if let Some(held) = self.0.take() {
             // Only on the way out after another error, which is the one to be told.
-            let _ = group.thaw();
+            let _ = held.let_go();
         }
     }
 }
@@ -72,8 +89,10 @@ impl Drop for Pause {
 /// Why a standby may not take a primary's place: what would be lost, and the ways out.
 pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss>) -> anyhow::Error {
     let better = loss::most_advanced(cluster, head).filter(|name| name != target);
-    let way_out = match better {
-        Some(name) => format!("`{name}` has more: `pgbox failover {name}`"),
+    let way_out = match better.and_then(|name| cluster.node(&name)) {
+        Some(node) => {
+            format!("`{0}` has more, {1}: `pgbox failover {0}`", node.name, still(cluster, head, node))
+        }
         None if head.pidfd.is_none() => format!("start it and switch over: `pgbox start {}`", head.name),
         None => format!("switch over: `pgbox switchover {target}`"),
     };
@@ -83,26 +102,37 @@ pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss
     )
 }
 
+/// What would be lost with another standby.
+fn still(cluster: &Cluster, head: &Node, target: &Node) -> String {
+    match loss::assess(cluster, head, target) {
+        Ok(loss) if loss.acknowledged() == 0 => "and with it nothing is lost".to_owned(),
+        Ok(loss) => format!("and lacks {} as well", loss.amount("transaction")),
+        Err(_) => "but nobody knows what it lacks".to_owned(),
+    }
+}
+
 /// What a standby would lack.
 pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
+    let on_disk = format!("that `{}` has on its disk", head.name);
     match loss {
-        Some(loss) => format!(
-            "`{target}` lacks {}{} acknowledged transactions with {} rows that are on the disk of `{}`",
-            if loss.at_least { "at least " } else { "" },
-            loss.acknowledged(),
-            loss.rows,
-            head.name
-        ),
+        Some(loss) if loss.asynchronous => {
+            format!("`{target}` lacks {} {on_disk}", loss.amount("acknowledged transaction"))
+        }
+        Some(loss) => {
+            format!(
+                "`{target}` lacks {} {on_disk}, and that may have been acknowledged",
+                loss.amount("transaction")
+            )
+        }
         None => format!("`{target}` may lack what `{}` has acknowledged", head.name),
     }
 }
 
-/// Puts the old primary out of the way for good: it is dead, and does not start again as it is.
+/// Puts the old primary out of the way: it is dead, and does not start again as it is.
 pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
     takeover::fence(root, head)?;
     takeover::supersede(head, target)?;
-    pause.over();
-    Ok(())
+    pause.over()
 }
 
 /// Whom to promote after all: the standby that has most when everything has arrived that the dead primary sent. Whoever has

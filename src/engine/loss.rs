@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{sync, takeover};
 use crate::{
-    facts::{cluster::Cluster, node::Node, wal::Place},
+    facts::{cluster::Cluster, history::counted, node::Node, wal::Place},
     postgres::{
         lsn::Lsn,
         wal::{Scan, Table},
@@ -38,6 +38,8 @@ pub struct Loss {
     pub at_least: bool,
     /// Whether every commit had to be on the standby before anybody was told of it.
     pub synchronous: bool,
+    /// Whether commits waited for nobody: then somebody was told of each of them.
+    pub asynchronous: bool,
 }
 
 impl Loss {
@@ -46,20 +48,27 @@ impl Loss {
         if self.synchronous { 0 } else { self.commits }
     }
 
+    /// `at least 1 transaction with 2 rows`, or another word for transaction.
+    pub fn amount(&self, what: &str) -> String {
+        let least = if self.at_least { "at least " } else { "" };
+        format!("{least}{} with {}", counted(self.commits, what), counted(self.rows, "row"))
+    }
+
     /// In words.
     pub fn told(&self, head: &Name, target: &Name) -> String {
-        let Self { received, end, commits, rows, at_least, synchronous } = self;
-        let least = if *at_least { "at least " } else { "" };
+        let Self { received, end, commits, synchronous, .. } = self;
+        let is = if *commits == 1 { "is" } else { "are" };
         match (commits, synchronous) {
             (0, _) => {
                 format!("nothing is lost: `{target}` has every transaction of `{head}` ({received} of {end})")
             }
             (_, true) => format!(
-                "nothing acknowledged is lost: {commits} transactions of `{head}` after {received} still waited for `{target}`"
+                "nothing acknowledged is lost: {} of `{head}` after {received} still waited for `{target}`",
+                counted(*commits, "transaction")
             ),
-            (_, false) => format!(
-                "{least}{commits} transactions with {rows} rows are lost: `{head}` committed them after {received}"
-            ),
+            (_, false) => {
+                format!("{} {is} lost: `{head}` committed that after {received}", self.amount("transaction"))
+            }
         }
     }
 }
@@ -92,7 +101,8 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
                 head.name,
                 scan.since
             );
-            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous });
+            let asynchronous = sync::told(&head.state).is_empty() && !is_altered(head);
+            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous, asynchronous });
         }
         std::thread::sleep(Duration::from_millis(10));
     }

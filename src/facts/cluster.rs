@@ -39,14 +39,10 @@ impl Cluster {
 pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     let node = node::find(root, lab, name)?;
     node.login()?;
-    let all = node::all(root, lab)?;
-    let Some(head) = head_of(&all, name) else {
-        return Err(advise(
-            format!("`{name}` follows a node that is gone"),
-            format!("promote it: `pgbox promote {name}`"),
-        ));
-    };
-    Ok(gather(all, &head))
+    let mut clusters = all(root, lab)?.into_iter();
+    clusters.find(|cluster| cluster.node(name).is_some()).ok_or_else(|| {
+        advise(format!("`{name}` follows a node that is gone"), format!("promote it: `pgbox promote {name}`"))
+    })
 }
 
 /// The clusters of a lab, in the order of their heads' names.
@@ -105,23 +101,18 @@ pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
 /// The same, of the nodes of one look at the lab: it may change meanwhile. Where several could be meant, it is the one of
 /// the node `before`.
 pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Cluster> {
-    let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
-    let mut sizes: BTreeMap<Name, usize> = BTreeMap::new();
-    for head in servers.filter_map(|node| head_of(&nodes, &node.name)) {
-        *sizes.entry(head).or_default() += 1;
+    let (mut clusters, rest) = sort(nodes);
+    let has_standbys = |cluster: &Cluster| cluster.nodes.len() > 1;
+    if clusters.iter().filter(|cluster| has_standbys(cluster)).count() == 1 {
+        clusters.retain(has_standbys);
     }
-    if sizes.values().filter(|size| **size > 1).count() == 1 {
-        sizes.retain(|_, size| *size > 1);
-    }
-    let before = before.and_then(|name| head_of(&nodes, name)).filter(|head| sizes.contains_key(head));
-    if let (Some(head), true) = (before, sizes.len() > 1) {
-        return Ok(gather(nodes, &head));
-    }
-    let heads: Vec<&str> = sizes.keys().map(Name::as_str).collect();
-    match sizes.keys().next() {
-        Some(head) if sizes.len() == 1 => Ok(gather(nodes, head)),
-        None => Err(without_primary(&nodes, lab)),
-        Some(_) => Err(advise(
+    let of = |name: &Name| clusters.iter().position(|cluster| cluster.node(name).is_some());
+    let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
+    match (clusters.len(), before.and_then(of)) {
+        (0, _) => Err(without_primary(&rest, lab)),
+        (1, _) => Ok(clusters.remove(0)),
+        (_, Some(at)) => Ok(clusters.remove(at)),
+        (_, None) => Err(advise(
             format!("lab `{lab}` has several clusters, of {}", heads.join(", ")),
             "name a node of the one that is meant (`drive` and `guard`: with --node), or keep each in a lab of its own \
              with --lab",
@@ -142,14 +133,6 @@ fn without_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
             format!("name the node that is meant, or make it the primary: `pgbox promote {first}`"),
         ),
     }
-}
-
-fn gather(nodes: Vec<Node>, head: &Name) -> Cluster {
-    let heads: Vec<Option<Name>> = nodes.iter().map(|node| head_of(&nodes, &node.name)).collect();
-    let belongs = |(node, of): (Node, Option<Name>)| (of.as_ref() == Some(head)).then_some(node);
-    let mut nodes: Vec<Node> = nodes.into_iter().zip(heads).filter_map(belongs).collect();
-    nodes.sort_by_key(|node| node.name != *head);
-    Cluster { nodes }
 }
 
 /// Goes up from a node as far as it goes: `None` where the way leads to a node that is gone, or in a circle.

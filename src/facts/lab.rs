@@ -2,23 +2,29 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use anyhow::Result;
 
 use super::{
     cluster,
+    history::{self, WayBack},
     node::{self, Life, Node},
+    wal::Place,
 };
 use crate::{
     hint::advise,
     lab::wanted::Wanted,
-    plan::changes::{Actual, Condition, Data, Existing, Server},
-    postgres::{content, report::Phase, standby},
+    plan::changes::{Actual, Condition, Data, Existing, Left, Server},
+    postgres::{
+        content::{self, Done},
+        report::Phase,
+        standby,
+    },
     spec::{Name, name::DEFAULT_LAB},
     sql,
-    state::Root,
+    state::{self, Role, Root},
 };
 
 /// Refuses a lab that there is not: most often its name is mistyped. The default one is merely empty.
@@ -48,8 +54,27 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     let nodes = node::all(root, lab)?;
     let names = wanted.nodes.iter().map(|node| &node.spec.node);
     let missing = names.filter(|name| nodes.iter().all(|node| node.name != **name));
-    let data: BTreeMap<Name, Data> =
-        missing.map(|name| (name.clone(), content(&root.volume_dir(lab, name).join("data")))).collect();
+    let mut data: BTreeMap<Name, Data> = missing.map(|name| (name.clone(), data(root, lab, name))).collect();
+    let mut there = There { root, lab, nodes: &nodes, gone: BTreeMap::new() };
+    for name in data.iter().filter(|(_, data)| **data == Data::Primary).map(|(name, _)| name) {
+        if let Some(by) = there.superseded_by(name)? {
+            there.gone.insert(name.clone(), by);
+        }
+    }
+    let mut left = BTreeMap::new();
+    for node in &nodes {
+        if let Role::Superseded { by } = node.state.role()
+            && there.is_there(&by)
+        {
+            let loss = there.way_back(&node.name, &by).loss;
+            left.insert(node.name.clone(), Left { by, loss });
+        }
+    }
+    for (name, by) in &there.gone {
+        let back = there.way_back(name, by);
+        left.insert(name.clone(), Left { by: by.clone(), loss: back.loss });
+        data.insert(name.clone(), Data::Superseded(back.how));
+    }
     let server = match wanted.exact {
         true => server(root, lab),
         false => None,
@@ -58,10 +83,71 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     Ok(Actual {
         nodes: nodes.iter().map(existing).collect(),
         data,
+        left,
         publish: lab.as_ref().map(|lab| lab.publish.clone()).unwrap_or_default(),
         sync: lab.and_then(|lab| lab.sync),
         server,
     })
+}
+
+/// The nodes of a lab, and the data of those that are gone.
+struct There<'a> {
+    root: &'a Root,
+    lab: &'a Name,
+    nodes: &'a [Node],
+    /// Of old primaries that only left their data, who took their place.
+    gone: BTreeMap<Name, Name>,
+}
+
+impl There<'_> {
+    /// The files of a node, or what is left of them in its volume.
+    fn place<'p>(&'p self, name: &Name, volume: &'p Path) -> Place<'p> {
+        let node = self.nodes.iter().find(|node| node.name == *name);
+        node.and_then(|node| Place::of(&node.state).ok()).unwrap_or(Place::alone(volume))
+    }
+
+    /// Who has taken the place of the one that the data in a volume were of. Where nothing is left of that one, they may be all
+    /// that there is.
+    fn superseded_by(&self, name: &Name) -> Result<Option<Name>> {
+        let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
+        let by = volume.and_then(|volume| volume.superseded_by);
+        Ok(by.filter(|by| self.is_there(by)))
+    }
+
+    fn is_there(&self, name: &Name) -> bool {
+        self.nodes.iter().any(|node| node.name == *name) || has_data(self.root, self.lab, name)
+    }
+
+    fn way_back(&self, name: &Name, by: &Name) -> WayBack {
+        // Others may have taken the place of that one since.
+        let mut primary = by.clone();
+        for _ in 0..=self.nodes.len() + self.gone.len() {
+            match self.above(&primary) {
+                Some(next) => primary = next,
+                None => break,
+            }
+        }
+        let [own, theirs] = [name, &primary].map(|name| volume(self.root, self.lab, name));
+        let (own, theirs) = (self.place(name, &own), self.place(&primary, &theirs));
+        history::way_back((name, own), (&primary, theirs), (&primary, theirs))
+    }
+
+    fn above(&self, name: &Name) -> Option<Name> {
+        match self.nodes.iter().find(|node| node.name == *name).map(|node| node.state.role()) {
+            Some(Role::Superseded { by: next } | Role::Standby { of: next }) => Some(next),
+            Some(_) => None,
+            None => self.gone.get(name).cloned(),
+        }
+    }
+}
+
+fn volume(root: &Root, lab: &Name, name: &Name) -> PathBuf {
+    root.volume_dir(lab, name).join("data")
+}
+
+/// Whether there are data in the volume that a new node of this name would get.
+pub fn has_data(root: &Root, lab: &Name, name: &Name) -> bool {
+    data(root, lab, name) != Data::None
 }
 
 fn existing(node: &Node) -> Existing {
@@ -73,6 +159,11 @@ fn existing(node: &Node) -> Existing {
         (Life::Running, _) => Condition::ComingUp,
     };
     Existing { spec: node.state.spec.clone(), role: node.state.role(), condition }
+}
+
+/// What is in the volume that a new node of this name would get.
+fn data(root: &Root, lab: &Name, name: &Name) -> Data {
+    content(&volume(root, lab, name))
 }
 
 /// What is in a data directory.
@@ -96,24 +187,24 @@ fn server(root: &Root, lab: &Name) -> Option<Server> {
 
 /// Asks a server what is in it.
 pub fn ask(server: &sql::Login) -> Result<Server> {
-    let (roles, databases, settings, restarts) = server.ask(sql::PATIENCE, |client| {
+    let (roles, databases, settings, parameters) = server.ask(sql::PATIENCE, |client| {
         Ok((
             client.query(content::ROLES, &[])?,
             client.query(content::DATABASES, &[])?,
             client.query(content::DATABASE_SETTINGS, &[])?,
-            client.query(content::RESTARTS, &[])?,
+            client.query(content::PARAMETERS, &[])?,
         ))
     })?;
-    let done: BTreeSet<(String, String)> = settings
+    let done: BTreeSet<(String, Done)> = settings
         .iter()
         .filter_map(|row| Some((row.get::<_, String>(0), content::done(row.get(1))?)))
-        .flat_map(|(database, digests)| digests.into_iter().map(move |digest| (database.clone(), digest)))
+        .flat_map(|(database, done)| done.into_iter().map(move |done| (database.clone(), done)))
         .collect();
     Ok(Server {
         database: server.database.clone(),
         roles: roles.iter().map(|row| (row.get(0), row.get(1))).collect(),
         databases: databases.iter().map(|row| (row.get(0), row.get(1))).collect(),
         done,
-        restarts: restarts.iter().map(|row| row.get(0)).collect(),
+        parameters: parameters.iter().map(|row| (row.get(0), row.get(1))).collect(),
     })
 }

@@ -327,7 +327,15 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let said = head.said().filter(|said| !said.in_recovery)?;
     let name = &head.node.name;
     let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
-    let followers: Vec<Name> = nodes.iter().filter(follows).map(|one| one.node.name.clone()).collect();
+    let told = status::sync_names(&said.sync);
+    // Who would only sit in a free seat does so when it streams, and stays in it when it is away.
+    let counts = |one: &&Seen| {
+        let other = &one.node.name;
+        let streams = head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
+        rule.names.contains(other) || told.iter().any(|told| told == other.as_str()) || streams
+    };
+    let followers: Vec<Name> =
+        nodes.iter().filter(follows).filter(counts).map(|one| one.node.name.clone()).collect();
     let has_left = |one: &&Seen| one.node.state.role() == Role::Superseded { by: name.clone() };
     let left: Vec<Name> =
         nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
@@ -335,7 +343,7 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
     if is_ours && wanted.is_empty() && said.sync.is_empty() {
         return Some(format!(
-            "the rule is `{rule}`, and commits on `{name}` wait for nobody: none that could be waited for follows it"
+            "the rule is `{rule}`, and commits on `{name}` wait for nobody: none that it means streams from it"
         ));
     }
     (wanted != said.sync).then(|| {

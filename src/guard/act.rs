@@ -34,7 +34,7 @@ impl Guard<'_> {
     pub async fn act(&mut self, what: &str, after: Duration) -> Result<Option<Signal>> {
         let first_sign = Instant::now().checked_sub(after).unwrap_or_else(Instant::now);
         let tried_before = self.refusal.is_some();
-        let _lock = loop {
+        let lock = loop {
             if let Some(lock) = self.watched.root.try_lock(self.watched.lab)? {
                 break lock;
             }
@@ -42,6 +42,9 @@ impl Guard<'_> {
                 return Ok(Some(signal));
             }
         };
+        if let Some(let_go) = &lock.let_go {
+            (self.tell)(&Event::Warning { what: let_go.text() })?;
+        }
         let Some(cluster) = self.look()? else { return Ok(None) };
         self.ask_again(cluster.head()).await;
         let sight = self.sight(&cluster);

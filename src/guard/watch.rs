@@ -54,6 +54,10 @@ pub fn watch(
     tell: &mut Tell<'_>,
 ) -> Result<()> {
     find(root, lab, wish.node.as_ref())?;
+    // The last guard may have been killed while it held the primary still.
+    if let Some(let_go) = root.try_lock(lab)?.and_then(|lock| lock.let_go) {
+        tell(&Event::Warning { what: let_go.text() })?;
+    }
     let runtime = Builder::new_current_thread().enable_all().build().context("make an event loop")?;
     runtime.block_on(async {
         let wake = Readable::new(interrupts.as_fd().try_clone_to_owned().context("dup")?)?;

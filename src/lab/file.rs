@@ -89,7 +89,10 @@ impl LabFile {
                 .map(|(name, user)| self.user(name, user, dir, read))
                 .collect::<Result<_>>()?,
             databases: self.databases()?,
-            init: self.raw.init.iter().map(|sql| self.sql(sql, dir, read)).collect::<Result<_>>()?,
+            init: (1..)
+                .zip(&self.raw.init)
+                .map(|(i, sql)| self.sql(i, sql, dir, read))
+                .collect::<Result<_>>()?,
             sync: self.raw.sync.as_ref().map(|rule| self.sync(rule)).transpose()?,
             publish_rw: self.host_port("publish-rw", &self.raw.publish_rw)?,
             publish_ro: self.host_port("publish-ro", &self.raw.publish_ro)?,
@@ -217,21 +220,23 @@ impl LabFile {
         databases.collect()
     }
 
-    fn sql(&self, said: &Spanned<RawSql>, dir: &Path, read: Read<'_>) -> Result<Sql> {
+    fn sql(&self, number: usize, said: &Spanned<RawSql>, dir: &Path, read: Read<'_>) -> Result<Sql> {
         let line = self.line(said.span().start);
         let sql = said.get_ref();
-        let (shown, text) = match (&sql.sql, &sql.file) {
-            (Some(text), None) => (format!("the SQL of {}:{line}", self.shown), text.clone()),
+        let (shown, place, text) = match (&sql.sql, &sql.file) {
+            (Some(text), None) => {
+                (format!("the SQL of {}:{line}", self.shown), format!("#{number}"), text.clone())
+            }
             (None, Some(file)) => {
                 let path = dir.join(&file.get_ref().0);
                 let text = read(&path).map_err(|error| {
                     self.wrong("init.file", file.span(), &format!("read {}: {error}", path.display()))
                 })?;
-                (file.get_ref().0.clone(), text)
+                (file.get_ref().0.clone(), file.get_ref().0.clone(), text)
             }
             _ => return Err(self.wrong("init", said.span(), "it must have either sql or file")),
         };
-        Ok(Sql { shown, database: sql.database.clone(), text })
+        Ok(Sql { shown, place, database: sql.database.clone(), text })
     }
 
     fn sync(&self, said: &Spanned<Text>) -> Result<Option<SyncRule>> {
@@ -243,7 +248,13 @@ impl LabFile {
         let rule: SyncRule = text.parse().map_err(|why: String| wrong(&why))?;
         let of = |name: &Name| self.raw.nodes.get(name)?.of.as_ref().map(Spanned::get_ref);
         let is_direct = |name: &&Name| of(name).is_some_and(|upstream| of(upstream).is_none());
-        match rule.names.iter().find(|name| !is_direct(name)) {
+        // Beside one of its standbys a primary is the seat that it takes after a switchover.
+        let is_seat = |name: &&Name| {
+            self.raw.nodes.contains_key(*name)
+                && of(name).is_none()
+                && rule.names.iter().any(|other| is_direct(&other))
+        };
+        match rule.names.iter().find(|name| !is_direct(name) && !is_seat(name)) {
             Some(stranger) => {
                 Err(wrong(&format!("in this file `{stranger}` is no standby that follows a primary itself")))
             }

@@ -44,6 +44,8 @@ pub struct Database {
 pub struct Sql {
     /// The file that it comes from, or its place in the lab file.
     pub shown: String,
+    /// What it is called, whatever is in it: its file, or its number.
+    pub place: String,
     /// `None`: the superuser's.
     pub database: Option<String>,
     pub text: String,

@@ -12,10 +12,11 @@ mod roles;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-pub use content::digest;
+pub use content::done;
 
 use crate::{
     lab::wanted::{Sql, Wanted, WantedNode},
+    postgres::{content::Done, launch::RenewHow},
     spec::{Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
     state::{PublishedEndpoints, Role},
 };
@@ -26,6 +27,8 @@ pub struct Actual {
     pub nodes: Vec<Existing>,
     /// What the volumes of wanted nodes have that are not there.
     pub data: BTreeMap<Name, Data>,
+    /// Those who were primaries before, whether they are there or only their data.
+    pub left: BTreeMap<Name, Left>,
     pub sync: Option<SyncRule>,
     /// Ports of the host that lead to the endpoints.
     pub publish: PublishedEndpoints,
@@ -59,6 +62,16 @@ pub enum Data {
     None,
     Primary,
     Standby,
+    /// A primary's whose place another one has taken; that is how they become a standby's.
+    Superseded(RenewHow),
+}
+
+/// An old primary, or its data, whose place another one has taken.
+#[derive(Debug, Clone)]
+pub struct Left {
+    pub by: Name,
+    /// What would be given up if it came back as a standby.
+    pub loss: Option<String>,
 }
 
 /// What a primary says of what is in it.
@@ -70,10 +83,10 @@ pub struct Server {
     pub roles: BTreeMap<String, Option<String>>,
     /// Databases, with their owner.
     pub databases: BTreeMap<String, String>,
-    /// Digests of the SQL that has run, and where.
-    pub done: BTreeSet<(String, String)>,
-    /// Parameters that take a restart.
-    pub restarts: BTreeSet<String>,
+    /// The SQL that has run, and where.
+    pub done: BTreeSet<(String, Done)>,
+    /// Parameters, and whether they take a restart.
+    pub parameters: BTreeMap<String, bool>,
 }
 
 /// Something to do.
@@ -88,6 +101,10 @@ pub enum Action {
         on: Data,
     },
     Start {
+        node: Name,
+    },
+    /// Bring an old primary back as a standby.
+    Rejoin {
         node: Name,
     },
     /// Wait until a server that comes up by itself is up.
@@ -186,6 +203,8 @@ pub struct Changes {
     pub notes: Vec<String>,
     /// What can't be done.
     pub refused: Vec<String>,
+    /// What the file has wrong, so that nothing is done.
+    pub wrong: Vec<String>,
 }
 
 impl Action {
@@ -220,6 +239,15 @@ impl Actual {
     fn node(&self, name: &Name) -> Option<&Existing> {
         self.nodes.iter().find(|node| node.spec.node == *name)
     }
+
+    /// Whom a node follows, or who has taken its place.
+    fn above(&self, name: &Name) -> Option<Name> {
+        match self.node(name).map(|node| &node.role) {
+            Some(Role::Standby { of: next } | Role::Superseded { by: next }) => Some(next.clone()),
+            Some(_) => None,
+            None => self.left.get(name).map(|left| left.by.clone()),
+        }
+    }
 }
 
 /// What makes `actual` as `wanted`. Nodes that are not wanted go only if `prune` says so.
@@ -235,6 +263,9 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
                 steps.clear(name, wanted_node.spec.follow.is_some());
                 steps.create(wanted_node.clone(), Data::None);
             }
+            Some(Existing { role: Role::Superseded { .. }, .. }) => {
+                steps.standbys.push(Action::Rejoin { node: name.clone() });
+            }
             Some(node) => {
                 node::compare(
                     wanted.exact.then_some(&wanted_node.spec),
@@ -247,7 +278,9 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
         }
     }
     changes.actions = steps.in_order();
-    content::compare(wanted, actual, &mut changes.actions);
+    content::compare(wanted, actual, &mut changes);
+    changes.wrong = content::wrong(wanted, actual);
+    changes.notes.extend(roles::orphans(wanted, actual));
     remove(wanted, actual, prune, &mut changes);
     changes
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::{
     postgres::{
-        launch::{Renew, Standby},
+        launch::{Payload, Renew, Standby},
         standby,
     },
     spec::{Copying, Follow, Name},
@@ -80,6 +80,15 @@ pub fn follow(
     state.superseded_by = None;
     if let Some(postgres) = state.postgres_mut() {
         postgres.orders.standby = Some(standby);
+    }
+}
+
+/// Has the data of a new standby, which are there, made those of its server first.
+pub fn renew(plan: &mut Plan, renew: Renew) {
+    if let Payload::Postgres(postgres) = &mut plan.init.payload
+        && let Some(standby) = &mut postgres.orders.standby
+    {
+        standby.renew = Some(renew);
     }
 }
 

@@ -3,6 +3,8 @@
 //! The rule that surprises people: `CREATE ROLE ... PASSWORD 'x'` puts x into the server's log when statements are logged.
 //! A verifier in its place is taken over as it is.
 
+use std::fmt;
+
 use super::quote;
 
 /// Roles, each with the verifier of its password.
@@ -16,8 +18,8 @@ pub const DATABASES: &str =
 pub const DATABASE_SETTINGS: &str = "SELECT datname::text, unnest(setconfig) FROM pg_db_role_setting \
      JOIN pg_database ON pg_database.oid = setdatabase WHERE setrole = 0";
 
-/// Parameters that take a restart.
-pub const RESTARTS: &str = "SELECT name FROM pg_settings WHERE context = 'postmaster'";
+/// Parameters, and whether they take a restart.
+pub const PARAMETERS: &str = "SELECT lower(name), context = 'postmaster' FROM pg_settings";
 
 /// The setting of a database that names what has run in it. The server knows nothing of it: its prefix makes it a
 /// placeholder, and like all settings of a database it is copied to standbys and into dumps.
@@ -49,19 +51,44 @@ pub fn set_owner(name: &str, owner: &str) -> String {
     format!("ALTER DATABASE {} OWNER TO {}", quote::identifier(name), quote::identifier(owner))
 }
 
-/// The digests in a setting of a database, if it is the one that names what has run.
-pub fn done(setting: &str) -> Option<Vec<String>> {
+/// What a setting of a database says, if it is the one that names what has run.
+pub fn done(setting: &str) -> Option<Vec<Done>> {
     let value = setting.strip_prefix(DONE)?.strip_prefix('=')?;
-    Some(value.split(',').filter(|digest| !digest.is_empty()).map(str::to_owned).collect())
+    Some(value.split(',').filter(|done| !done.is_empty()).map(Done::parse).collect())
+}
+
+/// SQL that has run: the digest of it, and of what it was called.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Done {
+    pub digest: String,
+    pub place: Option<String>,
+}
+
+impl Done {
+    fn parse(text: &str) -> Self {
+        match text.split_once('@') {
+            Some((digest, place)) => Self { digest: digest.to_owned(), place: Some(place.to_owned()) },
+            None => Self { digest: text.to_owned(), place: None },
+        }
+    }
+}
+
+impl fmt::Display for Done {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.place {
+            Some(place) => write!(f, "{}@{place}", self.digest),
+            None => f.write_str(&self.digest),
+        }
+    }
 }
 
 /// SQL, and in the same transaction the note that it has run.
-pub fn run_once(sql: &str, database: &str, digests: &[String]) -> String {
+pub fn run_once(sql: &str, database: &str, done: &[Done]) -> String {
     // In lines of its own: the SQL may end in a comment.
     format!(
         "{sql}\n;\nALTER DATABASE {} SET {DONE} = {};\n",
         quote::identifier(database),
-        quote::literal(&digests.join(","))
+        quote::literal(&done.iter().map(Done::to_string).collect::<Vec<_>>().join(","))
     )
 }
 
@@ -71,11 +98,15 @@ mod tests {
 
     #[test]
     fn what_has_run_is_read_back() {
-        assert_eq!(done("pgbox.init=ab,cd"), Some(vec!["ab".to_owned(), "cd".to_owned()]));
+        let one = |digest: &str, place: Option<&str>| Done {
+            digest: digest.into(),
+            place: place.map(str::to_owned),
+        };
+        assert_eq!(done("pgbox.init=ab,cd@ef"), Some(vec![one("ab", None), one("cd", Some("ef"))]));
         assert_eq!(done("pgbox.init="), Some(vec![]));
         assert_eq!(done("work_mem=4MB"), None);
-        let sql = run_once("SELECT 1 -- x", "my \"db\"", &["ab".to_owned()]);
-        assert_eq!(sql, "SELECT 1 -- x\n;\nALTER DATABASE \"my \"\"db\"\"\" SET pgbox.init = 'ab';\n");
+        let sql = run_once("SELECT 1 -- x", "my \"db\"", &[one("ab", Some("cd"))]);
+        assert_eq!(sql, "SELECT 1 -- x\n;\nALTER DATABASE \"my \"\"db\"\"\" SET pgbox.init = 'ab@cd';\n");
     }
 
     #[test]

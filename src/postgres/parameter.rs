@@ -108,6 +108,35 @@ pub fn refusal(name: &str) -> Option<&'static str> {
     }
 }
 
+/// Parameters that a server checks against one another, only when it starts (PostmasterMain).
+pub const TOGETHER: [&str; 5] = [
+    "max_connections",
+    "superuser_reserved_connections",
+    "reserved_connections",
+    "max_wal_senders",
+    "wal_level",
+];
+
+/// What a server would say at its start of the values of [`TOGETHER`], in its own words. `None`: nothing. Unknown values count
+/// as if they fit.
+pub fn conflict(value: impl Fn(&str) -> Option<String>) -> Option<String> {
+    let number = |name: &str| value(name)?.trim().parse::<i64>().ok();
+    let (connections, superuser) = (number(TOGETHER[0])?, number(TOGETHER[1])?);
+    // Of version 16 and later.
+    let reserved = number(TOGETHER[2]);
+    if superuser + reserved.unwrap_or(0) >= connections {
+        let plus = reserved.map_or(String::new(), |count| format!(" plus reserved_connections ({count})"));
+        return Some(format!(
+            "superuser_reserved_connections ({superuser}){plus} must be less than max_connections ({connections})"
+        ));
+    }
+    (value(TOGETHER[4]).as_deref() == Some("minimal") && number(TOGETHER[3]).is_some_and(|count| count > 0))
+        .then(|| {
+            "WAL streaming (\"max_wal_senders\" > 0) requires \"wal_level\" to be \"replica\" or \"logical\""
+                .to_owned()
+        })
+}
+
 /// Whether standbys must learn of a parameter in an order.
 pub fn is_ordered(name: &str) -> bool {
     ordered_default(name).is_some()
@@ -141,6 +170,22 @@ mod tests {
         assert!(parameter("command line", None).overruled().is_some());
         assert_eq!(parameter(file, Some("/d/pgbox.conf")).overruled(), None);
         assert_eq!(parameter("default", None).overruled(), None);
+    }
+
+    #[test]
+    fn what_a_start_would_find_is_found_before() {
+        let with = |connections: &str, reserved: Option<&str>| {
+            conflict(|name| match name {
+                "max_connections" => Some(connections.to_owned()),
+                "superuser_reserved_connections" => Some("3".to_owned()),
+                "reserved_connections" => reserved.map(str::to_owned),
+                _ => None,
+            })
+        };
+        assert_eq!(with("4", None), None);
+        let said = "superuser_reserved_connections (3) must be less than max_connections (3)";
+        assert_eq!(with("3", None).as_deref(), Some(said));
+        assert!(with("4", Some("1")).unwrap().contains("(3) plus reserved_connections (1) must"));
     }
 
     #[test]

@@ -2,8 +2,8 @@
 //! manual 28.2, 54.19) and the functions of 9.27.4, asked in one question whose answer is one JSON document. So the views'
 //! columns may come and go with versions.
 //!
-//! The rule that surprises people: right after a promotion `pg_control_checkpoint()` still names the old timeline; the
-//! name of the WAL file that is written to names the new one.
+//! The rule that surprises people: right after a promotion `pg_control_checkpoint()` still names the old timeline, and on a
+//! standby even until its next restartpoint; the name of the newest WAL file names the new one.
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -20,7 +20,7 @@ SELECT jsonb_build_object(
     'in_recovery', in_recovery,
     'timeline', CASE WHEN in_recovery
         THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver),
-                      (SELECT min_recovery_end_timeline FROM pg_control_recovery()),
+                      (SELECT max(('x' || left(name, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'),
                       (SELECT timeline_id FROM pg_control_checkpoint()))
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END,
     'write', write,

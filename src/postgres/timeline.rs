@@ -21,7 +21,8 @@ pub struct Switch {
 /// Asks for the timeline of a server, standby or not, and for the content of its history file, as two columns.
 pub const QUERY: &str = "SELECT tli, pg_read_file('pg_wal/' || lpad(upper(to_hex(tli)), 8, '0') || '.history', 0, 1000000, true) \
      FROM (SELECT CASE WHEN pg_is_in_recovery() \
-       THEN coalesce((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint())) \
+       THEN greatest((SELECT received_tli FROM pg_stat_wal_receiver), (SELECT timeline_id FROM pg_control_checkpoint()), \
+         (SELECT max(('x' || left(name, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$')) \
        ELSE ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int END AS tli) AS t";
 
 /// The lines of a history file; what is no such line is skipped, as the server does with comments.

@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use crate::{
     plan::changes::{self, Action, Changes, Data, Effect, Need},
+    postgres::launch::RenewHow,
     spec::{NodeLimits, NodeSpec, Publish, Restart, quantity::human_bytes},
 };
 
@@ -28,6 +29,7 @@ pub fn json(changes: &Changes) -> Value {
         "changes": changes.actions.iter().map(action).collect::<Vec<_>>(),
         "notes": changes.notes,
         "refused": changes.refused,
+        "wrong": changes.wrong,
     })
 }
 
@@ -53,6 +55,7 @@ fn word(action: &Action) -> &'static str {
         Action::Clear { .. } => "clear",
         Action::Create { .. } => "create",
         Action::Start { .. } => "start",
+        Action::Rejoin { .. } => "rejoin",
         Action::Wait { .. } => "wait",
         Action::Limit { .. } => "limit",
         Action::Publish { .. } => "publish",
@@ -74,6 +77,7 @@ fn node(action: &Action) -> Option<&str> {
     match action {
         Action::Clear { node }
         | Action::Start { node }
+        | Action::Rejoin { node }
         | Action::Wait { node }
         | Action::Limit { node, .. }
         | Action::Publish { node, .. }
@@ -116,6 +120,7 @@ fn what(action: &Action) -> String {
         Action::Clear { .. } => "remove what a killed command has left".to_owned(),
         Action::Create { node, on } => created(&node.spec, *on),
         Action::Start { .. } => "start".to_owned(),
+        Action::Rejoin { .. } => "comes back as a standby".to_owned(),
         Action::Wait { .. } => "wait until it is up".to_owned(),
         Action::Limit { before, limits, .. } => self::limits(before, limits),
         Action::Publish { publish, .. } if publish.is_empty() => "publish nothing".to_owned(),
@@ -164,7 +169,12 @@ fn created(spec: &NodeSpec, on: Data) -> String {
         Some(follow) => format!("a standby of {}", follow.of),
         None => "a primary".to_owned(),
     };
-    let data = if on == Data::None { "" } else { ", with the data of its volume" };
+    let data = match on {
+        Data::None => "",
+        Data::Primary | Data::Standby => ", with the data of its volume",
+        Data::Superseded(RenewHow::Clone) => ", with a base backup in place of the data of its volume",
+        Data::Superseded(_) => ", with the data of its volume, which were a primary's",
+    };
     format!("{role} from {}{data}", spec.image)
 }
 

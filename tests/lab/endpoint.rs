@@ -323,6 +323,13 @@ fn reads_go_to_the_standbys_that_answer_and_are_not_late_on_purpose() {
     assert_eq!(lab.who(ro, 4), ["r1", "r2"]);
     host.pgbox(&["reinit", "r2"]);
     assert_eq!(lab.who(ro, 4), ["r1", "r2"]);
+    // Nobody is sent to one that is frozen or has crashed.
+    host.pgbox(&["freeze", "r2"]);
+    assert_eq!(lab.who(ro, 3), ["r1"]);
+    host.pgbox(&["thaw", "r2"]);
+    assert_eq!(lab.who(ro, 4), ["r1", "r2"]);
+    host.pgbox(&["crash", "r2", "--node"]);
+    assert_eq!(lab.who(ro, 3), ["r1"]);
     assert_eq!(lab.sleepers("r1"), 1);
     host.pgbox(&["rm", "-f", "-v", "r2", "r1"]);
     assert_eq!(lab.who(ro, 2), ["p"]);

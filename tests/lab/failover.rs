@@ -131,8 +131,11 @@ fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
     host.sql("primary", &[], "INSERT INTO t VALUES (8)");
     host.pgbox(&["restart", "primary"]);
     until("7,8", || host.sql("r1", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (9)");
     host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "primary", "r1"]);
     let output = host.try_pgbox(&["rejoin", "primary"]);
     assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
     until("7,8", || host.sql("primary", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
@@ -173,6 +176,12 @@ fn a_standby_that_has_gone_another_way_is_not_taken_for_a_better_one() {
     host.pgbox(&["net", "cut", "primary", "r1"]);
     host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 100000)");
     until("100000", || host.sql("r2", &[], "SELECT count(*) FROM t"));
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("`r2` has more, and with it nothing is lost: `pgbox failover r2`"), "{said}");
+    host.pgbox(&["net", "cut", "primary", "r2"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (0)");
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("`r2` has more, and lacks 1 transaction with 1 row as well"), "{said}");
     host.pgbox(&["stop", "r2"]);
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
@@ -273,7 +282,10 @@ fn a_rule_says_nothing_of_what_was_committed_before_it_held() {
     host.pgbox(&["rm", "-f", "-v", "r2"]);
     host.pgbox(&["crash", "primary", "--node"]);
     let said = host.fails(1, &["failover", "r1"]);
-    assert!(said.contains("lacks 3 acknowledged transactions with 3 rows"), "{said}");
+    assert!(
+        said.contains("lacks 3 transactions with 3 rows") && said.contains("may have been acknowledged"),
+        "{said}"
+    );
     // Once it has all that was before, it has all that was acknowledged.
     host.pgbox(&["net", "heal", "primary", "r1"]);
     host.pgbox(&["start", "primary"]);
@@ -296,4 +308,129 @@ fn a_rule_says_nothing_of_what_was_committed_before_it_held() {
     let said = host.pgbox(&["failover", "r1"]);
     assert!(said.contains("nothing acknowledged is lost"), "{said}");
     assert!(!commit.wait().expect("psql ends").success());
+}
+
+/// Starts a failover that takes a while over its look, and waits until it holds the primary still.
+pub fn failover_that_looks(host: &Host) -> std::process::Child {
+    let child = host.command(&["failover", "r1"]).spawn().expect("start pgbox");
+    let held = host.root.join("labs/default/held.json");
+    let begun = std::time::Instant::now();
+    while !(held.exists() && state(host, "primary") == "frozen") {
+        assert!(begun.elapsed() < std::time::Duration::from_secs(5), "it holds nobody still");
+        std::thread::sleep(std::time::Duration::from_millis(1));
+    }
+    child
+}
+
+fn state(host: &Host, node: &str) -> String {
+    let rows = host.json(&["ps", "--json"]);
+    let row = rows.as_array().unwrap().iter().find(|row| row["node"] == node).unwrap().clone();
+    row["state"].as_str().unwrap().to_owned()
+}
+
+/// A primary and a standby that is cut off from it and lacks something: so a failover waits for it, and looks.
+pub fn pair_with_something_to_lose(host: &Host) {
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+}
+
+#[test]
+fn what_a_killed_failover_held_still_goes_on_with_the_next_command() {
+    let Some(host) = Host::new() else { return };
+    pair_with_something_to_lose(&host);
+    let mut child = failover_that_looks(&host);
+    let said = host.fails(1, &["thaw", "primary"]);
+    assert!(said.contains("held still by a failover"), "{said}");
+    child.kill().expect("kill it");
+    child.wait().expect("wait");
+    assert_eq!(state(&host, "primary"), "frozen");
+    for reader in ["status", "ps"] {
+        let said = text(&host.try_pgbox(&[reader]).stderr);
+        assert!(said.contains("`primary` is held still by a command that is gone"), "{reader}: {said}");
+    }
+    // Any command that takes the lab's lock.
+    let said = text(&host.try_pgbox(&["net", "cut", "primary", "host"]).stderr);
+    assert!(said.contains("left `primary` held still: it goes on"), "{said}");
+    host.pgbox(&["net", "heal", "primary", "host"]);
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM t"), "1");
+    let quiet = |args: &[&str]| assert_eq!(text(&host.try_pgbox(args).stderr), "", "{args:?}");
+    quiet(&["status"]);
+
+    // Nor does it stay so where the user thaws it.
+    let mut child = failover_that_looks(&host);
+    child.kill().expect("kill it");
+    child.wait().expect("wait");
+    host.pgbox(&["thaw", "primary"]);
+    assert_eq!(state(&host, "primary"), "running");
+    quiet(&["net", "heal", "--all"]);
+
+    // A freeze of the user's stays, whoever looks meanwhile and is killed.
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (2)");
+    host.pgbox(&["freeze", "primary"]);
+    host.fails(1, &["failover", "r1"]);
+    assert_eq!(state(&host, "primary"), "frozen");
+    host.pgbox(&["thaw", "primary"]);
+    let mut child = failover_that_looks(&host);
+    host.try_pgbox(&["freeze", "primary"]);
+    child.wait().expect("wait");
+    quiet(&["net", "heal", "--all"]);
+    assert_eq!(state(&host, "primary"), "frozen");
+    host.pgbox(&["thaw", "primary"]);
+}
+
+#[test]
+fn what_was_held_still_and_has_lost_its_place_does_not_go_on() {
+    let Some(host) = Host::new() else { return };
+    pair_with_something_to_lose(&host);
+    let mut child = failover_that_looks(&host);
+    child.kill().expect("kill it");
+    child.wait().expect("wait");
+    // Killed a moment later, it would have written this.
+    let root = pgbox::state::Root::new(&host.root);
+    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
+    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
+    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+    let output = host.try_pgbox(&["failover", "r1"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("it is ended, for `r1` has its place"), "{said}");
+    assert_ne!(state(&host, "primary"), "running");
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "f");
+}
+
+/// Only what has gone its own way is rewound, and nothing that is not needed is copied.
+#[test]
+fn who_only_fell_off_follows_as_it_is_and_says_so() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000) i");
+    until("1000", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    let system = |node: &str| {
+        let file = host.root.join(format!("volumes/default/{node}/data/PG_VERSION"));
+        use std::os::unix::fs::MetadataExt;
+        std::fs::metadata(file).unwrap().ino()
+    };
+    let (before, data) = (host.init_pid("r2"), system("r2"));
+    // Stopped while the primary changes, and killed.
+    host.pgbox(&["crash", "r2", "--node"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (0)");
+    for node in ["r2", "primary"] {
+        let foretold = host.try_pgbox(&["rejoin", node, "--dry-run"]);
+        assert!(text(&foretold.stdout).starts_with("as it is: "), "{foretold:?}");
+        let output = host.try_pgbox(&["rejoin", node]);
+        let said = text(&output.stderr);
+        let as_it_is = format!("`{node}` has nothing that `r1` has not, and follows as it is");
+        assert!(output.status.success() && said.contains(&as_it_is), "{said}");
+        assert!(!said.contains("pg_rewind has") && !said.contains("base backup"), "{said}");
+        until("1001", || host.sql(node, &[], "SELECT count(*) FROM t"));
+    }
+    assert_ne!(host.init_pid("r2"), before);
+    assert_eq!(system("r2"), data, "its data are the same files");
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
 }

@@ -231,7 +231,7 @@ fn what_would_be_lost_is_not_given_up() {
     host.pgbox(&["crash", "primary", "--node"]);
     let refused = guard.sees("refused", |_| true);
     let said = refused["text"].to_string();
-    assert!(said.contains("lacks 1 acknowledged transactions with 5 rows"), "{said}");
+    assert!(said.contains("lacks 1 acknowledged transaction with 5 rows"), "{said}");
     assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "t");
     // It goes on watching: the primary comes back, and with it the rows.
     host.pgbox(&["net", "heal", "--all"]);
@@ -245,8 +245,25 @@ fn what_would_be_lost_is_not_given_up() {
     host.sql("primary", &[], "INSERT INTO t VALUES (6)");
     host.pgbox(&["crash", "primary", "--node"]);
     let fenced = guard.sees("fenced", |_| true);
-    assert!(fenced["loss"].to_string().contains("1 transactions with 1 rows are lost"), "{fenced}");
+    assert!(fenced["loss"].to_string().contains("1 transaction with 1 row is lost"), "{fenced}");
     guard.sees("failed-over", |event| event["new"] == "r1");
+    guard.end();
+}
+
+/// The last guard was killed at the worst moment: the next one does not take its freeze for a failure.
+#[test]
+fn a_new_guard_lets_go_what_a_killed_one_held_still() {
+    let Some(host) = Host::new() else { return };
+    crate::failover::pair_with_something_to_lose(&host);
+    let mut child = crate::failover::failover_that_looks(&host);
+    child.kill().expect("kill it");
+    child.wait().expect("wait");
+    let guard = Guard::start(&host, "primary", &["--detect", "1s"]);
+    let said = guard.sees("warning", |_| true)["text"].to_string();
+    assert!(said.contains("left `primary` held still: it goes on"), "{said}");
+    host.sql("primary", &[], "INSERT INTO t VALUES (2)");
+    std::thread::sleep(Duration::from_millis(1500));
+    assert!(!guard.has_seen("failed"), "{}", guard.text());
     guard.end();
 }
 

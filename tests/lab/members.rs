@@ -177,6 +177,11 @@ fn sync_is_off_in_a_lab_with_two_clusters_too() {
         host.pgbox(&["run", primary, "postgres:15"]);
         host.pgbox(&["replica", standby, "--of", primary]);
     }
+    let said = host.pgbox(&["sync"]);
+    assert_eq!(
+        said,
+        "rule       off\nin effect  a: commits wait for nobody\nin effect  b: commits wait for nobody\n"
+    );
     host.pgbox(&["sync", "any 1 (ra)"]);
     assert_eq!(
         (host.sql("a", &[], NAMES), host.sql("b", &[], NAMES)),

@@ -126,16 +126,6 @@ fn by_no_command_and_no_order_does_an_old_primary_come_back_as_a_second_one() {
         );
         is_down(command);
     }
-    // Nor does a lab that is brought up as a whole bring it, also where a file means it to be the primary.
-    let file = host.scratch("files").join("lab.toml");
-    let nodes = "[nodes.primary]\nimage = 'postgres:15'\n[nodes.r1]\nof = 'primary'\n";
-    std::fs::write(&file, nodes).unwrap();
-    for up in [&["up"][..], &["up", file.to_str().unwrap()]] {
-        host.pgbox(&["stop", "--all"]);
-        let said = text(&host.try_pgbox(up).stderr);
-        assert!(said.contains("`r1` was promoted in its place") && said.contains("rejoin primary"), "{said}");
-        is_down(&up.join(" "));
-    }
     // Nor do its data without its name, nor its name with its data.
     let mount = "primary:/var/lib/postgresql/data";
     let said = host.fails(1, &["run", "other", "postgres:15", "-v", mount]);

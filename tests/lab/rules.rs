@@ -62,8 +62,12 @@ fn where_a_rewind_can_not_work_the_data_are_copied_anew_and_that_is_said() {
     host.pgbox(&["replica", "r1", "--of", "primary"]);
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
     until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    // Something of its own, or it would follow as it is.
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (100)");
     host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "--all"]);
     host.sql("r1", &[], "INSERT INTO t VALUES (8)");
     let output = host.try_pgbox(&["rejoin", "primary"]);
     let said = text(&output.stderr);

@@ -56,6 +56,8 @@ fn what_the_server_would_not_start_with_is_never_written() {
         (&["work_mem=1"], "outside the valid range"),
         (&["max_connections=abc"], "invalid value"),
         (&["max_connections=0"], "outside the valid range"),
+        (&["max_connections=2"], "superuser_reserved_connections (3) must be less than max_connections (2)"),
+        (&["superuser_reserved_connections=100"], "must be less than max_connections (100)"),
         (&["wal_level=most"], "invalid value"),
         (&["work_mem=64MB", "log_destination=nowhere"], "invalid value"),
         (&["block_size=4096"], "is fixed"),
@@ -68,7 +70,10 @@ fn what_the_server_would_not_start_with_is_never_written() {
         let said = host.fails(1, &[&["set", "primary"], words].concat());
         assert!(said.contains(why), "{words:?}: {said}");
     }
-    assert!(host.fails(1, &["set", "work_mem=64MB"]).contains("no node was named"));
+    for words in [&["set", "work_mem=64MB"][..], &["set", "--lab", "default", "work_mem=64MB"]] {
+        let said = host.fails(1, words);
+        assert!(said.contains("no node was named") && said.contains("set --all work_mem=64MB"), "{said}");
+    }
     host.pgbox(&["set", "primary", "max_connections=50", "--dry-run"]);
     assert_eq!(files(), before);
     // What only a start can show is taken back.

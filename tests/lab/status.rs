@@ -254,6 +254,10 @@ fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
     host.pgbox(&["replica", "r1", "--of", "primary"]);
     host.pgbox(&["replica", "r2", "--of", "r1"]);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
+    // The primary beside its standby is the seat that it has after a switchover.
+    assert!(host.pgbox(&["sync", "any 1 (primary, r1)"]).contains("; at this moment that is r1"));
+    assert_eq!(host.sql("primary", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r1\")");
+    host.pgbox(&["sync", "off"]);
     for (rule, why) in [
         ("any 1 (nobody)", "`nobody` does not follow `primary`"),
         ("any 1 (primary)", "`primary` does not follow"),
@@ -323,6 +327,11 @@ fn a_sync_rule_survives_a_change_of_roles_and_waits_for_nobody_that_is_gone() {
     host.pgbox(&["failover", "r1"]);
     assert_eq!(rule("r1"), "");
     host.sql("r1", &[], "INSERT INTO t VALUES (2)");
+    // Saying it again is no mistake, but it means nobody, and nobody says that it would mend something.
+    let said = text(&host.try_pgbox(&["sync", "any 1 (r1)"]).stderr);
+    assert!(said.contains("commits on `r1` wait for nobody"), "{said}");
+    let said = host.pgbox(&["status"]);
+    assert!(said.contains("commits on `r1` wait for nobody") && !said.contains("pgbox sync"), "{said}");
     host.pgbox(&["rejoin", "primary"]);
     assert_eq!(
         (rule("r1"), host.sql("r1", &[], states)),
@@ -349,4 +358,24 @@ fn a_sync_rule_survives_a_change_of_roles_and_waits_for_nobody_that_is_gone() {
     assert_eq!(rule("r1"), "ANY 1 (\"r2\")");
     host.pgbox(&["sync", "off"]);
     assert_eq!(rule("r1"), "");
+}
+
+/// A restartpoint may be long ago: what a standby has received says on which timeline it is.
+#[test]
+fn the_timeline_of_a_standby_that_is_alone_is_that_of_its_newest_wal() {
+    let Some(host) = Host::new() else { return };
+    for (node, of) in [("r1", "primary"), ("r2", "primary")] {
+        if node == "r1" {
+            host.pgbox(&["run", of, "postgres:15"]);
+        }
+        host.pgbox(&["replica", node, "--of", of]);
+    }
+    host.pgbox(&["switchover", "r1"]);
+    host.sql("r1", &[], "CREATE TABLE t (i int)");
+    until("it has that", 10, || host.try_pgbox(&["psql", "r2", "-c", "SELECT FROM t"]).status.success());
+    let control = "SELECT timeline_id FROM pg_control_checkpoint()";
+    assert_eq!(host.sql("r2", &[], control), "1", "there was no restartpoint");
+    host.pgbox(&["net", "cut", "r1", "r2"]);
+    until("it is alone", 20, || host.sql("r2", &[], "SELECT count(*) FROM pg_stat_wal_receiver") == "0");
+    assert_eq!(member(&host, "r2")["timeline"], 2);
 }

@@ -99,6 +99,121 @@ fn after_a_switchover_up_keeps_the_roles_also_through_down() {
     assert_eq!(host.sql("primary", &[], "SELECT i FROM t"), "7");
 }
 
+/// The old primary was not brought back before `down`: its data look like a primary's.
+#[test]
+fn after_a_failover_up_takes_the_old_primary_back_also_through_down() {
+    let Some(host) = Host::new() else { return };
+    let file = write(
+        &host,
+        "lab.toml",
+        "sync = 'any 1 (r1)'\n[defaults]\nimage = 'postgres:15'\n[nodes.p]\n[nodes.r1]\nof = 'p'\n[nodes.r2]\nof = 'p'\n",
+    );
+    let rule = || host.sql("r1", &[], "SHOW synchronous_standby_names");
+    up(&host, &file);
+    host.sql("p", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["crash", "p", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
+    let output = host.try_pgbox(&["down"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("the sync rule any 1 (r1) goes with the lab"), "{said}");
+    assert!(!said.contains("leaves the lab's sync rule") && !said.contains("the last in"), "{said}");
+    // Alone it is no primary, though the one in its place is not there now.
+    let said = host.fails(1, &["run", "p", "postgres:15"]);
+    assert!(said.contains("`r1` was promoted in its place") && said.contains("`pgbox up`"), "{said}");
+    up(&host, &file);
+    until("p streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+    assert_eq!(rule(), "ANY 1 (\"p\", \"r2\")", "whoever follows sits in the seat of r1");
+    until("7,8", || host.sql("p", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
+    assert!(up(&host, &file).contains("nothing to do"));
+
+    // The same of a node that is still there.
+    host.pgbox(&["switchover", "p"]);
+    host.pgbox(&["crash", "p", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    assert_eq!(diff(&host, &file), ["p rejoin -"]);
+    up(&host, &file);
+    until("p streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+    assert!(up(&host, &file).contains("nothing to do"));
+}
+
+#[test]
+fn up_gives_up_nothing_that_only_an_old_primary_has_and_does_the_rest() {
+    let Some(host) = Host::new() else { return };
+    let lab = "[defaults]\nimage = 'postgres:15'\n[nodes.p]\n[nodes.r1]\nof = 'p'\n[nodes.r2]\nof = 'p'\n";
+    let file = write(&host, "lab.toml", lab);
+    up(&host, &file);
+    host.sql("p", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "p", "r1"]);
+    host.sql("p", &[], "INSERT INTO t VALUES (7)");
+    host.pgbox(&["crash", "p", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    let said = host.fails(1, &["up", file.to_str().unwrap()]);
+    assert!(said.contains("1 transaction with 1 row") && said.contains("`pgbox rejoin p`"), "{said}");
+    // r2 has it, too, which is another matter: the rest is what is neither.
+    host.pgbox(&["rejoin", "r2"]);
+    host.pgbox(&["down"]);
+    let file = write(&host, "lab.toml", &format!("sync = 'any 1 (p, r2)'\n{lab}"));
+    let output = host.try_pgbox(&["up", file.to_str().unwrap()]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("1 transaction with 1 row") && said.contains("`pgbox volume rm p`"), "{said}");
+    assert!(text(&output.stdout).contains("as it is wanted, but for what was refused"), "{output:?}");
+    assert_eq!(host.sql("r1", &[], STREAMS), "r2 streaming");
+    assert_eq!(host.sql("r1", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r2\")");
+    host.pgbox(&["volume", "rm", "p"]);
+    up(&host, &file);
+    until("p streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+}
+
+#[test]
+fn a_standby_whose_primary_is_gone_is_named_as_the_one_to_promote() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "p", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "p"]);
+    host.pgbox(&["rm", "-f", "-v", "p"]);
+    let said = text(&host.try_pgbox(&["up"]).stderr);
+    assert!(
+        said.contains("`r1` follows `p`, which is gone") && said.contains("`pgbox promote r1`"),
+        "{said}"
+    );
+    for args in [&["sync", "any 1 (r1)"][..], &["sync"], &["uri", "--rw"]] {
+        let said = host.fails(1, args);
+        assert!(said.contains("pgbox promote r1"), "{args:?}: {said}");
+    }
+    host.pgbox(&["promote", "r1"]);
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "f");
+}
+
+#[test]
+fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    let lab =
+        |rest: &str| write(&host, "lab.toml", &format!("[nodes.primary]\nimage = 'postgres:15'\n{rest}"));
+    let owned = lab("[databases.shop]\nowner = 'shpo'\n");
+    for how in [&["--diff"][..], &[]] {
+        let said = host.fails(1, &[&["up", owned.to_str().unwrap()], how].concat());
+        assert!(said.contains("add [users.shpo]"), "{said}");
+        host.is_forgotten();
+    }
+    up(&host, &lab("[[init]]\nsql = 'CREATE TABLE a ()'\n"));
+    let wrong = lab("settings = { wrok_mem = '9MB' }\n[[init]]\nsql = 'CREATE TABLE a ()'\n");
+    let said = host.fails(1, &["up", wrong.to_str().unwrap(), "--diff"]);
+    assert!(said.contains("knows no parameter wrok_mem"), "{said}");
+    // What has run is not what the file says now, and nobody knows what to do about that.
+    let edited = lab("[[init]]\nsql = 'CREATE TABLE a (i int)'\n");
+    let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains("has changed since it ran, and is not run again"), "{output:?}");
+    assert!(output.status.success() && text(&output.stdout).contains("nothing to do"), "{output:?}");
+    // Nor where only a server that is started for it can tell.
+    host.pgbox(&["down"]);
+    let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
+    assert!(text(&output.stderr).contains("has changed since it ran, and is not run again"), "{output:?}");
+    assert!(output.status.success() && !text(&output.stdout).contains("run the SQL"), "{output:?}");
+}
+
 #[test]
 fn a_file_describes_a_lab_with_what_is_in_it() {
     let Some(host) = Host::new() else { return };

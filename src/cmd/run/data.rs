@@ -8,6 +8,8 @@ use std::{
 
 use anyhow::Result;
 
+use super::How;
+
 use crate::{
     cmd::{self, Context},
     engine::launch,
@@ -27,6 +29,7 @@ pub fn check(
     facts: &plan::Facts,
     plan: &Plan,
     data: Option<&Path>,
+    how: &How,
 ) -> Result<()> {
     let (Some(data), Some(postgres)) = (data, &facts.image.postgres) else { return Ok(()) };
     if data.exists() && !data.is_dir() {
@@ -58,6 +61,10 @@ pub fn check(
         ));
     }
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())?;
+    // What they were is known, and they become what they are to be.
+    if how.renew.is_some() {
+        return Ok(());
+    }
     check_loser(context, spec, data)?;
     check_role(context, spec, data)
 }
@@ -87,10 +94,14 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     };
     let nodes = facts::nodes(&context.root, &context.lab)?;
     let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
-    // Without that one nobody's commits are in danger, and these data may be all that is left.
-    if facts::load(&context.root, &context.lab, &by)?.is_none() {
-        return Ok(());
-    }
+    let way_out = match facts::load(&context.root, &context.lab, &by)? {
+        Some(_) => way_out,
+        // Without that one nobody's commits are in danger, and these data may be all that is left.
+        None if !facts::lab::has_data(&context.root, &context.lab, &by) => return Ok(()),
+        None => format!(
+            "bring the lab up as it was: `pgbox up`; or give up what `{by}` has: `pgbox volume rm {by}`"
+        ),
+    };
     Err(advise(
         format!(
             "the data in {} are an old primary's, and `{by}` was promoted in its place: two primaries would grow apart",
@@ -123,9 +134,11 @@ pub fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> R
 fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let name = &spec.node;
     let what = match (&spec.follow, content(data)) {
-        (_, Data::None) | (None, Data::Primary) => return Ok(()),
+        (_, Data::None) | (None, Data::Primary | Data::Superseded(_)) => return Ok(()),
         (None, Data::Standby) => format!("a standby's, and `{name}` would be a primary"),
-        (Some(_), Data::Primary) => "a primary's: it was promoted, or never a standby's".to_owned(),
+        (Some(_), Data::Primary | Data::Superseded(_)) => {
+            "a primary's: it was promoted, or never a standby's".to_owned()
+        }
         (Some(follow), Data::Standby) if is_strange(context, follow, data)? => {
             format!("of another cluster than `{}`", follow.of)
         }

@@ -37,7 +37,30 @@ pub fn everything(
         is_known(change, &known)?;
     }
     run_postgres(context, witness, changes)?;
+    fit_together(node, witness, changes)?;
     Ok(known)
+}
+
+/// `postgres -C` ends before the server compares values with one another, and whoever stops it to see that has stopped it.
+fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
+    let is_one = |name: &str| changes.iter().any(|change| change.name.eq_ignore_ascii_case(name));
+    if !parameter::TOGETHER.iter().any(|name| is_one(name)) {
+        return Ok(());
+    }
+    let known = settings::ask(witness, &parameter::TOGETHER.map(str::to_owned))?;
+    let value = |name: &str| {
+        let known = find(&known, name)?;
+        let change = changes.iter().rev().find(|change| change.name.eq_ignore_ascii_case(name));
+        match change.map(|change| &change.value) {
+            Some(Some(value)) => Some(value.clone()),
+            Some(None) => known.fallback.clone(),
+            None => Some(known.setting.clone()),
+        }
+    };
+    match parameter::conflict(value) {
+        Some(why) => bail!("`{}` would not start with that: {why}", node.name),
+        None => Ok(()),
+    }
 }
 
 /// Refuses what is pgbox's own matter, with the way that there is instead.

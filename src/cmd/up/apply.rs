@@ -7,11 +7,11 @@ use anyhow::Result;
 use super::{content, node};
 use crate::{
     cli,
-    cmd::{Context, endpoint, limit, replica, rm, run, set, start, sync, wait},
+    cmd::{Context, endpoint, limit, rejoin, replica, rm, run, set, start, sync, wait},
     engine::{halt, settings::Change},
     facts,
     lab::wanted::WantedNode,
-    plan::changes::Action,
+    plan::changes::{Action, Data},
     show,
     spec::Name,
 };
@@ -19,8 +19,12 @@ use crate::{
 pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()> {
     match action {
         Action::Clear { node } => return clear(context, node),
-        Action::Create { node, .. } => return create(context, node, timeout),
+        Action::Create { node, on } => return create(context, node, *on, timeout),
         Action::Start { node } => return start::start(context, node, timeout, start::STREAM),
+        Action::Rejoin { node } => {
+            let args = cli::Rejoin { node: node.clone(), clone: false, dry_run: false, timeout };
+            rejoin::rejoin(context, &args)?;
+        }
         Action::Wait { node } => {
             let args = cli::Wait { node: node.clone(), goal: cli::Goal::Ready, timeout };
             wait::run(context, &args)?;
@@ -37,7 +41,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::User { name, password, need } => content::user(context, name, password.as_deref(), *need)?,
         Action::Database { name, owner, need } => content::database(context, name, owner.as_deref(), *need)?,
         Action::Run { sql } => content::run(context, sql)?,
-        Action::Sync { rule } => return sync::change(context, rule.clone()),
+        Action::Sync { rule } => return sync::change(context, rule.clone(), sync::Written::AtFirst),
         Action::Endpoints { rw, ro } => {
             let (publish_rw, publish_ro) = (rw.map(Into::into), ro.map(Into::into));
             let args = cli::Endpoint { publish_rw, publish_ro, explain: false, json: false };
@@ -49,7 +53,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
     Ok(())
 }
 
-fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()> {
+fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> Result<()> {
     if let Some(follow) = &node.spec.follow {
         replica::check_upstream(context, &follow.of)?;
     }
@@ -63,6 +67,10 @@ fn create(context: &Context, node: &WantedNode, timeout: Duration) -> Result<()>
         detach: true,
         tty: false,
         interactive: false,
+        renew: match on {
+            Data::Superseded(how) => Some(how),
+            _ => None,
+        },
         tell_of_data: false,
     };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
@@ -74,7 +82,7 @@ fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
 
 /// Removes what a killed command has left of a node that never had a process.
 fn clear(context: &Context, name: &Name) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = facts::node::find(&context.root, &context.lab, name)?;
     halt::remove(&context.root, &node)
 }

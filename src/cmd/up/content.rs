@@ -63,7 +63,7 @@ fn write(context: &Context, name: &str, password: &str) -> Result<()> {
 
 /// Puts a password where clients find it; the superuser's where pgbox itself does.
 fn keep(context: &Context, name: &str, password: &str) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let cluster = cluster::main(&context.root, &context.lab)?;
     match cluster.head().login()?.user == name {
         true => password::has_changed(&context.root, &cluster.nodes, password)?,
@@ -94,9 +94,9 @@ pub fn run(context: &Context, sql: &Sql) -> Result<()> {
     let known = lab::ask(&server)?;
     server.database = sql.database.clone().unwrap_or(known.database);
     let here = known.done.into_iter().filter(|(database, _)| *database == server.database);
-    let mut digests: Vec<String> = here.map(|(_, digest)| digest).collect();
-    digests.push(changes::digest(&sql.text));
-    let text = content::run_once(&sql.text, &server.database, &digests);
+    let mut done: Vec<content::Done> = here.map(|(_, done)| done).collect();
+    done.push(changes::done(sql));
+    let text = content::run_once(&sql.text, &server.database, &done);
     let is_open = server.try_ask(PATIENCE, move |client| {
         client.batch_execute(&text)?;
         client.query_one(content::IN_TRANSACTION, &[]).map(|row| row.get(0))

@@ -21,7 +21,7 @@ use crate::{
 
 /// Publishes other ports of a node, at once if it runs.
 pub fn publish(context: &Context, name: &Name, wanted: &[Publish]) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let _shared = context.root.lock_shared()?;
     let node = node::find(&context.root, &context.lab, name)?;
     publish::change(&context.root, &node, wanted)?;
@@ -30,7 +30,7 @@ pub fn publish(context: &Context, name: &Name, wanted: &[Publish]) -> Result<()>
 
 /// Lets a standby apply changes later or sooner.
 pub fn follow(context: &Context, name: &Name, delay_ms: Option<u64>, rate_kb: Option<u64>) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, name)?;
     let mut state = node.state.clone();
     if let Some(follow) = &mut state.spec.follow {
@@ -44,7 +44,7 @@ pub fn follow(context: &Context, name: &Name, delay_ms: Option<u64>, rate_kb: Op
 
 /// What pid 1 goes by from its next start on.
 pub fn policy(context: &Context, name: &Name, restart: Restart, stop_timeout: u64) -> Result<()> {
-    let _lock = context.root.lock(&context.lab)?;
+    let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, name)?;
     let mut state = node.state.clone();
     (state.spec.restart, state.spec.stop_timeout) = (restart, stop_timeout);
@@ -59,7 +59,7 @@ pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Durat
     let store = Store::open(context.root.path())?;
     let image = store.resolve(&spec.image)?;
     let image = facts::image::facts(&context.root, &image)?;
-    let lock = context.root.lock(&context.lab)?;
+    let lock = context.lock()?;
     let mut shared = context.root.lock_shared()?;
     let node = node::find(&context.root, &context.lab, name)?;
     let plan = || {

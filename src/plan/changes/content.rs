@@ -5,22 +5,29 @@
 
 use sha2::{Digest, Sha256};
 
-use super::{Action, Actual, Need, Server};
+use super::{Action, Actual, Changes, Data, Need, Server};
 use crate::{
     lab::wanted::{Database, Sql, User, Wanted},
-    postgres::password,
+    postgres::{content::Done, contract, password},
     spec::Publish,
+    state::Role,
 };
 
+/// What is noted of SQL that has run.
+pub fn done(sql: &Sql) -> Done {
+    Done { digest: digest(&sql.text), place: Some(digest(&sql.place)) }
+}
+
 /// What a piece of SQL is known by.
-pub fn digest(text: &str) -> String {
+fn digest(text: &str) -> String {
     let digest = Sha256::digest(text.as_bytes());
     digest.iter().take(8).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Adds what is missing, in the order in which one needs the other.
-pub fn compare(wanted: &Wanted, actual: &Actual, actions: &mut Vec<Action>) {
+pub fn compare(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
     let server = actual.server.as_ref();
+    let actions = &mut changes.actions;
     for user in &wanted.users {
         let need = need_of_user(user, server);
         let action = |need| Action::User { name: user.name.clone(), password: user.password.clone(), need };
@@ -32,8 +39,15 @@ pub fn compare(wanted: &Wanted, actual: &Actual, actions: &mut Vec<Action>) {
             |need| Action::Database { name: database.name.clone(), owner: database.owner.clone(), need };
         actions.extend(need.map(action));
     }
-    let missing = wanted.init.iter().filter(|sql| !has_run(sql, server));
-    actions.extend(missing.map(|sql| Action::Run { sql: sql.clone() }));
+    for sql in wanted.init.iter().filter(|sql| !has_run(sql, server)) {
+        match was_otherwise(sql, &wanted.init, server) {
+            true => changes.notes.push(format!(
+                "{} has changed since it ran, and is not run again; what is new belongs into an [[init]] of its own",
+                sql.shown
+            )),
+            false => actions.push(Action::Run { sql: sql.clone() }),
+        }
+    }
     let differs = |wanted: &Option<Option<Publish>>, there: &[Publish]| {
         wanted.filter(|wanted| wanted.as_slice() != there)
     };
@@ -64,9 +78,72 @@ fn need_of_database(database: &Database, server: Option<&Server>) -> Option<Need
     differs.then_some(Need::Differs)
 }
 
-fn has_run(sql: &Sql, server: Option<&Server>) -> bool {
-    server.is_some_and(|server| {
-        let database = sql.database.as_ref().unwrap_or(&server.database);
-        server.done.contains(&(database.clone(), digest(&sql.text)))
+/// What has run in the database of a piece of SQL.
+fn done_there<'s>(sql: &Sql, server: Option<&'s Server>) -> impl Iterator<Item = &'s Done> {
+    let database = sql.database.clone();
+    server.into_iter().flat_map(move |server| {
+        let database = database.clone().unwrap_or_else(|| server.database.clone());
+        server.done.iter().filter(move |(there, _)| *there == database).map(|(_, done)| done)
     })
+}
+
+fn has_run(sql: &Sql, server: Option<&Server>) -> bool {
+    done_there(sql, server).any(|done| done.digest == digest(&sql.text))
+}
+
+/// Whether something else has run that was called so, and is gone from the file: this is what it has become.
+fn was_otherwise(sql: &Sql, all: &[Sql], server: Option<&Server>) -> bool {
+    let place = Some(digest(&sql.place));
+    let is_gone = |done: &Done| !all.iter().any(|other| digest(&other.text) == done.digest);
+    done_there(sql, server).any(|done| done.place == place && is_gone(done))
+}
+
+/// Names in a file that nobody knows, as far as that can be told before anything is done.
+pub fn wrong(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    owners(wanted, actual).into_iter().chain(parameters(wanted, actual)).collect()
+}
+
+/// Owners of databases who are in no file, and not in the data either: of a lab that has none yet these are empty.
+fn owners(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    let is_new = actual.nodes.is_empty() && actual.data.values().all(|data| *data == Data::None);
+    let there = |name: &str| match &actual.server {
+        Some(server) => server.roles.contains_key(name),
+        None => !is_new || is_superuser(wanted, name),
+    };
+    let is_known = |name: &String| wanted.users.iter().any(|user| user.name == *name) || there(name);
+    let unknown = wanted.databases.iter().filter_map(|database| {
+        let owner = database.owner.as_ref().filter(|owner| !is_known(owner))?;
+        Some(format!(
+            "database {} is to be of {owner}, and there is no such user: add [users.{owner}]",
+            database.name
+        ))
+    });
+    unknown.collect()
+}
+
+const SUPERUSER: &str = "POSTGRES_USER";
+
+/// Whether initdb may make a role of this name.
+fn is_superuser(wanted: &Wanted, name: &str) -> bool {
+    let users = wanted.nodes.iter().flat_map(|node| &node.spec.env);
+    let mut users = users.filter(|(key, _)| key.starts_with(SUPERUSER)).peekable();
+    match users.peek() {
+        None => name == contract::DEFAULT_USER,
+        // From a file it may be any.
+        Some(_) => users.any(|(key, value)| key != SUPERUSER || value == name),
+    }
+}
+
+/// Settings of nodes that have the primary's image, and that its server does not know.
+fn parameters(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    let primary = actual.nodes.iter().find(|node| node.role == Role::Primary);
+    let (Some(server), Some(primary)) = (&actual.server, primary) else { return Vec::new() };
+    let same = wanted.nodes.iter().map(|node| &node.spec).filter(|spec| spec.image == primary.spec.image);
+    let unknown = same.flat_map(|spec| {
+        let is_unknown =
+            |name: &String| !name.contains('.') && !server.parameters.contains_key(&name.to_lowercase());
+        let names = spec.settings.iter().map(|(name, _)| name).filter(move |name| is_unknown(name));
+        names.map(move |name| format!("settings of `{}`: the server knows no parameter {name}", spec.node))
+    });
+    unknown.collect()
 }

@@ -179,7 +179,7 @@ fn set(node: &Existing, settings: Vec<Setting>, actual: &Actual) -> Option<Actio
         return None;
     }
     let restarts =
-        |name: &String| actual.server.as_ref().is_some_and(|server| server.restarts.contains(name));
+        |name: &String| actual.server.as_ref().and_then(|server| server.parameters.get(name)) == Some(&true);
     let effect = match node.condition {
         Condition::Stopped => Effect::AtStart,
         _ if settings.iter().any(|(name, _)| restarts(name)) => Effect::Restart,

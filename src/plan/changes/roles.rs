@@ -1,7 +1,7 @@
 //! Who follows whom, as far as it is to be decided: of nodes that are there it is what it is, and new ones follow those
 //! whom the file means, which after a switchover are others than those whom it names.
 
-use super::{Actual, Changes, Data};
+use super::{Actual, Changes, Data, Existing, Left};
 use crate::{
     lab::wanted::{Wanted, WantedNode},
     spec::{self, Follow, Name},
@@ -52,6 +52,7 @@ fn settle_cluster(
         Some(Role::Primary | Role::Command) => return,
         Some(Role::Standby { of }) => Some(of.clone()),
         Some(Role::Superseded { by }) => Some(by.clone()),
+        None if actual.left.contains_key(root) => actual.above(root),
         None => members.iter().find(is_primary).map(|name| (*name).clone()),
     };
     let head = head.or_else(|| {
@@ -94,21 +95,54 @@ fn refuse_orphans(
     nodes.retain(|node| node.spec.node != *root);
 }
 
-/// Leaves an old primary out: it must not start.
+/// Leaves an old primary out that has what nobody else has.
 fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
-    let Some(Role::Superseded { by }) = actual.node(name).map(|node| &node.role) else { return true };
-    changes.notes.push(format!(
-        "`{name}` was the primary, and `{by}` was promoted in its place; to bring it back: `pgbox rejoin {name}`"
+    let left = actual.left.get(name);
+    if let Some(Left { by, .. }) = left
+        && actual.node(by).is_some_and(|node| node.role == Role::Standby { of: name.clone() })
+    {
+        changes.refused.push(format!(
+            "`{by}` was about to take the place of `{name}`, which was not finished: `pgbox failover {by}`"
+        ));
+        return false;
+    }
+    if let (Some(Role::Superseded { by }), None) = (actual.node(name).map(|node| &node.role), left) {
+        changes.refused.push(format!(
+            "`{name}` was the primary, and `{by}`, which was promoted in its place, is gone; to make it the primary again, as \
+             it was: `pgbox promote {name}`"
+        ));
+        return false;
+    }
+    let Some(Left { by, loss: Some(loss) }) = left else { return true };
+    let way_out = match actual.node(name) {
+        Some(_) => format!("to give that up: `pgbox rejoin {name}`"),
+        None => format!("to give that up: `pgbox volume rm {name}`, then `pgbox up` again"),
+    };
+    changes.refused.push(format!(
+        "`{name}` was the primary; `{by}` was promoted in its place and lacks {loss}; {way_out}"
     ));
     false
 }
 
-/// Goes up from a node that is there as far as it goes.
+/// Standbys that get nothing new from anybody.
+pub fn orphans(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+    let comes = |name: &Name| wanted.nodes.iter().any(|node| node.spec.node == *name);
+    let orphan = |node: &Existing| match &node.role {
+        Role::Standby { of } if actual.node(of).is_none() && !comes(of) => Some(format!(
+            "`{0}` follows `{of}`, which is gone; to make it the primary: `pgbox promote {0}`",
+            node.spec.node
+        )),
+        _ => None,
+    };
+    actual.nodes.iter().filter_map(orphan).collect()
+}
+
+/// Goes up from a node as far as it goes.
 fn top(actual: &Actual, mut name: Name) -> Name {
-    for _ in 0..actual.nodes.len() {
-        match actual.node(&name).map(|node| &node.role) {
-            Some(Role::Standby { of: next } | Role::Superseded { by: next }) => name = next.clone(),
-            _ => break,
+    for _ in 0..actual.nodes.len() + actual.left.len() {
+        match actual.above(&name) {
+            Some(next) => name = next,
+            None => break,
         }
     }
     name

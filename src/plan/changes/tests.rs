@@ -37,11 +37,14 @@ fn there(spec: &NodeSpec, condition: Condition) -> Existing {
     Existing { spec: spec.clone(), role, condition }
 }
 
+const PARAMETERS: [(&str, bool); 4] =
+    [("shared_buffers", true), ("max_connections", true), ("work_mem", false), ("log_statement", false)];
+
 fn actual(nodes: &[NodeSpec]) -> Actual {
     let nodes = nodes.iter().map(|spec| there(spec, Condition::Running)).collect();
     let server = Server {
         database: "postgres".to_owned(),
-        restarts: ["shared_buffers", "max_connections"].map(str::to_owned).into(),
+        parameters: PARAMETERS.map(|(name, restarts)| (name.to_owned(), restarts)).into(),
         ..Server::default()
     };
     Actual { nodes, server: Some(server), ..Actual::default() }
@@ -63,6 +66,7 @@ fn said(changes: &Changes) -> Vec<String> {
             format!("create {}{of}{on}", node.spec.node)
         }
         Action::Start { node } => format!("start {node}"),
+        Action::Rejoin { node } => format!("rejoin {node}"),
         Action::Wait { node } => format!("wait {node}"),
         Action::Limit { node, .. } => format!("limit {node}"),
         Action::Publish { node, publish } => format!("publish {} {node}", publish.len()),
@@ -227,14 +231,48 @@ fn roles_are_as_they_have_become() {
     check(&wanted(&more), &lab, &["create p of b", "create c of b"]);
 }
 
+fn left(by: &str, loss: Option<&str>) -> Left {
+    Left { by: name(by), loss: loss.map(str::to_owned) }
+}
+
 #[test]
-fn an_old_primary_is_left_where_it_is() {
+fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
     let mut lab = actual(&[node("b", None), node("p", None)]);
     lab.nodes[1].role = Role::Superseded { by: name("b") };
     lab.nodes[1].condition = Condition::Stopped;
+    lab.left.insert(name("p"), left("b", Some("1 transaction with 1 row")));
     let found = changes(&wanted(&three()[1..]), &lab, false);
     assert_eq!(said(&found), Vec::<String>::new());
-    assert!(found.notes.iter().any(|note| note.contains("pgbox rejoin p")), "{:?}", found.notes);
+    let refused = &found.refused[0];
+    assert!(refused.contains("1 transaction with 1 row") && refused.contains("pgbox rejoin p"), "{refused}");
+    lab.left.insert(name("p"), left("b", None));
+    check(&wanted(&three()[1..]), &lab, &["rejoin p"]);
+    lab.left.clear();
+    let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
+    assert!(refused[0].contains("pgbox promote p"), "{refused:?}");
+    lab.left.insert(name("p"), left("b", None));
+    lab.nodes[0].role = Role::Standby { of: name("p") };
+    let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
+    assert!(refused[0].contains("pgbox failover b"), "{refused:?}");
+}
+
+#[test]
+fn after_down_the_data_of_an_old_primary_follow_the_one_that_took_its_place() {
+    let superseded = Data::Superseded(RenewHow::Rewind);
+    let data = [("a", Data::Standby), ("b", Data::Primary), ("p", superseded)];
+    let mut lab = Actual { data: data.map(|(node, data)| (name(node), data)).into(), ..Actual::default() };
+    lab.left.insert(name("p"), left("b", None));
+    let expected = ["create b on its data", "create a of b on its data", "create p of b on its data"];
+    check(&wanted(&three()), &lab, &expected);
+    // Twice: the one that took its place is an old primary, too.
+    lab.data = [("a", Data::Primary), ("b", superseded), ("p", superseded)].map(|(n, d)| (name(n), d)).into();
+    lab.left.insert(name("b"), left("a", None));
+    let expected = ["create a on its data", "create b of a on its data", "create p of a on its data"];
+    check(&wanted(&three()), &lab, &expected);
+    lab.left.insert(name("p"), left("b", Some("at least 2 transactions with 7 rows")));
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!(said(&found), expected[..2]);
+    assert!(found.refused[0].contains("pgbox volume rm p"), "{:?}", found.refused);
 }
 
 #[test]
@@ -286,7 +324,12 @@ fn content_is_made_when_it_is_missing() {
         name: name.to_owned(),
         password: password.map(str::to_owned),
     };
-    let sql = |text: &str| Sql { shown: text.to_owned(), database: None, text: text.to_owned() };
+    let sql = |text: &str| Sql {
+        shown: text.to_owned(),
+        place: format!("{text}.sql"),
+        database: None,
+        text: text.to_owned(),
+    };
     let mut lab = actual(&three());
     let mut wanted = wanted(&three());
     wanted.users =
@@ -298,7 +341,7 @@ fn content_is_made_when_it_is_missing() {
     for role in ["old", "same", "other"] {
         server.roles.insert(role.to_owned(), Some(verifier("x")));
     }
-    server.done.insert(("postgres".to_owned(), digest("one")));
+    server.done.insert(("postgres".to_owned(), done(&sql("one"))));
     let missing =
         ["user other Differs", "user new Missing", "database d Missing", "run two", "sync any 1 (b)"];
     check(&wanted, &lab, &missing);
@@ -308,11 +351,53 @@ fn content_is_made_when_it_is_missing() {
     (wanted.publish_rw, wanted.publish_ro) = (Some(Some(port)), Some(None));
     let server = lab.server.as_mut().unwrap();
     server.databases.insert("d".to_owned(), "postgres".to_owned());
-    server.done.insert(("postgres".to_owned(), digest("two")));
+    server.done.insert(("postgres".to_owned(), done(&sql("two"))));
     server.roles.insert("new".to_owned(), None);
     check(&wanted, &lab, &["user other Differs", "database d Differs"]);
     (wanted.publish_rw, wanted.publish_ro) = (Some(None), Some(Some(port)));
     check(&wanted, &lab, &["user other Differs", "database d Differs", "endpoints true true"]);
     lab.server = None;
     assert!(said(&changes(&wanted, &lab, false)).contains(&"user old Unknown".to_owned()));
+}
+
+#[test]
+fn sql_that_has_changed_since_it_ran_is_told_and_not_run_again() {
+    let sql = |place: &str, text: &str| Sql {
+        shown: place.to_owned(),
+        place: place.to_owned(),
+        database: None,
+        text: text.to_owned(),
+    };
+    let mut lab = actual(&three());
+    let mut wanted = wanted(&three());
+    let server = lab.server.as_mut().unwrap();
+    server.done = [sql("#1", "a"), sql("#2", "b")].map(|sql| ("postgres".to_owned(), done(&sql))).into();
+    wanted.init = vec![sql("#1", "a"), sql("#2", "b, and more")];
+    let found = changes(&wanted, &lab, false);
+    assert_eq!(said(&found), Vec::<String>::new());
+    assert!(found.notes[0].contains("#2 has changed since it ran"), "{:?}", found.notes);
+    // One more before them is new, though it has the number of another one.
+    wanted.init = vec![sql("#1", "new"), sql("#2", "a"), sql("#3", "b")];
+    check(&wanted, &lab, &["run #1"]);
+}
+
+#[test]
+fn names_that_nobody_knows_are_wrong_before_anything_is_done() {
+    let mut file = wanted(&with(&three(), "p", |spec| setting(spec, "wrok_mem", "9MB")));
+    let of = |owner: &str| Database { name: "d".to_owned(), owner: Some(owner.to_owned()) };
+    file.databases = vec![of("nobody")];
+    let mut lab = actual(&three());
+    let found = changes(&file, &lab, false).wrong;
+    assert!(found[0].contains("[users.nobody]") && found[1].contains("no parameter wrok_mem"), "{found:?}");
+    // Before there is a server, only the file can be asked; and data that nobody can ask may have any role.
+    lab = Actual::default();
+    assert_eq!(changes(&file, &lab, false).wrong.len(), 1);
+    file.databases = vec![of("postgres")];
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
+    file.databases = vec![of("nobody")];
+    file.users = vec![User { name: "nobody".to_owned(), password: None }];
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
+    file.users.clear();
+    lab.data.insert(name("p"), Data::Primary);
+    assert_eq!(changes(&file, &lab, false).wrong, Vec::<String>::new());
 }

@@ -1,0 +1,149 @@
+//! Whether what is in one data directory is a part of what is in another: then its server can follow the other one as it is.
+//! PostgreSQL manual 26.3.5.
+//!
+//! The rule that surprises people: a position alone says nothing. What counts is how far two histories are the same: timeline
+//! by timeline, up to where the first of them was left.
+
+use anyhow::{Result, ensure};
+
+use super::wal::Place;
+use crate::{
+    postgres::{launch::RenewHow, lsn::Lsn, timeline::Switch, wal::Scan},
+    spec::Name,
+};
+
+/// What the data of a server that does not run are to those of another one.
+pub enum Standing {
+    /// The other one has all of it.
+    Within,
+    /// From a position on they have gone their own way.
+    Apart { since: Lsn, scan: Scan },
+}
+
+impl Standing {
+    /// What would be given up if they became as the other's: `None` where nobody would miss anything.
+    pub fn loss(&self) -> Option<String> {
+        let Self::Apart { scan, since } = self else { return None };
+        let commits = scan.commits - scan.idle;
+        let is_exact = scan.exact && scan.since <= *since;
+        match (commits, is_exact) {
+            (0, true) => None,
+            (_, true) => Some(transactions(commits, scan.rows())),
+            (_, false) => Some(format!("at least {}", transactions(commits, scan.rows()))),
+        }
+    }
+}
+
+/// How a server comes back that was away, or has gone its own way.
+#[derive(Debug, Clone)]
+pub struct WayBack {
+    pub how: RenewHow,
+    pub why: String,
+    /// What is given up by that, if anything: also that nobody knows.
+    pub loss: Option<String>,
+}
+
+/// A node and its files.
+pub type Data<'a> = (&'a Name, Place<'a>);
+
+/// The least that makes the data of a node those of a standby of `of`, which has its own from `primary`, or is it.
+pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstream): Data<'_>) -> WayBack {
+    let standing = compare(own, theirs);
+    let (how, why, loss) = match &standing {
+        Ok(Standing::Within) => {
+            let why = format!("`{name}` has nothing that `{primary}` has not, and follows as it is");
+            (RenewHow::Sign, why, None)
+        }
+        Ok(apart @ Standing::Apart { since, .. }) => {
+            let loss = apart.loss();
+            let given_up = loss.as_deref().unwrap_or("nothing that anybody would miss");
+            let why = format!(
+                "`{name}` has gone its own way since {since}: pg_rewind makes it as `{primary}` is; given up: {given_up}"
+            );
+            (RenewHow::Rewind, why, loss)
+        }
+        Err(error) => {
+            let why = format!("whether `{name}` has gone its own way, pg_rewind finds out: {error:#}");
+            (RenewHow::Rewind, why, Some(format!("nobody knows what: {error:#}")))
+        }
+    };
+    // pg_rewind does not ask for that, and the node would wait for ever. What can't be read here it finds out itself.
+    if matches!((end(own), upstream.begin()), (Ok(end), Ok(begin)) if end < begin) {
+        let why = format!("`{of}` has not kept the WAL that `{name}` needs: a new base backup");
+        return WayBack { how: RenewHow::Clone, why, loss };
+    }
+    WayBack { how, why, loss }
+}
+
+/// So many, as people say it.
+pub fn counted(count: u64, what: &str) -> String {
+    format!("{count} {what}{}", if count == 1 { "" } else { "s" })
+}
+
+fn transactions(commits: u64, rows: u64) -> String {
+    format!("{} with {}", counted(commits, "transaction"), counted(rows, "row"))
+}
+
+/// Compares the data of a server that does not run with those of another one.
+///
+/// # Errors
+/// When one of them can't be read, or they are of two clusters.
+pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
+    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
+    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
+    // Where the other one is now matters only if it has not left that timeline long ago.
+    let is_past = theirs.iter().any(|switch| switch.timeline == timeline);
+    let their_end = if is_past { Lsn(u64::MAX) } else { end(other)? };
+    match parting(&ways(&ours, timeline, end(own)?), &ways(&theirs, current, their_end)) {
+        None => Ok(Standing::Within),
+        Some(since) => Ok(Standing::Apart { since, scan: own.lost(since)? }),
+    }
+}
+
+/// Where the log of a data directory ends.
+fn end(place: Place<'_>) -> Result<Lsn> {
+    Ok(place.lost(place.control()?.redo)?.end)
+}
+
+/// Timelines and where each of them ends.
+fn ways(history: &[Switch], timeline: u32, end: Lsn) -> Vec<(u32, Lsn)> {
+    history.iter().map(|switch| (switch.timeline, switch.end)).chain([(timeline, end)]).collect()
+}
+
+/// Where the first history leaves the second one, if it does.
+fn parting(own: &[(u32, Lsn)], other: &[(u32, Lsn)]) -> Option<Lsn> {
+    let mut common = Lsn(0);
+    for (i, (timeline, end)) in own.iter().enumerate() {
+        let Some((_, left)) = other.get(i).filter(|(same, _)| same == timeline) else { return Some(common) };
+        let is_last = i + 1 == own.len();
+        if end > left || (end < left && !is_last) {
+            return Some(*end.min(left));
+        }
+        common = *end;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_history_is_a_part_of_another_up_to_where_that_has_left_it() {
+        let ways = |list: &[(u32, u64)]| list.iter().map(|(t, end)| (*t, Lsn(*end))).collect::<Vec<_>>();
+        let parting = |own: &[(u32, u64)], other: &[(u32, u64)]| super::parting(&ways(own), &ways(other));
+        let other = [(1, 100), (2, 200), (4, 300)];
+        for within in [&[(1, 90)][..], &[(1, 100)], &[(1, 100), (2, 200), (4, 300)], &[(1, 100), (2, 150)]] {
+            assert_eq!(parting(within, &other), None, "{within:?}");
+        }
+        assert_eq!(parting(&[(1, 101)], &other), Some(Lsn(100)));
+        assert_eq!(parting(&[(1, 100), (2, 201)], &other), Some(Lsn(200)));
+        // The same number begun elsewhere, earlier or later, and another number.
+        assert_eq!(parting(&[(1, 90), (2, 150)], &other), Some(Lsn(90)));
+        assert_eq!(parting(&[(1, 110), (2, 150)], &other), Some(Lsn(100)));
+        assert_eq!(parting(&[(1, 100), (3, 150)], &other), Some(Lsn(100)));
+        assert_eq!(parting(&[(1, 100), (2, 200), (4, 250), (5, 260)], &other), Some(Lsn(250)));
+        // One that is further than its primary.
+        assert_eq!(parting(&[(1, 100), (2, 150)], &[(1, 100), (2, 140)]), Some(Lsn(140)));
+    }
+}
