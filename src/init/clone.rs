@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ioctl_ficlone, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -28,8 +28,9 @@ use crate::sys::fs::{dir_beneath, file_beneath, open_dir};
 impl Init<'_> {
     /// Why no file of the other server's can be cloned here; `None` if one can.
     pub(super) fn no_clones(&self, pgdata: &Path) -> Option<String> {
-        let Some(upstream) = self.talk.upstream() else {
-            return Some("no clones were asked for".to_owned());
+        let upstream = match self.talk.upstream() {
+            Ok(upstream) => upstream,
+            Err(why) => return Some(why.to_owned()),
         };
         let probe = || -> std::io::Result<()> {
             let from = file_beneath(upstream, b"PG_VERSION")?;
@@ -53,7 +54,7 @@ impl Init<'_> {
         drop(program);
         // What the child below held of these would keep psql from seeing the end of its input.
         drop((questions, answers));
-        let upstream = self.talk.upstream().context("no data directory to clone")?.try_clone_to_owned()?;
+        let upstream = self.talk.upstream().map_err(|why| anyhow!("{why}"))?.try_clone_to_owned()?;
         let null = File::options().write(true).open("/dev/null").context("open /dev/null")?;
         let cloner = self.fork_as_user(null.as_fd(), || {
             let session =

@@ -174,3 +174,28 @@ fn a_clone_that_is_interrupted_leaves_nothing() {
     assert_eq!(left.count(), 0, "in its data directory");
     host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
 }
+
+/// The directory that has its data is a node's own, where it is not the top of a volume.
+#[test]
+fn data_that_have_become_a_link_are_not_those_that_it_leads_to() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "other", "postgres:15"]);
+    host.pgbox(&["run", "primary", "postgres:15", "-v", "pg:/var/lib/postgresql"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    assert!(log(&host, "r1").contains(CLONED), "{}", log(&host, "r1"));
+
+    let volumes = host.root.join("volumes/default");
+    let data = volumes.join("pg/data/data");
+    std::fs::rename(&data, volumes.join("pg/data/kept")).unwrap();
+    std::os::unix::fs::symlink(volumes.join("other/data"), &data).unwrap();
+    // One that has data of its own needs none of that.
+    host.pgbox(&["restart", "r1"]);
+    let said = host.fails(1, &["replica", "r2", "--of", "primary", "--copy", "reflink"]);
+    let why = "the data of primary can't be opened";
+    assert!(said.contains(why) && said.contains("symbolic link"), "{said}");
+
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("nobody knows what would be lost") && said.contains("symbolic link"), "{said}");
+}
