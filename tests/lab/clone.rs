@@ -199,3 +199,19 @@ fn data_that_have_become_a_link_are_not_those_that_it_leads_to() {
     let said = host.fails(1, &["failover", "r1"]);
     assert!(said.contains("nobody knows what would be lost") && said.contains("symbolic link"), "{said}");
 }
+
+/// Rights to functions are those of one database, and standbys know none but `postgres`.
+#[test]
+fn a_server_with_a_database_of_its_own_is_cloned_and_rewound_as_well() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15", "-e", "POSTGRES_DB=shop"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "CREATE TABLE lost ()");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    host.pgbox(&["rejoin", "primary"]);
+    assert!(log(&host, "primary").contains("pg_rewind has taken back"), "{}", log(&host, "primary"));
+}
