@@ -394,7 +394,6 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
             spec.image
         );
     };
-    let server = facts.upstream.as_ref().map(|upstream| &upstream.server);
     let payload = PostgresPayload {
         bindir: postgres.bindir.clone(),
         pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
@@ -409,7 +408,7 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         server_args: spec.server_args().to_vec(),
         orders: Orders {
             settings: node_settings(spec, facts, postgres.major)?,
-            standby: spec.follow.as_ref().map(|follow| follow::following(&spec.node, follow, server)),
+            standby: spec.follow.as_ref().map(|follow| follow::following(&spec.node, follow)),
         },
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };

@@ -54,7 +54,7 @@ pub fn of(context: &Context, node: &Node, asked: &cli::As) -> Result<Access> {
         Some(root.user_file(lab, &user))
     };
     if secret.is_some() {
-        passfile::settle_unlocked(root, lab)?;
+        passfile::settle_if_free(root, lab)?;
     }
     let passfile = secret.is_some().then(|| root.pass_file(lab));
     let database = asked.dbname.clone().unwrap_or(login.database);

@@ -46,7 +46,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
     leave_rule(context, name);
-    hand_on(context, &node, &args.nodes)?;
+    let is_missed = hand_on(context, &node, &args.nodes)?;
     if node.pidfd.is_some() {
         if halt::thaw(&context.root, &node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
@@ -56,6 +56,9 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
     remember_loser(context, &node)?;
     halt::remove(&context.root, &node)?;
+    if is_missed {
+        keep_name(&node)?;
+    }
     settle(context);
     endpoint::settle(context, None);
     for volume in volumes {
@@ -83,14 +86,15 @@ fn remember_loser(context: &Context, node: &Node) -> Result<()> {
     state::save_volume(&volume, &state)
 }
 
-/// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of.
-fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<()> {
+/// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of: true if
+/// there are any.
+fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
     let all = match node::all(&context.root, &context.lab) {
         Ok(all) => all,
         // One that can't be read keeps none from being removed.
         Err(error) => {
             super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name));
-            return Ok(());
+            return Ok(false);
         }
     };
     let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
@@ -111,11 +115,18 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<()> {
         };
         super::note(context, &text);
     }
-    if let (Some(of), false) = (upstream, followers.is_empty()) {
+    if let (Some(of), false) = (&upstream, followers.is_empty()) {
         // While the slot of the one that goes still keeps what they may lack.
         slots::settle(&cluster::of(&context.root, &context.lab, &of.name)?)?;
     }
-    Ok(())
+    Ok(upstream.is_none() && !followers.is_empty())
+}
+
+/// Leaves the name of a server that is gone in the hosts file, for the standbys that go on looking for it: without the line
+/// they ask the name servers outside, and hear of no promotion meanwhile. It goes when its address is another node's.
+fn keep_name(node: &Node) -> Result<()> {
+    let mut named = node.state.plan.host.iter().filter(|step| matches!(step, HostStep::AddHostName { .. }));
+    named.try_for_each(HostStep::apply)
 }
 
 /// Takes a node out of the lab's rule, and says so.

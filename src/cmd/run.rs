@@ -166,9 +166,9 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
         super::note(context, &text);
     }
-    passfile::settle_unlocked(&context.root, &context.lab)?;
     remember_volume(context, state, answer)?;
     if state.postgres().is_some() {
+        passfile::settle_unlocked(&context.root, &context.lab)?;
         super::settle(context);
     }
     Ok(())

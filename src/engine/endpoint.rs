@@ -71,15 +71,13 @@ fn lead(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
     Ok(())
 }
 
-/// The standbys of a cluster that take reads now.
-pub fn readers(cluster: &Cluster) -> Vec<Name> {
-    leads(cluster).ro
-}
-
-/// Whether the read-only endpoint of this cluster leads to others than those.
-pub fn is_astray(root: &Root, lab: &Name, cluster: &Cluster) -> Result<bool> {
-    let Some(state) = root.load_lab(lab)? else { return Ok(false) };
-    Ok(state.leads.head.as_ref() == Some(&cluster.head().name) && state.leads.ro != readers(cluster))
+/// Where the read-only endpoint of this cluster leads, if that is not to the standbys that take reads now.
+pub fn astray(root: &Root, lab: &Name, cluster: &Cluster) -> Result<Option<Vec<Name>>> {
+    let Some(Leads { head, ro, .. }) = root.load_lab(lab)?.map(|state| state.leads) else { return Ok(None) };
+    let differs = head.as_ref() == Some(&cluster.head().name) && ro != leads(cluster).ro;
+    // Without the bridge there is no endpoint that could lead anywhere.
+    let stands = differs && link::exists(&LabNames::new(root.path(), lab).bridge)?;
+    Ok(stands.then_some(ro))
 }
 
 /// What the endpoints are made of where they lead to what was decided last.

@@ -42,6 +42,14 @@ pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<()> {
     }
 }
 
+/// The same, unless somebody is at work on the lab: that one does it in the end, and a command that only reads does not wait.
+pub fn settle_if_free(root: &Root, lab: &Name) -> Result<()> {
+    match root.try_lock(lab)? {
+        Some(_lock) => settle(root, lab),
+        None => Ok(()),
+    }
+}
+
 /// Who logs in where with which password. The exact places first.
 #[derive(Default)]
 struct Lines {
@@ -96,6 +104,9 @@ fn text(root: &Root, lab: &Name, state: &LabState) -> Result<String> {
     for node in &alone {
         lines.node(node, &state::read_secret(&node.dir.secret_file())?);
     }
+    // By who is the primary now, nothing here changes.
+    lines.exact.sort();
+    lines.any_address.sort();
     let mut text = lines.exact.concat() + &lines.any_address.concat();
     for user in root.users(lab)? {
         text += &passfile_line("*:*", &user, &state::read_secret(&root.user_file(lab, &user))?);

@@ -7,26 +7,36 @@ use super::{
     event::Event,
     watch::{Guard, Watched},
 };
-use crate::{engine::endpoint, facts::cluster::Cluster};
+use crate::{engine::endpoint, facts::cluster::Cluster, spec::Name};
 
 impl Guard<'_> {
     /// Lets reads go to the standbys that answer now, unless somebody else is at work on the lab: then the next look will.
+    /// What keeps it from that is told once, and no reason to end.
     pub fn lead_reads(&mut self, cluster: &Cluster) -> Result<()> {
-        let Watched { root, lab, .. } = self.watched;
-        if !endpoint::is_astray(root, lab, cluster)? {
-            self.astray = None;
-            return Ok(());
-        }
-        let Some(_lock) = root.try_lock(lab)? else { return Ok(()) };
-        match endpoint::settle(root, lab, None) {
-            Ok(()) => (self.tell)(&Event::Reads { standbys: endpoint::readers(cluster) }),
+        let event = match self.lead(cluster) {
+            Ok(None) => {
+                self.astray = None;
+                return Ok(());
+            }
+            Ok(Some(standbys)) => Event::Reads { standbys },
             Err(error) => {
                 let what = format!("the read-only endpoint does not follow its standbys: {error:#}");
-                match self.astray.replace(what.clone()) {
-                    Some(told) if told == what => Ok(()),
-                    _ => (self.tell)(&Event::Warning { what }),
+                if self.astray.replace(what.clone()).is_some_and(|told| told == what) {
+                    return Ok(());
                 }
+                Event::Warning { what }
             }
-        }
+        };
+        (self.tell)(&event)
+    }
+
+    /// Whom reads go to from now on, if that is new.
+    fn lead(&self, cluster: &Cluster) -> Result<Option<Vec<Name>>> {
+        let Watched { root, lab, .. } = self.watched;
+        let Some(before) = endpoint::astray(root, lab, cluster)? else { return Ok(None) };
+        let Some(_lock) = root.try_lock(lab)? else { return Ok(None) };
+        endpoint::settle(root, lab, None)?;
+        let now = root.load_lab(lab)?.map(|state| state.leads.ro);
+        Ok(now.filter(|now| *now != before))
     }
 }

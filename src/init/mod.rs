@@ -32,13 +32,16 @@ use anyhow::{Context, Result};
 
 use crate::postgres::launch::{Payload, User};
 use crate::postgres::report::{Exit, Phase, Reason};
-use crate::sys::child;
+use crate::sys::{child, fs::read_text_at_once};
 
 pub use crate::postgres::launch::InitConfig;
 pub use crate::postgres::report::{Report, Status};
 
 use events::{Events, Stopped};
 use talk::Talk;
+
+/// See proc(5), `oom_score_adj`.
+const OOM_SCORE_ADJ: &str = "/proc/self/oom_score_adj";
 
 /// The descriptors that `init` is given. All were opened on the host: after pivot_root it cannot reach the
 /// node's directory.
@@ -162,7 +165,7 @@ struct Init<'a> {
     talk: &'a mut Talk,
     assume: Assume<'a>,
     terminal: bool,
-    /// From the OOM killer, and so are its children until they give that up.
+    /// Its standing with the OOM killer is not the usual one, and its children's neither until they give it up.
     shielded: bool,
     events: Events,
 }
@@ -178,7 +181,9 @@ impl<'a> Init<'a> {
         log.set_cap(config.log_cap);
         let events = Events::new(log)?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
-        let shielded = std::fs::write("/proc/self/oom_score_adj", "-1000").is_ok();
+        let shielded = std::fs::write(OOM_SCORE_ADJ, "-1000").is_ok()
+            // It may have come with another one, from whoever has started pgbox.
+            || read_text_at_once(OOM_SCORE_ADJ).is_ok_and(|score| score.trim() != "0");
         Ok(Init { config, talk, assume, terminal, shielded, events })
     }
 

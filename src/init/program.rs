@@ -99,7 +99,7 @@ impl Init<'_> {
 fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, unshield: bool) -> Result<()> {
     if unshield {
         // Raising it is always allowed.
-        let _ = std::fs::write("/proc/self/oom_score_adj", "0");
+        let _ = std::fs::write(super::OOM_SCORE_ADJ, "0");
     }
     nix::unistd::chdir(cwd).with_context(|| format!("chdir {}", cwd.display()))?;
     assume(user)

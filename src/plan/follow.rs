@@ -43,10 +43,9 @@ pub fn open_upstream(follow: &Follow, upstream: &Upstream) -> Option<InnerStep> 
 }
 
 /// What makes a server follow, in its own terms.
-pub fn following(node: &Name, follow: &Follow, server: Option<&Login>) -> Standby {
+pub fn following(node: &Name, follow: &Follow) -> Standby {
     Standby {
         host: follow.of.to_string(),
-        address: server.map(|server| *server.address.ip()),
         port: POSTGRES_PORT,
         slot: standby::slot_name(node.as_str()),
         name: node.to_string(),
@@ -75,7 +74,7 @@ pub fn follow(
     let mut inner = state.plan.inner.iter();
     let before = inner.position(|step| matches!(step, InnerStep::PivotRoot { .. })).unwrap_or(0);
     state.plan.inner.splice(before..before, open_upstream(&follow, upstream));
-    let standby = Standby { renew, ..following(&node, &follow, Some(&upstream.server)) };
+    let standby = Standby { renew, ..following(&node, &follow) };
     state.spec.follow = Some(follow);
     state.superseded_by = None;
     if let Some(postgres) = state.postgres_mut() {
@@ -139,7 +138,6 @@ mod tests {
         for other in others {
             assert_eq!(open_upstream(&other, &upstream), None);
         }
-        let by_clones = Follow { copy: Copying::Reflink, ..auto };
-        assert!(following(&"r".parse().unwrap(), &by_clones, None).only_clones);
+        assert!(following(&"r".parse().unwrap(), &Follow { copy: Copying::Reflink, ..auto }).only_clones);
     }
 }

@@ -4,7 +4,6 @@
 //! The rule that surprises people: it never contains a server's password. That reaches `init` through a file
 //! descriptor ([`Password::Descriptor`]) or as the path of a file inside the container.
 
-use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -118,9 +117,6 @@ pub struct Orders {
 pub struct Standby {
     /// Host name of the server that it follows.
     pub host: String,
-    /// Its address, so that nobody has to be asked for that; without it the name is looked up.
-    #[serde(default)]
-    pub address: Option<Ipv4Addr>,
     /// TCP port there.
     pub port: u16,
     /// Its replication slot there.

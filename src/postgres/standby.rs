@@ -33,12 +33,9 @@ pub fn slot_name(node: &str) -> String {
 pub fn conninfo(standby: &Standby) -> String {
     let (host, name) = (conninfo_value(&standby.host), conninfo_value(&standby.name));
     let port = standby.port;
-    // A name that has gone from /etc/hosts is asked of the name servers outside, 5 s for each that does not answer, and so long
-    // the walreceiver hears of no other order.
-    let address = standby.address.map_or(String::new(), |address| format!(" hostaddr={address}"));
     // Keepalives: a server that vanished without a word is noticed between two messages, too.
     format!(
-        "host={host}{address} port={port} user={REPLICATOR} dbname={DATABASE} passfile={PASSFILE} application_name={name} \
+        "host={host} port={port} user={REPLICATOR} dbname={DATABASE} passfile={PASSFILE} application_name={name} \
          connect_timeout=3 keepalives_idle=2 keepalives_interval=1 keepalives_count=3"
     )
 }
@@ -163,7 +160,6 @@ mod tests {
     fn standby() -> Standby {
         Standby {
             host: "primary".into(),
-            address: Some([10, 0, 0, 2].into()),
             port: 5432,
             slot: slot_name("r1"),
             name: "r1".into(),

@@ -48,6 +48,7 @@ impl NodeDir {
     /// What the node's pid 1 said last.
     pub fn status(&self) -> Result<Status> {
         let path = self.status_file();
+        // Written in place, but one short line at a time.
         let text = match sys::fs::read_text_at_once(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => String::new(),
             other => other.with_context(|| format!("read {}", path.display()))?,

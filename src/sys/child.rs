@@ -112,8 +112,8 @@ fn decode(report: &[u8]) -> SpawnError {
 pub fn place_fds(fds: &[BorrowedFd<'_>]) -> Result<()> {
     let first = OUT_OF_THE_WAY.max(fds.len() as RawFd);
     let in_place = |(number, fd): (usize, &BorrowedFd<'_>)| fd.as_raw_fd() == number as RawFd;
-    if fds.iter().enumerate().all(in_place) {
-        // A terminal or pipe of the caller: open across an execve, as it came.
+    // The standard streams alone: they came through an execve, and go through the next one.
+    if fds.len() <= 3 && fds.iter().enumerate().all(in_place) {
         return close_range(fds.len() as u32, u32::MAX, libc::CLOSE_RANGE_CLOEXEC);
     }
     // First all away, then all down: a source may be the target of an earlier one.

@@ -104,13 +104,17 @@ fn data_that_comes_back_has_the_slots_of_those_who_follow_now() {
     host.pgbox(&["run", "primary", "postgres:15"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
     host.pgbox(&["replica", "r2", "--of", "primary"]);
+    let hosts = |node: &str| host.pgbox(&["exec", node, "--", "cat", "/etc/hosts"]);
     host.pgbox(&["rm", "-f", "primary"]);
+    // Who looks for it asks no name server, which could not be heard of a promotion meanwhile.
+    assert!(hosts("r1").contains(" primary\n"), "{}", hosts("r1"));
     host.pgbox(&["rm", "-f", "-v", "r2"]);
     host.pgbox(&["stop", "r1"]);
     // Another server stands at the address that r1 knew.
     let other = host.pgbox(&["run", "other", "postgres:15"]);
     let said = text(&host.try_pgbox(&["start", "r1"]).stderr);
     assert!(said.contains("`r1` follows `primary`, which is gone"), "{said}");
+    assert!(!hosts("r1").contains(" primary\n"), "{}", hosts("r1"));
     assert_eq!(host.sql("other", &[], SLOTS), "", "{other}");
     assert_eq!(host.sql("other", &[], "SELECT count(*) FROM pg_roles WHERE rolname = 'replicator'"), "0");
     // The same data under the same name, at another address: r1 finds it.

@@ -80,7 +80,7 @@ pub fn delete_own_link(name: &str, alias: &str) -> Result<()> {
     }
 }
 
-/// Replaces or removes the line of `name`, keeping the file's inode.
+/// Replaces or removes the line of `name`, and whatever had its address before, keeping the file's inode.
 pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
     let old = match sys::fs::read_text_at_once(file) {
         Ok(text) => text,
@@ -88,11 +88,12 @@ pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<
         Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
         Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
     };
-    let mut new: String = old
-        .lines()
-        .filter(|line| line.split_whitespace().nth(1) != Some(name))
-        .flat_map(|line| [line, "\n"])
-        .collect();
+    let own = address.map(|address| address.to_string());
+    let is_other = |line: &&str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        [address, other, ..] => other != name && own.as_deref() != Some(address),
+        _ => true,
+    };
+    let mut new: String = old.lines().filter(is_other).flat_map(|line| [line, "\n"]).collect();
     if let Some(address) = address {
         new.push_str(&format!("{address} {name}\n"));
     }
