@@ -15,8 +15,10 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
 pub mod follow;
+mod place;
 mod remains;
 
+pub use place::{Below, data_below, data_dir, data_on_host, found_below, mount_of};
 pub use remains::remains;
 
 use crate::{
@@ -112,50 +114,6 @@ pub fn set_resolv_conf(plan: &mut Plan, text: &str) {
         for (_, content) in files.iter_mut().filter(|(name, _)| name == RESOLV_CONF) {
             text.clone_into(content);
         }
-    }
-}
-
-/// The host's path of the data directory of a plan, if its node is a Postgres.
-pub fn data_on_host(plan: &Plan) -> Option<PathBuf> {
-    on_host(plan, data_dir(&plan.init)?)
-}
-
-/// The host's path of what a node sees as `inside`, if that is in a volume.
-pub fn on_host(plan: &Plan, inside: &Path) -> Option<PathBuf> {
-    let (source, target, _) = mount_of(plan, inside)?;
-    let rest = inside.strip_prefix(target).ok()?;
-    Some(if rest.as_os_str().is_empty() { source.to_owned() } else { source.join(rest) })
-}
-
-/// Where on the host is what a node sees as `inside`: a directory whose path the node has no hand in, and the rest of the way
-/// below it, on which it may have put anything. What is in no volume is in the upper directory of its overlay.
-pub fn found_below(plan: &Plan, inside: &Path) -> Option<(PathBuf, PathBuf)> {
-    if let Some((source, target, _)) = mount_of(plan, inside) {
-        return Some((source.to_owned(), inside.strip_prefix(target).ok()?.to_owned()));
-    }
-    let bundle = plan.host.iter().find_map(|step| match step {
-        HostStep::CreateBundle { dir, .. } => Some(dir),
-        _ => None,
-    })?;
-    Some((bundle.join("upper"), inside.strip_prefix("/").ok()?.to_owned()))
-}
-
-/// The innermost volume that `inside` is in: source, target, and whether it is read-only.
-pub fn mount_of<'p>(plan: &'p Plan, inside: &Path) -> Option<(&'p Path, &'p Path, bool)> {
-    let binds = plan.inner.iter().filter_map(|step| match step {
-        InnerStep::Bind { source, target, read_only, .. } if inside.starts_with(target) => {
-            Some((source.as_path(), target.as_path(), *read_only))
-        }
-        _ => None,
-    });
-    binds.max_by_key(|(_, target, _)| target.components().count())
-}
-
-/// PGDATA inside the node.
-pub fn data_dir(init: &InitConfig) -> Option<&Path> {
-    match &init.payload {
-        Payload::Postgres(postgres) => Some(&postgres.pgdata),
-        Payload::Command { .. } => None,
     }
 }
 

@@ -43,6 +43,7 @@ use crate::{
         child,
         clone::{self, Child},
         credentials::Credentials,
+        fs::open_dir_below,
         mount::Detached,
         pass,
         process::{self, ProcessId},
@@ -208,8 +209,8 @@ struct Birth<'a> {
     /// It says here that it is in its cgroup, and hears that it may go on.
     go: OwnedFd,
     files: Files,
-    /// The data directory of the server that is followed, from where it is opened on.
-    upstream: OnceCell<OwnedFd>,
+    /// The data directory of the server that is followed, from where it is opened on, or why it could not be.
+    upstream: OnceCell<Result<OwnedFd, String>>,
 }
 
 impl Birth<'_> {
@@ -230,7 +231,10 @@ impl Birth<'_> {
     fn apply(&self, step: &InnerStep) -> Result<()> {
         match step {
             InnerStep::EnterNamespaces { .. } => self.enter(),
-            InnerStep::OpenUpstream { data, .. } => self.open_upstream(data),
+            InnerStep::OpenUpstream { node, top, rest } => {
+                self.upstream.set(open_upstream(node, top, rest)).ok();
+                Ok(())
+            }
             InnerStep::StartInit { .. } => self.make_terminal().and_then(|()| self.wait_for_go()),
             other => other.apply(),
         }
@@ -256,17 +260,6 @@ impl Birth<'_> {
             let null =
                 OpenOptions::new().read(true).write(true).open("/dev/null").context("open /dev/null")?;
             child::replace_stdio(null.as_fd())?;
-        }
-        Ok(())
-    }
-
-    /// As a tree of its own: a descriptor of the directory itself would be a way to the host's root. That server may be gone
-    /// by now, and a standby with data of its own does not need it.
-    fn open_upstream(&self, data: &Path) -> Result<()> {
-        if data.is_dir() {
-            let tree = Detached::bind(data)?;
-            tree.set_read_only()?;
-            self.upstream.set(tree.into_fd()).ok();
         }
         Ok(())
     }
@@ -324,6 +317,19 @@ impl Birth<'_> {
         });
         capability::parse(&names.unwrap_or_default())
     }
+}
+
+/// As a tree of its own: a descriptor of the directory itself would be a way to the host's root. That server may be gone by now,
+/// or have put a link in the place of its data: a standby with data of its own needs none of it, and starts. What makes it
+/// impossible is for whoever wants to clone.
+fn open_upstream(node: &str, top: &Path, rest: &Path) -> Result<OwnedFd, String> {
+    let open = || -> Result<OwnedFd> {
+        let tree = Detached::bind_opened(open_dir_below(top, rest)?.as_fd())?;
+        tree.set_read_only()?;
+        Ok(tree.into_fd())
+    };
+    let shown = top.join(rest);
+    open().map_err(|error| format!("the data of {node} can't be opened: {}: {error:#}", shown.display()))
 }
 
 /// What came from pid 1.

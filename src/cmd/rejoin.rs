@@ -18,7 +18,10 @@ use crate::{
         wal::Place,
     },
     hint::advise,
-    plan::follow::{self, Upstream},
+    plan::{
+        self,
+        follow::{self, Upstream},
+    },
     postgres::launch::{Renew, RenewHow},
     spec::{Follow, Name},
     sql,
@@ -94,7 +97,8 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let of = of.unwrap_or(primary);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
-    let upstream = Upstream { server: of.login()?, primary: server, data: of.state.data.clone() };
+    let data = plan::data_below(&of.state.plan);
+    let upstream = Upstream { server: of.login()?, primary: server, data };
     let (how, why) = choose(how, &node.state, primary, of)?;
     super::note(context, &why);
     let renew = Renew { stamp: stamp(), how };

@@ -174,7 +174,7 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         follow::alone(state);
         return Ok(());
     }
-    let (data, server) = (server.state.data.clone(), server.login()?);
+    let (data, server) = (plan::data_below(&server.state.plan), server.login()?);
     // A standby that is left alone itself has no primary.
     let primary = match cluster::of(&context.root, &context.lab, &of) {
         Ok(cluster) => cluster.head().login()?,

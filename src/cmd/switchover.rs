@@ -26,7 +26,10 @@ use crate::{
         wal::Place,
     },
     hint::advise,
-    plan::follow::{self, Upstream},
+    plan::{
+        self,
+        follow::{self, Upstream},
+    },
     postgres::{
         launch::{Renew, RenewHow},
         lsn::Lsn,
@@ -163,7 +166,8 @@ fn replayed(server: &sql::Login) -> Result<Lsn> {
 fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let mut state = old.state.clone();
     let server = target.login()?;
-    let upstream = Upstream { server: server.clone(), primary: server, data: target.state.data.clone() };
+    let data = plan::data_below(&target.state.plan);
+    let upstream = Upstream { server: server.clone(), primary: server, data };
     let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
     let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;

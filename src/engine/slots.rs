@@ -1,14 +1,16 @@
 //! Slots follow the nodes: each server has one for every standby that follows it, and none that is nobody's. A slot that
 //! is forgotten keeps WAL until the disk is full.
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::collections::BTreeSet;
 
 use anyhow::Result;
 
 use crate::{
     facts::{cluster::Cluster, node::Node},
+    plan::{self, Below},
     postgres::standby,
     sql::{self, Login},
+    sys::fs,
 };
 
 /// Makes and drops slots of pgbox on every server of a cluster that runs. A server that does not answer now is put right
@@ -25,7 +27,7 @@ pub fn settle(cluster: &Cluster) -> Result<()> {
 pub fn unsettled(cluster: &Cluster) -> impl Iterator<Item = &Node> {
     let could = |node: &&Node| node.pidfd.is_some() && !node.frozen;
     cluster.nodes.iter().filter(could).filter(|node| {
-        let data = node.state.data.as_deref();
+        let data = plan::data_below(&node.state.plan);
         data.and_then(on_disk).is_none_or(|slots| slots != wanted(cluster, node))
     })
 }
@@ -36,9 +38,9 @@ fn wanted(cluster: &Cluster, node: &Node) -> BTreeSet<String> {
 
 /// The slots of pgbox in a data directory: each is a directory of its own. To look there costs a start nothing, and no
 /// lock; a session only for this would be a tenth of it.
-fn on_disk(data: &Path) -> Option<BTreeSet<String>> {
-    let entries = fs::read_dir(data.join("pg_replslot")).ok()?;
-    let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
+fn on_disk(data: Below) -> Option<BTreeSet<String>> {
+    let entries = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).and_then(fs::names).ok()?;
+    let names = entries.into_iter().filter_map(|name| String::from_utf8(name).ok());
     Some(names.filter(|name| name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp")).collect())
 }
 

@@ -6,17 +6,23 @@
 //! under the log of the other. So the standby is told of all numbers that the lab has seen, by a history file that says
 //! nothing else: a timeline that is no child of its own is never followed, but its number is taken.
 
-use std::{io, os::fd::OwnedFd};
+use std::{
+    io,
+    os::fd::{AsFd, OwnedFd},
+    path::PathBuf,
+    time::Duration,
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::{
     facts::{
         node::{self, Node},
         wal::Place,
     },
+    plan,
     state::Root,
-    sys::fs,
+    sys::{fs, mount::Jail, process},
 };
 
 /// Lets a standby, which is about to be promoted, know which timelines there are on the disks of the lab's nodes.
@@ -27,9 +33,23 @@ pub fn take(root: &Root, standby: &Node) -> Result<()> {
     let all = node::all(root, &standby.lab)?;
     let known = all.iter().filter_map(|node| Place::of(&node.state).and_then(Place::timeline).ok());
     let newest = known.map(|(timeline, _)| timeline).max().unwrap_or(own);
-    let wal = place.log()?;
+    let wal = log_inside(standby)?;
     // It looks for one after the other, and stops where there is none.
     (own + 1..=newest).try_for_each(|timeline| take_one(&wal, timeline))
+}
+
+/// The log of a running server, by way of its own mounts. In a log that is in the overlay, a file that was made from outside
+/// need not be seen (the kernel remembers which names there are not), and what is mounted read-only stays so. No link leads
+/// further than the node itself gets.
+fn log_inside(node: &Node) -> Result<OwnedFd> {
+    let pidfd = node.running()?;
+    let init = node.state.init.with_context(|| format!("`{}` has no pid 1", node.name))?;
+    let data = plan::data_dir(&node.state.plan.init).context("it has no data directory")?;
+    let root = Jail::open(&PathBuf::from(format!("/proc/{}/root", init.pid)))?;
+    // If it is alive now, the number was still its own when the path above was resolved.
+    ensure!(!process::has_ended(pidfd.as_fd(), Duration::ZERO)?, "`{}` has ended", node.name);
+    let wal = data.join("pg_wal");
+    root.resolve(&wal).with_context(|| format!("open {} in `{}`", wal.display(), node.name))
 }
 
 /// Makes a history file that has no history, unless there is one. The server reads it as its own user.

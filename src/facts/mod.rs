@@ -24,7 +24,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     hint::advise,
-    plan::{Facts, ImageFacts, follow::Upstream},
+    plan::{self, Facts, ImageFacts, follow::Upstream},
     spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, Publish, VolumeSource},
     state::{Endpoint, LabState, NodeState, Role, Root},
     sys::{self, cgroup, link, memory, netns, nft},
@@ -132,7 +132,7 @@ fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     if primary.name != *of {
         primary.running()?;
     }
-    Ok(Upstream { server, primary: primary.login()?, data: node.state.data.clone() })
+    Ok(Upstream { server, primary: primary.login()?, data: plan::data_below(&node.state.plan) })
 }
 
 /// Refuses more CPUs than there are, as docker does: the kernel would take any number.

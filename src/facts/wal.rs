@@ -17,7 +17,7 @@ use std::{
 use anyhow::{Context, Result, ensure};
 
 use crate::{
-    plan,
+    plan::{self, Below},
     postgres::{
         control::Control,
         lsn::Lsn,
@@ -115,7 +115,7 @@ impl<'a> Place<'a> {
     pub fn altered(self) -> Result<String> {
         let read = || -> io::Result<String> {
             let mut text = String::new();
-            fs::file_beneath(&fs::open_dir(self.data)?, b"postgresql.auto.conf")?
+            fs::file_beneath(&self.opened()?, b"postgresql.auto.conf")?
                 .take(1 << 20)
                 .read_to_string(&mut text)?;
             Ok(text)
@@ -135,12 +135,12 @@ impl<'a> Place<'a> {
         }
         let link = fs::readlinkat(&dir, b"pg_wal").with_context(|| self.wal())?;
         let inside = Path::new(OsStr::from_bytes(&link));
-        let (top, rest) = self.plan.and_then(|plan| plan::found_below(plan, inside)).with_context(|| {
-            let data = self.data.display();
-            format!("{data}/pg_wal leads to {}, and that is no directory of the node", inside.display())
-        })?;
-        fs::open_dir(&top)
-            .and_then(|top| fs::dir_beneath(top, rest.as_os_str().as_bytes()))
+        let Below { top, rest } =
+            self.plan.and_then(|plan| plan::found_below(plan, inside)).with_context(|| {
+                let data = self.data.display();
+                format!("{data}/pg_wal leads to {}, and that is no directory of the node", inside.display())
+            })?;
+        fs::open_dir_below(&top, &rest)
             .with_context(|| format!("open {} in {}", rest.display(), top.display()))
     }
 
@@ -161,7 +161,15 @@ impl<'a> Place<'a> {
     }
 
     fn open(self) -> Result<OwnedFd> {
-        fs::open_dir(self.data).with_context(|| format!("open {}", self.data.display()))
+        self.opened().with_context(|| format!("open {}", self.data.display()))
+    }
+
+    /// The data directory too may be a link that the node has made, where it lies below the top of a volume.
+    fn opened(self) -> io::Result<OwnedFd> {
+        match self.plan.and_then(plan::data_below) {
+            Some(Below { top, rest }) => fs::open_dir_below(&top, &rest),
+            None => fs::open_dir(self.data),
+        }
     }
 
     fn control_in(self, dir: &OwnedFd) -> Result<Control> {

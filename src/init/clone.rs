@@ -13,7 +13,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ioctl_ficlone, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
@@ -22,14 +22,16 @@ use super::program::Program;
 use super::{Init, at};
 use crate::postgres::backup::{self, Share, share};
 use crate::postgres::launch::{PostgresPayload, Standby};
+use crate::postgres::lsn::Lsn;
 use crate::postgres::report::{Exit, Phase};
 use crate::sys::fs::{dir_beneath, file_beneath, open_dir};
 
 impl Init<'_> {
     /// Why no file of the other server's can be cloned here; `None` if one can.
     pub(super) fn no_clones(&self, pgdata: &Path) -> Option<String> {
-        let Some(upstream) = self.talk.upstream() else {
-            return Some("no clones were asked for".to_owned());
+        let upstream = match self.talk.upstream() {
+            Ok(upstream) => upstream,
+            Err(why) => return Some(why.to_owned()),
         };
         let probe = || -> std::io::Result<()> {
             let from = file_beneath(upstream, b"PG_VERSION")?;
@@ -53,7 +55,7 @@ impl Init<'_> {
         drop(program);
         // What the child below held of these would keep psql from seeing the end of its input.
         drop((questions, answers));
-        let upstream = self.talk.upstream().context("no data directory to clone")?.try_clone_to_owned()?;
+        let upstream = self.talk.upstream().map_err(|why| anyhow!("{why}"))?.try_clone_to_owned()?;
         let null = File::options().write(true).open("/dev/null").context("open /dev/null")?;
         let cloner = self.fork_as_user(null.as_fd(), || {
             let session =
@@ -63,6 +65,10 @@ impl Init<'_> {
         let exits = self.events.wait_for_all(&[psql, cloner], self.patience())?;
         match exits.iter().find(|exit| **exit != Exit::Code(0)) {
             Some(exit) => bail!("{exit}: {}", self.events.log().last_words()),
+            // Without it the server would start as well, and be corrupt.
+            None if !postgres.pgdata.join(backup::LABEL).exists() => {
+                bail!("psql has ended, and has not ended the backup")
+            }
             None => Ok(()),
         }
     }
@@ -82,9 +88,6 @@ struct Session {
 
 impl Session {
     fn back_up(mut self, source: BorrowedFd<'_>, pgdata: &Path) -> Result<()> {
-        if has_entries(source, "pg_tblspc")? {
-            bail!("there are tablespaces");
-        }
         let target = at(open_dir(pgdata), "open", pgdata)?;
         let target = target.as_fd();
         self.say(backup::start(self.major))?;
@@ -93,15 +96,18 @@ impl Session {
         if self.answers.read_line(&mut begun).context("read from psql")? == 0 {
             return Ok(());
         }
+        // Not before: one that is made later than the start is in the log.
+        ensure!(list(source, "pg_tblspc")?.is_empty(), "there are tablespaces");
         clone_below(source, target, "")?;
-        clone(source, target, backup::CONTROL)?;
+        ensure!(clone(source, target, backup::CONTROL)?.is_some(), "{} is not there", backup::CONTROL);
         self.say(backup::stop(self.major))?;
         drop(self.psql);
-        let label = std::io::read_to_string(self.answers).context("read from psql")?;
-        if label.is_empty() {
+        let answer = std::io::read_to_string(self.answers).context("read from psql")?;
+        if answer.is_empty() {
             return Ok(());
         }
-        clone_log(source, target, &label)?;
+        let (stop, label) = backup::end(&answer).context("the end of the backup has no label")?;
+        clone_log(source, target, label, stop)?;
         write(target, backup::LABEL, &format!("{}\n", label.trim_end()))
     }
 
@@ -117,7 +123,7 @@ fn clone_below(source: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &str) -> Re
         let share = share(&inside);
         match kind {
             _ if share == Share::Nothing => {}
-            FileType::RegularFile => clone(source, target, &inside)?,
+            FileType::RegularFile => drop(clone(source, target, &inside)?),
             FileType::Directory => {
                 make(source, target, &inside)?;
                 if share == Share::Whole {
@@ -131,31 +137,38 @@ fn clone_below(source: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &str) -> Re
 }
 
 /// Clones the write-ahead log of the backup: with it the standby is consistent by itself, as with `--wal-method=stream`.
-fn clone_log(source: BorrowedFd<'_>, target: BorrowedFd<'_>, label: &str) -> Result<()> {
+fn clone_log(source: BorrowedFd<'_>, target: BorrowedFd<'_>, label: &str, stop: Lsn) -> Result<()> {
     let first = backup::first_segment(label).context("the label of the backup names no file")?;
     let mode = Mode::RWXU;
     mkdirat(target, "pg_wal/archive_status", mode).context("mkdir pg_wal/archive_status")?;
+    let mut has_first = false;
     for (name, _) in list(source, "pg_wal")? {
-        if backup::needs_log(&name, first) {
-            clone(source, target, &format!("pg_wal/{name}"))?;
-            // Once it is a primary, this server is not to archive what is the other one's.
+        if !backup::needs_log(&name, first) {
+            continue;
+        }
+        let Some(size) = clone(source, target, &format!("pg_wal/{name}"))? else { continue };
+        has_first |= name == first;
+        // Once it is a primary, this server is not to archive what is the other one's. What it goes on with itself is its own.
+        if backup::is_finished(&name, size, stop) {
             write(target, &format!("pg_wal/archive_status/{name}.done"), "")?;
         }
     }
+    ensure!(has_first, "the other server has not kept {first}, with which the backup begins");
     Ok(())
 }
 
-/// Clones a file, unless it was removed meanwhile: then the log says so, too.
-fn clone(source: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &str) -> Result<()> {
+/// Clones a file, and tells its size. `None` if it was removed meanwhile: then the log says so, too.
+fn clone(source: BorrowedFd<'_>, target: BorrowedFd<'_>, path: &str) -> Result<Option<u64>> {
     let from = match file_beneath(source, path.as_bytes()) {
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
         from => from.with_context(|| format!("open {path} of the other server"))?,
     };
-    let mode =
-        Mode::from_raw_mode(from.metadata().with_context(|| format!("stat {path}"))?.permissions().mode());
+    let metadata = from.metadata().with_context(|| format!("stat {path}"))?;
+    let mode = Mode::from_raw_mode(metadata.permissions().mode());
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let to = openat(target, path, flags, mode).with_context(|| format!("create {path}"))?;
-    ioctl_ficlone(to, from).with_context(|| format!("FICLONE {path}"))
+    ioctl_ficlone(to, from).with_context(|| format!("FICLONE {path}"))?;
+    Ok(Some(metadata.len()))
 }
 
 /// Makes a directory as that of the source is, unless it was removed meanwhile.
@@ -185,10 +198,6 @@ fn list(source: BorrowedFd<'_>, path: &str) -> Result<Vec<(String, FileType)>> {
         }
     }
     Ok(entries)
-}
-
-fn has_entries(source: BorrowedFd<'_>, path: &str) -> Result<bool> {
-    Ok(!list(source, path)?.is_empty())
 }
 
 fn write(target: BorrowedFd<'_>, path: &str, text: &str) -> Result<()> {

@@ -62,8 +62,9 @@ pub struct InitFds {
     pub replicator: Option<OwnedFd>,
     /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
     pub report: Option<OwnedFd>,
-    /// The data directory of the server that is followed, for as long as this one has none of its own.
-    pub upstream: Option<OwnedFd>,
+    /// The data directory of the server that is followed, for as long as this one has none of its own, or why it could not be
+    /// opened. `None`: it is not to be cloned.
+    pub upstream: Option<Result<OwnedFd, String>>,
 }
 
 /// The log and the file that it is copied to when it has reached its cap.
@@ -139,9 +140,10 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report, &fds.upstream] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
+    kept.extend(fds.upstream.iter().flatten().map(AsFd::as_fd));
     child::close_all_but(&kept)
 }
 

@@ -24,7 +24,7 @@ pub struct Talk {
     orders: Option<File>,
     replicator: Option<File>,
     log: Option<Log>,
-    upstream: Option<OwnedFd>,
+    upstream: Option<Result<OwnedFd, String>>,
     /// What the status file says.
     pub status: Status,
 }
@@ -64,9 +64,13 @@ impl Talk {
         crate::postgres::contract::file_value(&bytes, "the password").map(Some)
     }
 
-    /// The data directory of the server that is followed, on this host.
-    pub fn upstream(&self) -> Option<BorrowedFd<'_>> {
-        self.upstream.as_ref().map(AsFd::as_fd)
+    /// The data directory of the server that is followed, on this host, or why there is none.
+    pub fn upstream(&self) -> Result<BorrowedFd<'_>, &str> {
+        match &self.upstream {
+            Some(Ok(tree)) => Ok(tree.as_fd()),
+            Some(Err(why)) => Err(why),
+            None => Err("no clones were asked for"),
+        }
     }
 
     /// Closes what only the making of the data needs.

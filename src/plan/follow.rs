@@ -13,7 +13,7 @@ use crate::{
     step::{AfterStep, HostStep, InnerStep},
 };
 
-use super::POSTGRES_PORT;
+use super::{Below, POSTGRES_PORT};
 
 /// Whom a standby follows.
 #[derive(Debug, Clone)]
@@ -23,7 +23,7 @@ pub struct Upstream {
     /// The primary of the whole cluster, which is another one if that server is a standby itself.
     pub primary: Login,
     /// The data directory of the server that it follows, on this host.
-    pub data: Option<PathBuf>,
+    pub data: Option<Below>,
 }
 
 /// The step that makes the slot of a standby.
@@ -38,8 +38,8 @@ pub fn wait_until_streaming(server: &Login, node: &Name) -> AfterStep {
 
 /// The step that lets a standby's pid 1 clone the files of the server that it follows, if it may.
 pub fn open_upstream(follow: &Follow, upstream: &Upstream) -> Option<InnerStep> {
-    let data = upstream.data.clone().filter(|_| follow.may_clone())?;
-    Some(InnerStep::OpenUpstream { node: follow.of.to_string(), data })
+    let Below { top, rest } = upstream.data.clone().filter(|_| follow.may_clone())?;
+    Some(InnerStep::OpenUpstream { node: follow.of.to_string(), top, rest })
 }
 
 /// What makes a server follow, in its own terms.
@@ -125,10 +125,12 @@ mod tests {
             database: "postgres".to_owned(),
             secret: PathBuf::from("/s"),
         };
-        let upstream = Upstream { server: login.clone(), primary: login, data: Some("/d".into()) };
+        let data = Below { top: "/volume".into(), rest: "d".into() };
+        let upstream = Upstream { server: login.clone(), primary: login, data: Some(data) };
         let auto = Follow::of("primary".parse().unwrap());
         let opened = open_upstream(&auto, &upstream);
-        assert_eq!(opened, Some(InnerStep::OpenUpstream { node: "primary".to_owned(), data: "/d".into() }));
+        let (node, top, rest) = ("primary".to_owned(), "/volume".into(), "d".into());
+        assert_eq!(opened, Some(InnerStep::OpenUpstream { node, top, rest }));
         let others = [
             Follow { copy: Copying::Basebackup, ..auto.clone() },
             Follow { rate_kb: Some(1024), ..auto.clone() },

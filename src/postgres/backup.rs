@@ -7,7 +7,7 @@
 
 use std::path::Path;
 
-use super::{launch::Standby, standby};
+use super::{launch::Standby, lsn::Lsn, standby, wal};
 
 /// The file that makes a server begin where the backup did.
 pub const LABEL: &str = "backup_label";
@@ -30,12 +30,18 @@ pub fn start(major: u32) -> &'static str {
     }
 }
 
-/// Ends the backup. The answer is the content of the label.
+/// Ends the backup. The answer is for [`end`].
 pub fn stop(major: u32) -> &'static str {
     match major {
-        ..15 => "SELECT labelfile FROM pg_stop_backup(false, false);\n",
-        15.. => "SELECT labelfile FROM pg_backup_stop(false);\n",
+        ..15 => "SELECT lsn, labelfile FROM pg_stop_backup(false, false);\n",
+        15.. => "SELECT lsn, labelfile FROM pg_backup_stop(false);\n",
     }
+}
+
+/// Where the backup ended, and the content of its label.
+pub fn end(answer: &str) -> Option<(Lsn, &str)> {
+    let (stop, label) = answer.split_once('|')?;
+    Some((stop.parse().ok()?, label))
 }
 
 /// The functions that the session calls, in any version.
@@ -49,10 +55,16 @@ pub fn first_segment(label: &str) -> Option<&str> {
 }
 
 /// Whether a backup that begins with the file `first` needs this one of `pg_wal`. A file of a later position may hold what
-/// was there before it was given that name; a server that replays sees that.
+/// was there before it was given that name; a server that replays sees that. A standby's label may be of the timeline before
+/// that which it follows by now, and until there it is to replay.
 pub fn needs_log(name: &str, first: &str) -> bool {
-    let same_timeline = is_segment(name) && name[..8] == first[..8];
-    (same_timeline && name >= first) || name.ends_with(".history")
+    (is_segment(name) && name[8..] >= first[8..]) || name.ends_with(".history")
+}
+
+/// Whether a file of `pg_wal`, of `size` bytes, was finished when a backup ended at `stop`: what comes later grows further, or
+/// is only a place for what will.
+pub fn is_finished(name: &str, size: u64, stop: Lsn) -> bool {
+    wal::position_of(name.as_bytes(), size).is_none_or(|begin| begin.0 + size <= stop.0)
 }
 
 fn is_segment(name: &str) -> bool {
@@ -105,14 +117,35 @@ mod tests {
     #[test]
     fn the_log_is_taken_from_where_the_label_says() {
         let first = first_segment(LABELFILE).unwrap();
-        for needed in ["000000010000000000000002", "000000010000000000000003", "00000001.history"] {
+        for needed in [
+            "000000010000000000000002",
+            "000000010000000000000003",
+            "000000020000000000000003",
+            "00000002.history",
+        ] {
             assert!(needs_log(needed, first), "{needed}");
         }
-        for other in ["000000010000000000000001", "000000020000000000000003", "archive_status", "xlogtemp.1"]
+        for other in ["000000010000000000000001", "000000020000000000000001", "archive_status", "xlogtemp.1"]
         {
             assert!(!needs_log(other, first), "{other}");
         }
         assert_eq!(first_segment("START TIMELINE: 1\n"), None);
+    }
+
+    #[test]
+    fn what_the_end_of_a_backup_is_in_is_not_finished() {
+        let answer = format!("0/3000138|{LABELFILE}");
+        let (stop, label) = end(&answer).unwrap();
+        assert_eq!(label, LABELFILE);
+        for (name, finished) in [
+            ("000000010000000000000002", true),
+            ("000000020000000000000003", false),
+            ("000000010000000000000004", false),
+            ("00000002.history", true),
+        ] {
+            assert_eq!(is_finished(name, 16 << 20, stop), finished, "{name}");
+        }
+        assert_eq!(end(""), None);
     }
 
     #[test]

@@ -17,6 +17,9 @@ pub const PASSFILE: &str = "/run/pgbox/pgpass";
 /// The oldest version that can follow: before 13 another primary can't be named without a restart.
 pub const LEAST_MAJOR: u32 = 13;
 
+/// The database of a standby's sessions: every cluster has it.
+pub const DATABASE: &str = "postgres";
+
 /// Slots with this prefix are pgbox's own, each named after the standby that it is for.
 pub const SLOT_PREFIX: &str = "pgbox_";
 
@@ -32,7 +35,7 @@ pub fn conninfo(standby: &Standby) -> String {
     let port = standby.port;
     // Keepalives: a server that vanished without a word is noticed between two messages, too.
     format!(
-        "host={host} port={port} user={REPLICATOR} dbname=postgres passfile={PASSFILE} application_name={name} \
+        "host={host} port={port} user={REPLICATOR} dbname={DATABASE} passfile={PASSFILE} application_name={name} \
          connect_timeout=3 keepalives_idle=2 keepalives_interval=1 keepalives_count=3"
     )
 }
@@ -76,7 +79,8 @@ pub fn rewind(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
     ]
 }
 
-/// Makes the replication role, or gives it this verifier and every right that standbys need. It does not wait for
+/// Makes the replication role, or gives it this verifier and every right that standbys need in the database of the session,
+/// which is to be [`DATABASE`]. It does not wait for
 /// synchronous standbys: there may be none yet.
 pub fn create_role(verifier: &str) -> String {
     let (role, verifier) = (quote::identifier(REPLICATOR), quote::literal(verifier));

@@ -44,7 +44,11 @@ pub enum InnerStep {
     /// A standby may be made of clones of the files of the server that it follows.
     OpenUpstream {
         node: String,
-        data: PathBuf,
+        /// The directory that the other node has no hand in, and its data below that.
+        #[serde(alias = "data")]
+        top: PathBuf,
+        #[serde(default)]
+        rest: PathBuf,
     },
     PivotRoot {
         root: PathBuf,
@@ -181,16 +185,16 @@ impl InnerStep {
                 ),
                 look: format!("findmnt {}", target.display()),
             },
-            Self::OpenUpstream { node, data } => Lesson {
+            Self::OpenUpstream { node, top, rest } => Lesson {
                 title: format!("open the data of {node}, to clone them"),
                 why: "A file system that shares blocks between files (XFS, Btrfs) clones a data directory in the time that \
                       it takes to list it. Where it can, and no tablespace is in the way, the standby's data are such \
                       clones, made between pg_backup_start and pg_backup_stop; everywhere else pg_basebackup copies \
                       them, and the node's log says why. The tree is read-only, has no way out of it, and is closed \
-                      before the server starts.",
+                      before the server starts. No link on the way to it is followed: the other node may have made it.",
                 see: "ioctl_ficlone(2), PostgreSQL manual, 26.3.3 Making a Base Backup Using the Low Level API",
-                shell: format!("exec 9<{}", data.display()),
-                look: format!("stat -f {}", data.display()),
+                shell: format!("exec 9<{}", top.join(rest).display()),
+                look: format!("stat -f {}", top.display()),
             },
             Self::PivotRoot { root } => Lesson {
                 title: format!("make {} the root", root.display()),

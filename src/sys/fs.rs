@@ -143,6 +143,11 @@ pub fn dir_beneath(dir: impl AsFd, path: &[u8]) -> io::Result<OwnedFd> {
     Ok(openat2(dir, path, OFlags::RDONLY | OFlags::DIRECTORY, STRICT)?)
 }
 
+/// The directory `rest` of the directory `top`: in `top` links are followed, below it none.
+pub fn open_dir_below(top: &Path, rest: &Path) -> io::Result<OwnedFd> {
+    dir_beneath(open_dir(top)?, rest.as_os_str().as_bytes())
+}
+
 /// A regular file below `dir` for reading, no symbolic link anywhere on the way. A FIFO doesn't block the caller:
 /// anything but a regular file is refused (EINVAL).
 pub fn file_beneath(dir: impl AsFd, path: &[u8]) -> io::Result<File> {

@@ -92,6 +92,15 @@ impl Detached {
         Ok(Self(tree))
     }
 
+    /// A copy of the tree at an opened directory.
+    pub fn bind_opened(source: BorrowedFd<'_>) -> Result<Self> {
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE
+            | OpenTreeFlags::OPEN_TREE_CLOEXEC
+            | OpenTreeFlags::AT_RECURSIVE
+            | OpenTreeFlags::AT_EMPTY_PATH;
+        Ok(Self(rustix::mount::open_tree(source, "", flags).context("open_tree")?))
+    }
+
     /// The root of the tree, for names relative to it: `..` does not lead out of it.
     pub fn into_fd(self) -> OwnedFd {
         self.0

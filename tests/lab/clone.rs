@@ -174,3 +174,100 @@ fn a_clone_that_is_interrupted_leaves_nothing() {
     assert_eq!(left.count(), 0, "in its data directory");
     host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
 }
+
+/// The directory that has its data is a node's own, where it is not the top of a volume.
+#[test]
+fn data_that_have_become_a_link_are_not_those_that_it_leads_to() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "other", "postgres:15"]);
+    host.pgbox(&["run", "primary", "postgres:15", "-v", "pg:/var/lib/postgresql"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    assert!(log(&host, "r1").contains(CLONED), "{}", log(&host, "r1"));
+
+    let volumes = host.root.join("volumes/default");
+    let data = volumes.join("pg/data/data");
+    std::fs::rename(&data, volumes.join("pg/data/kept")).unwrap();
+    std::os::unix::fs::symlink(volumes.join("other/data"), &data).unwrap();
+    // One that has data of its own needs none of that.
+    host.pgbox(&["restart", "r1"]);
+    let said = host.fails(1, &["replica", "r2", "--of", "primary", "--copy", "reflink"]);
+    let why = "the data of primary can't be opened";
+    assert!(said.contains(why) && said.contains("symbolic link"), "{said}");
+
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("nobody knows what would be lost") && said.contains("symbolic link"), "{said}");
+}
+
+/// Rights to functions are those of one database, and standbys know none but `postgres`.
+#[test]
+fn a_server_with_a_database_of_its_own_is_cloned_and_rewound_as_well() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15", "-e", "POSTGRES_DB=shop"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "CREATE TABLE lost ()");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    host.pgbox(&["rejoin", "primary"]);
+    assert!(log(&host, "primary").contains("pg_rewind has taken back"), "{}", log(&host, "primary"));
+}
+
+/// Psql stands between a backup and a heap of files: here it is a script, which can also reach the other server's data.
+#[test]
+fn half_a_backup_is_none() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let psql = host.scratch("bin").join("psql");
+    let program = format!("{}:/usr/lib/postgresql/15/bin/psql", psql.display());
+    let data = format!("{}:/other", host.root.join("volumes/default/primary/data").display());
+    let lost = "0/3000000|START WAL LOCATION: 0/F0000028 (file 0000000100000000000000F0)";
+    for (script, why) in [
+        ("", "psql has ended, and has not ended the backup"),
+        ("echo; read stop", "psql has ended, and has not ended the backup"),
+        ("mkdir /other/pg_tblspc/1; echo; read stop; rmdir /other/pg_tblspc/1", "there are tablespaces"),
+        (
+            "cd /other/global; mv pg_control kept; echo; read stop; mv kept pg_control",
+            "global/pg_control is not there",
+        ),
+        (&format!("echo; read stop; echo '{lost}'"), "has not kept 0000000100000000000000F0"),
+        ("echo; read stop; echo 0/3000000", "has no label"),
+    ] {
+        std::fs::write(&psql, format!("#!/bin/sh\nread start\n{script}\n")).unwrap();
+        run("chmod", &["755", psql.to_str().unwrap()]);
+        let args = ["replica", "r1", "--of", "primary", "--copy", "reflink", "-v", &program, "-v", &data];
+        let said = host.fails(1, &args);
+        assert!(said.contains(why), "{script}: {said}");
+    }
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+}
+
+/// After a promotion inside of it, a segment is archived as the new primary's, and its first part as `.partial`.
+#[test]
+fn only_what_is_finished_counts_as_archived() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    for _ in 0..4 {
+        host.sql(
+            "primary",
+            &[],
+            "SELECT pg_logical_emit_message(true, '', repeat('x', 1000)), pg_switch_wal()",
+        );
+    }
+    // Files of the log that nobody needs any more are for what comes.
+    host.sql("primary", &[], "CHECKPOINT");
+    host.pgbox(&["replica", "r1", "--of", "primary", "--copy", "reflink"]);
+    let current = host.sql("primary", &[], "SELECT pg_walfile_name(pg_current_wal_lsn())");
+    let names = |dir: &str| -> Vec<String> {
+        let dir = std::fs::read_dir(host.root.join("volumes/default/r1/data/pg_wal").join(dir)).unwrap();
+        dir.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    };
+    assert!(names("").iter().any(|name| name.len() == 24 && *name > current), "{:?}", names(""));
+    let done = names("archive_status");
+    assert!(!done.iter().any(|name| *name >= current), "{current}: {done:?}");
+}

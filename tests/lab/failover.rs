@@ -1,7 +1,7 @@
 //! The primary changes: planned, after a death, and with something to lose.
 
 use crate::{
-    harness::{Host, text},
+    harness::{Host, run, text},
     replica::until,
 };
 
@@ -240,6 +240,47 @@ fn two_that_never_met_do_not_begin_the_same_timeline() {
     for node in ["r1", "primary"] {
         until("-1", || host.sql(node, &[], "SELECT string_agg(i::text, ',') FROM t"));
     }
+}
+
+/// What is made below a live overlay need not be seen in it.
+#[test]
+fn a_standby_with_its_log_in_the_container_hears_of_the_others_timelines() {
+    let Some(host) = Host::new() else { return };
+    let kept = host.scratch("kept");
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary", "-v", &format!("{}:/kept:ro", kept.display())]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    host.pgbox(&["stop", "r2"]);
+    let below = host.root.join("labs/default/nodes/r2/upper/var/lib/postgresql");
+    let wal = host.root.join("volumes/default/r2/data/pg_wal");
+    let aside = format!(
+        "mkdir -p {0} && mv {1} {0}/log && ln -s /var/lib/postgresql/log {1}",
+        below.display(),
+        wal.display()
+    );
+    run("sh", &["-c", &aside]);
+    host.pgbox(&["start", "r2"]);
+    // The kernel remembers that there is none.
+    host.fails(2, &["exec", "r2", "--", "ls", "/var/lib/postgresql/log/00000002.history"]);
+    host.pgbox(&["freeze", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    assert!(host.pgbox(&["failover", "r1"]).contains("timeline 2"));
+    host.sql("r1", &[], "INSERT INTO t VALUES (1)");
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["thaw", "r2"]);
+    // What was given to the node to read is not written to for it.
+    run("cp", &["-a", &below.join("log/.").display().to_string(), kept.to_str().unwrap()]);
+    let lead_to = |place: &str| {
+        std::fs::remove_file(&wal).unwrap();
+        std::os::unix::fs::symlink(place, &wal).unwrap();
+    };
+    lead_to("/kept");
+    let said = host.fails(1, &["failover", "r2", "--accept-loss"]);
+    assert!(said.contains("make 00000002.history") && said.contains("Read-only file system"), "{said}");
+    lead_to("/var/lib/postgresql/log");
+    let said = host.pgbox(&["failover", "r2", "--accept-loss"]);
+    assert!(said.contains("timeline 3"), "{said}");
 }
 
 /// What the standby lacks is no longer in the primary's log: that it holds no commit there says nothing.

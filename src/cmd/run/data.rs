@@ -160,9 +160,9 @@ fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
 /// Whether data did not come from the cluster of the node that is followed. What can't be read here the server finds out.
 fn is_strange(context: &Context, follow: &Follow, data: &Path) -> Result<bool> {
     let of = node::find(&context.root, &context.lab, &follow.of)?;
-    let system = |data: &Path| Place::alone(data).control().map(|control| control.system);
-    let theirs = of.state.data.as_deref().map(system);
-    Ok(matches!((system(data), theirs), (Ok(own), Some(Ok(theirs))) if own != theirs))
+    let system = |place: Place| place.control().map(|control| control.system);
+    let theirs = Place::of(&of.state).and_then(system);
+    Ok(matches!((system(Place::alone(data)), theirs), (Ok(own), Ok(theirs)) if own != theirs))
 }
 
 /// The named volume of a data directory, if it is one's.

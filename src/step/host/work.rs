@@ -118,6 +118,8 @@ pub fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
 pub fn create_role(server: &Login, secret: &Path) -> Result<()> {
     let password = fs::read_to_string(secret).with_context(|| format!("read {}", secret.display()))?;
     let sql = standby::create_role(&password::verifier(password.trim_end()));
+    // A right to a function is one of its database, and this is where the standbys' sessions are.
+    let server = Login { database: standby::DATABASE.to_owned(), ..server.clone() };
     server.ask(sql::PATIENCE, move |client| client.batch_execute(&sql))
 }
 
