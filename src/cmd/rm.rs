@@ -166,6 +166,10 @@ fn settle(context: &Context) {
 fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
     let found = facts::remains(&context.root, &context.lab, name)?;
     if found.is_empty() {
+        if !args.dry_run {
+            // One that was killed at its very end has left the directory, without its name.
+            context.root.node(&context.lab, name).remove()?;
+        }
         return Err(error);
     }
     if args.dry_run {
