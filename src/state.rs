@@ -153,6 +153,11 @@ pub struct VolumeState {
 
 impl VolumeState {
     pub const VERSION: u32 = VERSION;
+
+    /// What is said of a volume of which nothing was kept.
+    pub fn unknown() -> Self {
+        Self { version: Self::VERSION, image: String::new(), libc: None, superseded_by: None }
+    }
 }
 
 /// The directories below one root.

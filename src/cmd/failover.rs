@@ -70,8 +70,10 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
     if args.dry_run {
         println!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
+        let orphans = failover::orphans(&context.root, head, target)?;
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
+            .chain(&orphans)
             .filter(|node| node.name != target.name)
             .for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
         return Ok(0);

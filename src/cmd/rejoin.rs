@@ -139,6 +139,10 @@ fn check(node: &Node, primary: &Node) -> Result<()> {
     let name = &node.name;
     if primary.name == *name {
         return Err(match primary.state.role() {
+            Role::Primary if primary.pidfd.is_none() => advise(
+                format!("`{name}` is the primary, and does not run"),
+                format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),
+            ),
             Role::Primary => advise(
                 format!("`{name}` is the primary"),
                 "switch over to a standby first: `pgbox switchover STANDBY`",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 
 use super::{
-    arrival, endpoint, halt,
+    arrival, endpoint, halt, leftover,
     loss::{self, Loss},
     takeover::{self, Promoted},
 };
@@ -157,9 +157,14 @@ pub fn promote(
     head: Option<&Node>,
     target: &Node,
 ) -> Result<(Promoted, Vec<String>)> {
-    let mut warnings = Vec::new();
-    let others: Vec<&Node> = head
-        .map_or(Vec::new(), |head| cluster.followers(&head.name).filter(|n| n.name != target.name).collect());
+    let orphans = orphans(root, head, target)?;
+    let followers = head.into_iter().flat_map(|head| cluster.followers(&head.name));
+    let others: Vec<&Node> = followers.chain(&orphans).filter(|node| node.name != target.name).collect();
+    // Of an old primary that is there it is its state that says so.
+    let mut warnings = match head {
+        Some(_) => Vec::new(),
+        None => leftover::mark(root, target)?,
+    };
     // It is dead by now. Whoever has left that to others has it done here.
     head.map_or(Ok(()), |head| takeover::fence(root, head))?;
     if !others.is_empty() {
@@ -185,6 +190,17 @@ pub fn promote(
         )
     }));
     Ok((promoted, warnings))
+}
+
+/// The standbys that followed the same server as this one, which is gone: where there is no old primary they are nobody's.
+pub fn orphans(root: &Root, head: Option<&Node>, target: &Node) -> Result<Vec<Node>> {
+    let Role::Standby { of } = target.state.role() else { return Ok(Vec::new()) };
+    let mut nodes = node::all(root, &target.lab)?;
+    if head.is_some() || nodes.iter().any(|node| node.name == of) {
+        return Ok(Vec::new());
+    }
+    nodes.retain(|node| node.name != target.name && node.state.role() == Role::Standby { of: of.clone() });
+    Ok(nodes)
 }
 
 /// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no

@@ -13,6 +13,7 @@ pub mod goal;
 pub mod halt;
 pub mod interrupt;
 pub mod launch;
+pub mod leftover;
 pub mod loss;
 pub mod membership;
 pub mod orders;

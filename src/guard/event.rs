@@ -71,7 +71,8 @@ impl Event {
             Self::Back { primary, after_ms } => {
                 format!("`{primary}` is back after {}: I did nothing", shown(*after_ms))
             }
-            Self::Failed { primary, what, after_ms: 0 } => format!("`{primary}` has failed: it {what}"),
+            // A death needs no time; what it took is the look at it.
+            Self::Failed { primary, what, after_ms: 0..10 } => format!("`{primary}` has failed: it {what}"),
             Self::Failed { primary, what, after_ms } => {
                 format!("`{primary}` has failed: it {what}, for {}", shown(*after_ms))
             }

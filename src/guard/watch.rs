@@ -381,7 +381,7 @@ fn cut_off(cluster: &Cluster, rule: &SyncRule) -> Sight {
         (true, false) => {
             Sight::Failing(format!("is cut off: its commits wait, and {} can't hear it", named(&deaf)))
         }
-        (true, true) => Sight::LetBe("has commits that wait, and no standby of the rule answers".to_owned()),
+        (true, true) => Sight::LetBe("lets commits wait: no standby of its rule answers".to_owned()),
         // One of both will notice.
         (false, _) => Sight::Well,
     }

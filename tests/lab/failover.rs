@@ -475,3 +475,27 @@ fn who_only_fell_off_follows_as_it_is_and_says_so() {
     assert_eq!(system("r2"), data, "its data are the same files");
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
 }
+
+/// Removed before the promotion, the old primary has no state to say that another one took its place: its data say it.
+#[test]
+fn a_primary_that_was_removed_first_does_not_come_back_beside_its_successor() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    for node in ["r1", "r2"] {
+        until("7", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT i FROM t"]).stdout));
+        host.pgbox(&["net", "cut", "primary", node]);
+    }
+    host.sql("primary", &[], "INSERT INTO t VALUES (8)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["rm", "primary"]);
+    assert!(host.pgbox(&["promote", "r1", "--dry-run"]).contains("follow: `r2` follows `r1`"));
+    let output = host.try_pgbox(&["promote", "r1"]);
+    let said = text(&output.stderr);
+    let lacks = "the volume `primary`, which a primary has left, has 1 transaction that `r1` lacks";
+    assert!(output.status.success() && said.contains(lacks), "{said}");
+    until("r2 streaming", || host.sql("r1", &[], STREAMS));
+    let said = host.fails(1, &["run", "primary", "postgres:15"]);
+    assert!(said.contains("`r1` was promoted in its place"), "{said}");
+    assert_eq!(host.json(&["endpoint", "--json"])[0]["leads_to"], serde_json::json!(["r1"]));
+}
