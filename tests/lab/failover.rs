@@ -484,11 +484,11 @@ fn a_primary_that_was_removed_first_does_not_come_back_beside_its_successor() {
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
     for node in ["r1", "r2"] {
         until("7", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT i FROM t"]).stdout));
-        host.pgbox(&["net", "cut", "primary", node]);
+        host.pgbox(&["stop", node]);
     }
     host.sql("primary", &[], "INSERT INTO t VALUES (8)");
-    host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["rm", "primary"]);
+    host.pgbox(&["rm", "--force", "primary"]);
+    host.pgbox(&["start", "r1", "r2"]);
     assert!(host.pgbox(&["promote", "r1", "--dry-run"]).contains("follow: `r2` follows `r1`"));
     let output = host.try_pgbox(&["promote", "r1"]);
     let said = text(&output.stderr);
