@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// Notes beside every volume of this cluster that no node uses, and that a primary has left, that `promoted` is about to take
-/// its place. Gives what of them that one lacks, for people.
+/// its place. Gives what of them that one lacks, for people. Data that did not begin at the top of their volume are not found:
+/// only the node knew where.
 pub fn mark(root: &Root, promoted: &Node) -> Result<Vec<String>> {
     let (name, lab) = (&promoted.name, &promoted.lab);
     let system = Place::of(&promoted.state)?.control()?.system;

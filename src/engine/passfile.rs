@@ -31,23 +31,28 @@ pub fn settle(root: &Root, lab: &Name) -> Result<()> {
     }
 }
 
-/// The same for who does not hold the lock, and need not wait for it where nothing is to be done.
+/// The same for who does not hold the lock, which is taken only if there is something to write.
 pub fn settle_unlocked(root: &Root, lab: &Name) -> Result<()> {
-    match root.load_lab(lab)? {
-        Some(state) if state::read_secret(&root.pass_file(lab))? != text(root, lab, &state)? => {
-            let _lock = root.lock(lab)?;
-            settle(root, lab)
-        }
-        _ => Ok(()),
+    if is_due(root, lab)? {
+        let _lock = root.lock(lab)?;
+        settle(root, lab)?;
     }
+    Ok(())
 }
 
 /// The same, unless somebody is at work on the lab: that one does it in the end, and a command that only reads does not wait.
 pub fn settle_if_free(root: &Root, lab: &Name) -> Result<()> {
-    match root.try_lock(lab)? {
-        Some(_lock) => settle(root, lab),
-        None => Ok(()),
+    if is_due(root, lab)?
+        && let Some(_lock) = root.try_lock(lab)?
+    {
+        settle(root, lab)?;
     }
+    Ok(())
+}
+
+fn is_due(root: &Root, lab: &Name) -> Result<bool> {
+    let Some(state) = root.load_lab(lab)? else { return Ok(false) };
+    Ok(state::read_secret(&root.pass_file(lab))? != text(root, lab, &state)?)
 }
 
 /// Who logs in where with which password. The exact places first.
