@@ -120,13 +120,20 @@ impl Cgroup {
         let dir = mount.path.join(&self.relative);
         let controllers = if mount.v2 { self.hierarchy.controllers_of(mount) } else { Vec::new() };
         let make = || mkdir(&dir, Mode::from_bits_truncate(0o755));
-        // On v1 a parent only has to be there.
-        let result = match (if controllers.is_empty() { make() } else { Err(Errno::ENOENT) }, dir.parent()) {
-            (Err(Errno::ENOENT), Some(parent)) => {
-                make_parent(parent, &mount.path, &controllers, made)?;
+        let mut prepare = || match dir.parent() {
+            Some(parent) => make_parent(parent, &mount.path, &controllers, made),
+            None => Ok(()),
+        };
+        // A v2 parent has to hand its controllers on; on v1 it only has to be there.
+        if !controllers.is_empty() {
+            prepare()?;
+        }
+        let result = match make() {
+            Err(Errno::ENOENT) => {
+                prepare()?;
                 make()
             }
-            (result, _) => result,
+            result => result,
         };
         result.with_context(|| format!("create cgroup {}: mkdir", dir.display()))?;
         made.push(dir);
