@@ -10,7 +10,7 @@ use crate::{
     engine::{
         follower,
         halt::{self, Shutdown},
-        orders, slots, takeover,
+        loss, orders, slots, takeover,
     },
     facts::{
         cluster, history,
@@ -50,7 +50,8 @@ fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
     };
     let streams =
         node.pidfd.is_some() && !node.frozen && follower::streams(&server.login()?, name.as_str()).is_ok();
-    Ok(streams.then_some(of))
+    // One that is ahead of a new primary is seen to stream the end of the old timeline, for a moment.
+    Ok((streams && !loss::has_more(server, node)).then_some(of))
 }
 
 pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
