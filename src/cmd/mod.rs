@@ -41,7 +41,6 @@ mod volume;
 mod wait;
 mod which;
 
-use std::ffi::OsString;
 
 use anyhow::Result;
 
@@ -89,12 +88,6 @@ impl Context {
             );
         }
     }
-}
-
-/// Whether a command line may begin a process in an image, as far as its words tell: one more than need be does no harm.
-pub fn enters_an_image(args: impl Iterator<Item = OsString>) -> bool {
-    let subcommands = ["run", "exec", "start", "replica"];
-    args.skip(1).take_while(|word| word != "--").any(|word| subcommands.iter().any(|name| word == *name))
 }
 
 /// Runs a command line; gives the exit code.
