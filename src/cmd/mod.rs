@@ -98,7 +98,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         facts::lab::check(&context.root, &context.lab)?;
     }
     match cli.command {
-        Command::Run(args) => run::run(&context, *args),
+        Command::Run(args) => run::run(&context, *args.0),
         Command::Replica(args) => replica::run(&context, &args),
         Command::Up(args) => up::run(&context, &args),
         Command::Down(args) => down::run(&context, &args),
@@ -110,8 +110,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
-        Command::Exec(args) => exec::run(&context, args),
-        Command::Psql(args) => psql::run(&context, args),
+        Command::Exec(args) => exec::run(&context, *args.0),
+        Command::Psql(args) => psql::run(&context, *args.0),
         Command::Uri(args) => uri::run(&context, &args),
         Command::Env(args) => environment::env(&context, &args),
         Command::With(args) => environment::with(&context, &args),
@@ -133,8 +133,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Thaw(args) => freeze::thaw(&context, &args),
         Command::Net(args) => net::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
-        Command::Image(command) => image::run(&context, command),
-        Command::Volume(command) => volume::run(&context, command),
+        Command::Image(command) => image::run(&context, *command.0),
+        Command::Volume(command) => volume::run(&context, *command.0),
         Command::Drive(command) => drive::run(&context, &command),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Completions { shell } => {

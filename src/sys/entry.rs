@@ -1,21 +1,21 @@
 //! The program's first instructions, before those of the C library. elf(5) `e_entry`, execve(2), proc(5) `/proc/PID/exe`.
 //!
-//! A command that enters an image executes this program once more, through a read-only mount ([`super::exe`] has the
-//! reason). The start of a static C library is most of what that costs: it asks the CPU about itself with dozens of
-//! `cpuid`, and each of these is a trap where the CPU is a virtual one. So the second execve comes before the first
-//! such start. Whatever keeps it from that is left to [`super::exe::reexec_read_only`], which reports it.
+//! A command that enters somebody else's root directory executes this program once more, through a read-only mount
+//! ([`super::exe`] has the reason). The start of a static C library is most of what that costs: it asks the CPU about
+//! itself with dozens of `cpuid`, and each of these is a trap where the CPU is a virtual one. So the second execve comes
+//! before the first such start. Whatever keeps it from that is left to [`super::exe::reexec_read_only`], which reports it.
 //!
 //! Nothing has been set up here: no thread-local storage, no relocations, and a call of `memcpy` or `strlen` would jump
-//! to an address that nobody has filled in yet. So this is arithmetic on pointers and five system calls. The linker is told of
-//! the entry in `build.rs`; on other architectures the program begins as all do.
+//! to an address that nobody has filled in yet. So this is arithmetic on pointers and five system calls. The linker is
+//! told of the entry in `build.rs`; on other architectures the program begins as all do.
 
 use core::arch::{asm, global_asm};
 use core::ffi::{CStr, c_char};
 use core::ptr;
 
 use libc::{
-    AT_EMPTY_PATH, AT_FDCWD, MOUNT_ATTR_RDONLY, OPEN_TREE_CLOEXEC, OPEN_TREE_CLONE, SYS_access, SYS_close, SYS_execveat,
-    SYS_mount_setattr, SYS_open_tree, W_OK, mount_attr,
+    AT_EMPTY_PATH, AT_FDCWD, MOUNT_ATTR_RDONLY, OPEN_TREE_CLOEXEC, OPEN_TREE_CLONE, SYS_access, SYS_close,
+    SYS_execveat, SYS_mount_setattr, SYS_open_tree, W_OK, mount_attr,
 };
 
 const SELF: &CStr = c"/proc/self/exe";
@@ -36,8 +36,8 @@ global_asm!(
     before = sym before_libc,
 );
 
-/// Executes the program again through a read-only mount if its words tell that it may enter an image, and if that has not
-/// happened yet. `stack` is as execve leaves it: argc, the arguments, a null, the environment, a null.
+/// Executes the program again through a read-only mount if its words ask for what needs that, and if it has not happened
+/// yet. `stack` is as execve leaves it: argc, the arguments, a null, the environment, a null.
 extern "C" fn before_libc(stack: *const usize) {
     // SAFETY: the kernel has written argc and that many pointers to strings, a null after them, and the same for the
     // environment; nobody has changed them yet.
@@ -45,17 +45,18 @@ extern "C" fn before_libc(stack: *const usize) {
         let argc = *stack;
         let args = stack.add(1).cast::<*const c_char>();
         let vars = args.add(argc + 1);
-        if enters_an_image(args) && is_writable() {
+        if enters_a_foreign_root(args) && is_writable() {
             execute_read_only(args, vars);
         }
     }
 }
 
-/// One that need not be costs a millisecond; one that is missed comes later.
+/// Whether a command line may execute what lies in somebody else's root directory, as far as its words tell. One execve that
+/// need not be costs a moment, and one that is missed comes later.
 ///
 /// # Safety
 /// `args` are pointers to strings, and a null.
-unsafe fn enters_an_image(mut args: *const *const c_char) -> bool {
+unsafe fn enters_a_foreign_root(mut args: *const *const c_char) -> bool {
     // SAFETY: reads up to the null, by the caller's promise.
     unsafe {
         while !(*args).is_null() {
