@@ -41,7 +41,6 @@ mod volume;
 mod wait;
 mod which;
 
-
 use anyhow::Result;
 
 use crate::{
