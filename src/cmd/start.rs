@@ -23,7 +23,7 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, faults, halt,
+        Reach, faults, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
@@ -217,12 +217,7 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
         return Ok(());
     };
     let Some(data) = &state.data else { return Ok(()) };
-    if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {other}"),
-        ));
-    }
+    holder::refuse(&context.root, data, Some(&state.spec.node))?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 
