@@ -292,6 +292,7 @@ fn spec(args: &[&str]) -> NodeSpec {
         tune: false,
         args: args.iter().map(|&word| word.to_owned()).collect(),
         subnet: None,
+        offline: false,
         follow: None,
     }
 }

@@ -34,6 +34,7 @@ mod stop;
 mod switchover;
 mod sync;
 mod talk;
+mod trial;
 mod up;
 mod uri;
 mod verify;

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, need_root, run, set};
+use super::{Context, need_root, run, set, trial};
 use crate::{
     cli,
     engine::sync,
@@ -26,14 +26,9 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
         dry_run: args.dry_run,
         explain: args.explain,
         timeout: args.timeout,
-        foreground: false,
-        remove: false,
         force: args.force,
-        detach: true,
-        tty: false,
-        interactive: false,
-        renew: None,
         tell_of_data: true,
+        ..run::How::detached()
     };
     if args.sync {
         check_sync(context, args)?;
@@ -44,7 +39,11 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
             "leave out --copy reflink, or --rate",
         ));
     }
-    let code = run::create(context, spec(context, args)?, None, &how)?;
+    let spec = spec(context, args)?;
+    if !args.dry_run && !args.explain {
+        trial::check(context, &spec, &set::parse(&args.settings)?)?;
+    }
+    let code = run::create(context, spec, None, &how)?;
     if args.sync && !args.dry_run && !args.explain {
         wait_for_it(context, args)?;
     }

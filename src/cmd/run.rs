@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Context, collation, endpoint, need_root,
     password::{self, Origin},
-    set, start, talk,
+    set, start, talk, trial,
 };
 use crate::{
     cli,
@@ -64,6 +64,9 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         renew: None,
         tell_of_data: true,
     };
+    if spec.command().is_none() && !how.dry_run && !how.explain {
+        trial::check(context, &spec, &spec.settings)?;
+    }
     create(context, spec, secret, &how)
 }
 
@@ -88,6 +91,25 @@ pub struct How {
     pub renew: Option<RenewHow>,
     /// Whether it is news to the user that there are data already.
     pub tell_of_data: bool,
+}
+
+impl How {
+    /// As a node is made that is to be left to itself, by a command that says itself what it goes on with.
+    pub fn detached() -> Self {
+        Self {
+            dry_run: false,
+            explain: false,
+            timeout: Duration::ZERO,
+            foreground: false,
+            remove: false,
+            force: false,
+            detach: true,
+            tty: false,
+            interactive: false,
+            renew: None,
+            tell_of_data: false,
+        }
+    }
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
@@ -244,6 +266,7 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         tune: args.tune.is_some(),
         args: args.args.clone(),
         subnet: args.subnet,
+        offline: false,
         follow: None,
     };
     Ok((spec, contract.secret))
@@ -288,7 +311,7 @@ pub fn variable(name: &str) -> Result<&str> {
 }
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    if !facts.nat {
+    if !facts.nat && !spec.offline {
         eprintln!(
             "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
             spec.node

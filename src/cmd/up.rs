@@ -27,6 +27,7 @@ use crate::{
 mod apply;
 mod content;
 mod node;
+mod settings;
 
 pub fn run(context: &Context, args: &cli::Up) -> Result<i32> {
     need_root("pgbox up")?;
@@ -48,7 +49,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     // Two at once would both make what is missing.
     let _up = context.root.lock_up(&context.lab)?;
     let begun = Instant::now();
-    let first = difference(context, args, wanted)?;
+    let mut first = difference(context, args, wanted)?;
+    first.wrong.extend(settings::wrong(context, wanted, &first.actions)?);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);
         return Ok(0);
@@ -78,7 +80,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         let rest = difference(context, args, wanted)?;
         let is_new = |note: &&String| !first.notes.contains(note);
         rest.notes.iter().filter(is_new).for_each(|note| super::note(context, note));
-        refuse_wrong(&rest)?;
+        let way_out = "the nodes are as they are wanted; mend the file, and `pgbox up` does the rest";
+        refuse_wrong(&rest).map_err(|error| advise(error.to_string(), way_out))?;
         let mut content = rest.actions.iter().filter(|action| action.is_content());
         content.try_for_each(|action| apply::apply(context, action, args.timeout))?;
     }
@@ -88,7 +91,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
 }
 
 fn refuse_wrong(changes: &Changes) -> Result<()> {
-    ensure!(changes.wrong.is_empty(), "{}", changes.wrong.join("; "));
+    ensure!(changes.wrong.is_empty(), "{}", changes.wrong.join("\n       "));
     Ok(())
 }
 

@@ -42,10 +42,7 @@ fn what_the_server_says_of_a_setting_is_the_cause() {
         let line = said.lines().find(|line| line.starts_with("  cause: ")).map(str::to_owned);
         line.unwrap_or_else(|| panic!("{said}"))
     };
-    assert!(cause(&["-c", "nope=1"]).contains("unrecognized configuration parameter \"nope\""));
-    assert!(
-        cause(&["-c", "wal_level=bogus"]).contains("invalid value for parameter \"wal_level\": \"bogus\"")
-    );
+    assert!(cause(&["--", "-c", "nope=1"]).contains("unrecognized configuration parameter \"nope\""));
     let memory = cause(&["-c", "shared_buffers=900GB"]);
     assert!(
         memory
@@ -53,6 +50,25 @@ fn what_the_server_says_of_a_setting_is_the_cause() {
         "{memory}"
     );
     assert!(cause(&["-c", "ssl=on"]).contains("FATAL:  could not load server certificate"));
+}
+
+/// Before there is anything: the image's own server is asked.
+#[test]
+fn a_setting_that_the_server_does_not_take() {
+    let Some(host) = Host::new() else { return };
+    let of = |setting: &'static str| ["run", "n", "postgres:15", "-c", "work_mem=8MB", "-c", setting];
+    refused(&host, &of("nope=1"), &["`n` would not start", "unrecognized configuration parameter \"nope\""]);
+    refused(
+        &host,
+        &of("wal_level=bogus"),
+        &["parameter \"wal_level\": \"bogus\"; Available values: minimal,"],
+    );
+    refused(&host, &of("max_connections=0"), &["0 is outside the valid range", "(1 .. 262143)"]);
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+    host.pgbox(&["run", "n", "postgres:15", "-c", "some.thing=1"]);
+    let replica = ["replica", "r", "--of", "n", "-c", "nope=1"];
+    let said = host.fails(1, &replica);
+    assert!(said.contains("`r` would not start with that: unrecognized"), "{said}");
 }
 
 #[test]
