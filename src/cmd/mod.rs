@@ -73,6 +73,7 @@ impl Context {
         if let Some(let_go) = &lock.let_go {
             warn(self, &let_go.text());
         }
+        password::settle_change(&self.root, &self.lab)?;
         Ok(lock)
     }
 
