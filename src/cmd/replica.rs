@@ -12,7 +12,7 @@ use crate::{
         cluster,
         node::{self, Node},
     },
-    hint::advise,
+    hint::{advise, misuse},
     image::Store,
     postgres::standby,
     spec::{Copying, Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
@@ -20,6 +20,13 @@ use crate::{
 };
 
 pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
+    if args.copy == Copying::Reflink && args.rate.is_some() {
+        return Err(misuse(
+            "clones are made at once: --rate is for a copy over the network",
+            "leave out --copy reflink, or --rate",
+        ));
+    }
+    let settings = set::parse(&args.settings)?;
     need_root("pgbox replica")?;
     crate::sys::exe::reexec_read_only()?;
     let how = run::How {
@@ -33,15 +40,10 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
     if args.sync {
         check_sync(context, args)?;
     }
-    if args.copy == Copying::Reflink && args.rate.is_some() {
-        return Err(advise(
-            "clones are made at once: --rate is for a copy over the network",
-            "leave out --copy reflink, or --rate",
-        ));
-    }
-    let spec = spec(context, args)?;
+    let mut spec = spec(context, args)?;
+    spec.settings.extend(settings.iter().cloned());
     if !args.dry_run && !args.explain {
-        trial::check(context, &spec, &set::parse(&args.settings)?)?;
+        trial::check(context, &spec, &settings)?;
     }
     let code = run::create(context, spec, None, &how)?;
     if args.sync && !args.dry_run && !args.explain {
@@ -128,7 +130,6 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     // What both may read can be shared; what one of them writes is its own.
     spec.volumes.retain(|volume| volume.read_only);
     spec.volumes.extend(args.volumes.iter().cloned().map(absolute).collect::<Result<Vec<_>>>()?);
-    spec.settings.extend(set::parse(&args.settings)?);
     let limits = &mut spec.limits;
     limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
     limits.memory_high = args.limits.memory_high.map_or(limits.memory_high, Bound::limit);

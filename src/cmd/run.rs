@@ -21,7 +21,7 @@ use crate::{
         ready::Answer,
     },
     facts,
-    hint::advise,
+    hint::misuse,
     image::Store,
     plan,
     postgres::{
@@ -208,12 +208,12 @@ fn stdio(state: &NodeState, how: &How) -> Stdio {
 /// Refuses what can't be meant.
 fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
-        return Err(advise(text, "leave one of them out"));
+        return Err(misuse(text, "leave one of them out"));
     }
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {
         let node = &spec.node;
-        return Err(advise(
+        return Err(misuse(
             "-it is for a command, and this is a server",
             format!(
                 "leave it out, and then: `pgbox psql {node}`, or `pgbox exec -it {node} -- bash`; a shell instead of \
@@ -223,7 +223,7 @@ fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
         ));
     }
     if how.remove && (how.detach || !command) && !how.foreground {
-        return Err(advise(
+        return Err(misuse(
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
         ));
@@ -304,7 +304,7 @@ pub fn variable(name: &str) -> Result<&str> {
     if begins && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
         return Ok(name);
     }
-    Err(advise(
+    Err(misuse(
         format!("`{name}` can't be the name of an environment variable"),
         "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
     ))

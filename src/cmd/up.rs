@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Context, need_root};
 use crate::{
     cli, facts,
-    hint::advise,
+    hint::{advise, as_misuse, misuse},
     lab::{
         file::{DEFAULT_IMAGE, LabFile},
         wanted::Wanted,
@@ -112,12 +112,12 @@ struct Opened {
 
 fn open(context: &Context, path: &Path) -> Result<Opened> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let file = LabFile::parse(&path.display().to_string(), &text)?;
+    let file = LabFile::parse(&path.display().to_string(), &text).map_err(as_misuse)?;
     let mut context =
         Context { root: context.root.clone(), lab: context.lab.clone(), options: context.options.clone() };
     if let Some(named) = file.lab().filter(|named| **named != context.lab) {
         if context.lab.as_str() != DEFAULT_LAB {
-            return Err(advise(
+            return Err(misuse(
                 format!("{} is about lab `{named}`, and not `{}`", path.display(), context.lab),
                 "leave --lab out, or take `lab` out of the file",
             ));
@@ -136,7 +136,7 @@ pub fn context(context: &Context, file: &Path) -> Result<Context> {
 fn with_file(context: &Context, args: &cli::Up, path: &Path) -> Result<i32> {
     let Opened { file, path, context } = open(context, path)?;
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path))?;
+    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path)).map_err(as_misuse)?;
     if file.has_passwords() && fs::metadata(&path)?.permissions().mode() & 0o044 != 0 {
         super::warn(
             &context,

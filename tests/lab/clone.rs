@@ -115,7 +115,7 @@ fn what_can_not_be_cloned_is_copied_by_pg_basebackup() {
         host.pgbox(&[&["replica", node, "--of", "primary"], &args[..]].concat());
         assert!(log(&host, node).contains("pg_basebackup copies the data: no clones were asked for"));
     }
-    let said = host.fails(1, &["replica", "r3", "--of", "primary", "--copy", "reflink", "--rate", "1g"]);
+    let said = host.fails(2, &["replica", "r3", "--of", "primary", "--copy", "reflink", "--rate", "1g"]);
     assert!(said.contains("leave out"), "{said}");
 
     // Another file system: tests run in a directory that is on none that has both.

@@ -487,10 +487,10 @@ fn two_at_once_make_one_lab() {
 fn what_is_wrong_in_a_file_is_said_before_anything_is_made() {
     let Some(host) = Host::new() else { return };
     let file = write(&host, "lab.toml", "[nodes.primary]\nmemroy = '1g'\n");
-    let said = host.fails(1, &["up", file.to_str().unwrap()]);
+    let said = host.fails(2, &["up", file.to_str().unwrap()]);
     assert!(said.contains("lab.toml:2: unknown field `memroy`"), "{said}");
     let file = write(&host, "lab.toml", "lab = 'shop'\n[nodes.primary]\n");
-    let said = host.fails(1, &["--lab", "other", "up", file.to_str().unwrap()]);
+    let said = host.fails(2, &["--lab", "other", "up", file.to_str().unwrap()]);
     assert!(said.contains("is about lab `shop`, and not `other`"), "{said}");
     host.is_forgotten();
 }
