@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show, sys::process};
+use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, hint::Advised, show, sys::process};
 
 fn main() -> ExitCode {
     process::end_on_closed_pipe();
@@ -14,7 +14,8 @@ fn main() -> ExitCode {
             show::error::print(&error, &options);
             let not_started = error.downcast_ref::<NotStarted>().map(|e| e.code);
             let step_failed = error.downcast_ref::<StepFailed>().map(|e| e.code);
-            ExitCode::from(not_started.or(step_failed).unwrap_or(1) as u8)
+            let advised = error.downcast_ref::<Advised>().map(|e| e.code);
+            ExitCode::from(not_started.or(step_failed).or(advised).unwrap_or(1) as u8)
         }
     }
 }

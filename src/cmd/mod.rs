@@ -34,6 +34,7 @@ mod stop;
 mod switchover;
 mod sync;
 mod talk;
+mod trial;
 mod up;
 mod uri;
 mod verify;
@@ -70,6 +71,7 @@ impl Context {
         if let Some(let_go) = &lock.let_go {
             warn(self, &let_go.text());
         }
+        password::settle_change(&self.root, &self.lab)?;
         Ok(lock)
     }
 

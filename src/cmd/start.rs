@@ -30,7 +30,7 @@ use crate::{
     },
     enter,
     facts::{self, cluster, node},
-    hint::advise,
+    hint::{advise, misuse},
     plan::{
         self,
         follow::{self, Upstream},
@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     match &nodes[..] {
         [name] => start_in_foreground(context, name, args.timeout),
         _ => {
-            Err(advise("only one node can be in the foreground", "name one node, or leave --foreground out"))
+            Err(misuse("only one node can be in the foreground", "name one node, or leave --foreground out"))
         }
     }
 }

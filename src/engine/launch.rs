@@ -53,7 +53,7 @@ pub fn bring_up(
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
     super::apply(&state.plan, reach, &journal, &mut tell)
-        .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
+        .map_err(|failure| super::roll_back(root, state, reach, failure))?;
     if let Some(postgres) = state.postgres() {
         node.give_orders(&postgres.orders)?;
     }
@@ -273,7 +273,7 @@ fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Er
     let has_log = index + 1 >= state.plan.inner.len();
     let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
     end_all(state);
-    let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
+    let host = taken_back(root, state, reach, state.plan.host.len());
     let cause = hint::cause_text(&error);
     // A program that failed on a full disk often says so earlier than in its last words.
     let hint = hint::for_inner_step(&cause).or_else(|| log.iter().rev().find_map(|l| hint::for_log_line(l)));
