@@ -89,7 +89,7 @@ fn remember_loser(context: &Context, node: &Node) -> Result<()> {
 /// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of: true if
 /// there are any.
 fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
-    let all = match node::all(&context.root, &context.lab) {
+    let mut all = match node::all(&context.root, &context.lab) {
         Ok(all) => all,
         // One that can't be read keeps none from being removed.
         Err(error) => {
@@ -97,9 +97,9 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
             return Ok(false);
         }
     };
+    all.retain(|other| other.name != node.name && !going.contains(&other.name));
     let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
-    let followers: Vec<&Node> =
-        all.iter().filter(follows).filter(|node| !going.contains(&node.name)).collect();
+    let followers: Vec<&Node> = all.iter().filter(follows).collect();
     let upstream = match node.state.role() {
         Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),
         _ => None,
@@ -111,13 +111,13 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
                 takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
                 format!("`{name}` follows `{}` now", of.name)
             }
-            None => format!("`{name}` followed `{gone}`; to make it the primary: `pgbox promote {name}`"),
+            None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(&all, follower)),
         };
         super::note(context, &text);
     }
     if let (Some(of), false) = (&upstream, followers.is_empty()) {
         // While the slot of the one that goes still keeps what they may lack.
-        slots::settle(&cluster::of(&context.root, &context.lab, &of.name)?)?;
+        slots::settle(&cluster::below(&context.root, &context.lab, &of.name)?)?;
     }
     Ok(upstream.is_none() && !followers.is_empty())
 }
