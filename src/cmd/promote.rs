@@ -66,8 +66,12 @@ fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by
 fn there_would_be_two(cluster: &Cluster, name: &Name, of: &Name) -> Error {
     let head = &cluster.head().name;
     let way_out = match cluster.node(of) {
-        Some(_) => format!("planned: `pgbox switchover {name}`; if `{head}` is broken: `pgbox failover {name}`"),
-        None => format!("let it follow that: `pgbox rejoin {name}`; then `pgbox switchover {name}` if need be"),
+        Some(_) => {
+            format!("planned: `pgbox switchover {name}`; if `{head}` is broken: `pgbox failover {name}`")
+        }
+        None => {
+            format!("let it follow that: `pgbox rejoin {name}`; then `pgbox switchover {name}` if need be")
+        }
     };
     advise(format!("`{name}` follows `{of}`, and the primary `{head}` runs: there would be two"), way_out)
 }
@@ -94,7 +98,9 @@ fn more_than(context: &Context, gone: &Name) -> Result<Option<String>> {
     let follows = |node: &Node| node.state.role() == Role::Standby { of: gone.clone() };
     let standby = node::all(&context.root, &context.lab)?.into_iter().find(follows);
     Ok(match standby {
-        Some(Node { name, .. }) => Some(format!("first promote `{name}`, which followed it: `pgbox promote {name}`")),
+        Some(Node { name, .. }) => {
+            Some(format!("first promote `{name}`, which followed it: `pgbox promote {name}`"))
+        }
         None if lab::has_data(&context.root, &context.lab, gone) => {
             Some(format!("`pgbox run {gone}` brings `{gone}` back with the data that it has left"))
         }

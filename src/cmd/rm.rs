@@ -30,7 +30,7 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
 /// Removes one of the nodes that are to go.
 pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     let _lock = context.lock()?;
-    let node = match node::find(&context.root, &context.lab, name) {
+    let mut node = match node::find(&context.root, &context.lab, name) {
         Err(error) if args.force => return remove_remains(context, args, name, error),
         other => other?,
     };
@@ -55,10 +55,10 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     }
     let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
     remember_loser(context, &node)?;
-    halt::remove(&context.root, &node)?;
     if is_missed {
-        keep_name(&node)?;
+        keep_name(&mut node);
     }
+    halt::remove(&context.root, &node)?;
     settle(context);
     endpoint::settle(context, None);
     for volume in volumes {
@@ -123,10 +123,9 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
 }
 
 /// Leaves the name of a server that is gone in the hosts file, for the standbys that go on looking for it: without the line
-/// they ask the name servers outside, and hear of no promotion meanwhile. It goes when its address is another node's.
-fn keep_name(node: &Node) -> Result<()> {
-    let mut named = node.state.plan.host.iter().filter(|step| matches!(step, HostStep::AddHostName { .. }));
-    named.try_for_each(HostStep::apply)
+/// they ask the name servers outside, and hear of no promotion meanwhile: one moment is enough. It goes when its address is another node's.
+fn keep_name(node: &mut Node) {
+    node.state.plan.host.retain(|step| !matches!(step, HostStep::AddHostName { .. }));
 }
 
 /// Takes a node out of the lab's rule, and says so.

@@ -28,7 +28,10 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
         print!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
     }
     let nodes = node::all(&context.root, &context.lab)?;
-    nodes.iter().filter_map(|node| cluster::left_alone(&nodes, node)).for_each(|text| super::note(context, &text));
+    nodes
+        .iter()
+        .filter_map(|node| cluster::left_alone(&nodes, node))
+        .for_each(|text| super::note(context, &text));
     context.tell_held();
     Ok(0)
 }

@@ -11,11 +11,12 @@ use anyhow::Result;
 use super::{
     arrival, endpoint, halt, leftover,
     loss::{self, Loss},
+    slots,
     takeover::{self, Promoted},
 };
 use crate::{
     facts::{
-        cluster::Cluster,
+        cluster::{self, Cluster},
         node::{self, Node},
     },
     hint::advise,
@@ -187,6 +188,8 @@ pub fn promote(
         halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
     }
     lead(None);
+    // One that followed another standby has left its slot there.
+    slots::settle(&cluster::of(root, &target.lab, &target.name)?)?;
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(
             "`{0}` has received what `{1}` never had; it can't follow before `pgbox rejoin {0}`",
@@ -196,16 +199,14 @@ pub fn promote(
     Ok((promoted, warnings))
 }
 
-/// Where the way up from this standby ends at a node that is gone, the others that followed that one: they are nobody's.
+/// The standbys of nodes that are gone whose data have the same origin as those of this one: they are nobody's.
 pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
     let mut nodes = node::all(root, &target.lab)?;
-    let mut top = target.state.role();
-    for _ in 0..nodes.len() {
-        let Role::Standby { of } = &top else { return Ok(Vec::new()) };
-        let Some(node) = nodes.iter().find(|node| node.name == *of) else { break };
-        top = node.state.role();
-    }
-    nodes.retain(|node| node.name != target.name && node.state.role() == top);
+    let names: Vec<Name> = nodes.iter().map(|node| node.name.clone()).collect();
+    nodes.retain(|node| {
+        let is_alone = matches!(node.state.role(), Role::Standby { of } if !names.contains(&of));
+        is_alone && node.name != target.name && cluster::have_one_origin(node, target)
+    });
     Ok(nodes)
 }
 

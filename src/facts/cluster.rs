@@ -75,8 +75,7 @@ fn is_lost(nodes: &[Node], node: &Node) -> bool {
 
 /// The primary among these nodes whose data have the same origin as those of `node`.
 fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
-    let own = origin(node)?;
-    let is_primary = |other: &&Node| other.state.role() == Role::Primary && origin(other) == Some(own);
+    let is_primary = |other: &&Node| other.state.role() == Role::Primary && have_one_origin(other, node);
     let mut primaries: Vec<&Node> = nodes.iter().filter(is_primary).collect();
     if primaries.iter().any(|primary| primary.pidfd.is_some()) {
         primaries.retain(|primary| primary.pidfd.is_some());
@@ -90,6 +89,11 @@ fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
 /// What the data of a node have in common with those of its cluster and of no other: initdb's number.
 fn origin(node: &Node) -> Option<u64> {
     Some(Place::of(&node.state).ok()?.control().ok()?.system)
+}
+
+/// Whether the data of two nodes come from one initdb. False where nobody knows.
+pub fn have_one_origin(one: &Node, other: &Node) -> bool {
+    origin(one).is_some_and(|own| origin(other) == Some(own))
 }
 
 /// The standbys of a lab that has nothing of a primary left, if all are of one cluster; else those of the cluster that `known`

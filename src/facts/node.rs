@@ -83,7 +83,9 @@ impl Node {
         let name = &self.name;
         self.pidfd.as_ref().ok_or_else(|| match self.state.role() {
             Role::Superseded { by } => advise(
-                format!("node `{name}` does not run: it was the primary, and `{by}` was promoted in its place"),
+                format!(
+                    "node `{name}` does not run: it was the primary, and `{by}` was promoted in its place"
+                ),
                 format!("bring it back as a standby: `pgbox rejoin {name}`"),
             ),
             _ => advise(format!("node `{name}` does not run"), format!("start it: pgbox start {name}")),
