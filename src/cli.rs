@@ -16,7 +16,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
-pub use fault::{Crash, Freeze, Heal, Net, Pair};
+pub use fault::{Crash, Freeze, Heal, Net, Pair, Thaw};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
@@ -123,7 +123,7 @@ pub enum Command {
     /// Stop all processes of nodes where they are
     Freeze(Freeze),
     /// Let frozen nodes go on
-    Thaw(Freeze),
+    Thaw(Thaw),
     /// Faults in the network between nodes: cut, loss, rate, delay
     #[command(subcommand)]
     Net(Net),

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, endpoint, need_root};
+use super::{Context, endpoint, need_root, which};
 use crate::{
     cli,
     engine::{
@@ -19,24 +19,26 @@ use crate::{
         node::Node,
     },
     hint::advise,
+    spec::Name,
     state::Role,
 };
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
     let _lock = context.lock()?;
-    take_over(context, args)
+    take_over(context, args, name)
 }
 
 /// What both commands do once they may. The caller holds the lab's lock.
-pub fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
+pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result<i32> {
     let begun = Instant::now();
-    let cluster = cluster::by_data(&context.root, &context.lab, &args.node)
-        .or_else(|_| cluster::below(&context.root, &context.lab, &args.node))?;
-    let target = cluster.node(&args.node).context("the cluster has lost a node")?;
+    let cluster = cluster::by_data(&context.root, &context.lab, name)
+        .or_else(|_| cluster::below(&context.root, &context.lab, name))?;
+    let target = cluster.node(name).context("the cluster has lost a node")?;
     let head = Some(cluster.head()).filter(|head| head.name != target.name);
     if head.is_none() && target.state.role() == Role::Primary {
-        super::note(context, &format!("`{}` is the primary already", args.node));
+        super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
     check(&cluster, target)?;

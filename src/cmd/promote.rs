@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Error, Result};
 
-use super::{Context, failover::take_over, need_root, start};
+use super::{Context, failover::take_over, need_root, start, which};
 use crate::{
     cli,
     engine::orders,
@@ -25,9 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox promote")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
     let lock = context.lock()?;
-    if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, &args.node) {
-        let (head, name) = (cluster.head(), &args.node);
+    if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name) {
+        let head = cluster.head();
         match (cluster.node(name).map(|node| node.state.role()), head.state.role()) {
             (Some(Role::Standby { of }), Role::Primary) if head.pidfd.is_some() => {
                 return Err(there_would_be_two(&cluster, name, &of));
@@ -38,7 +39,7 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
             _ => {}
         }
     }
-    take_over(context, args)
+    take_over(context, args, name)
 }
 
 /// Starts an old primary as the primary that it was: who took its place is gone.

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{Context, endpoint, need_root, start};
+use super::{Context, endpoint, need_root, start, which};
 use crate::{
     cli,
     engine::{
@@ -42,14 +42,15 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     need_root("pgbox switchover")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
     crate::sys::exe::reexec_read_only()?;
     let lock = context.lock()?;
-    let cluster = cluster::by_data(&context.root, &context.lab, &args.node)?;
-    if cluster.head().name == args.node && cluster.head().state.role() == Role::Primary {
-        super::note(context, &format!("`{}` is the primary already", args.node));
+    let cluster = cluster::by_data(&context.root, &context.lab, name)?;
+    if cluster.head().name == *name && cluster.head().state.role() == Role::Primary {
+        super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
-    let (old, target) = check(&cluster, &args.node)?;
+    let (old, target) = check(&cluster, name)?;
     let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
     if args.dry_run {
         println!("stop: `{}`, whose standbys receive all it has", old.name);

@@ -184,3 +184,35 @@ fn without_a_primary_reads_go_to_the_standbys_that_answer_and_writes_nowhere() {
     assert_eq!(ask(&ro, "SELECT i FROM t"), "7");
     ask(&rw, "INSERT INTO t VALUES (8)");
 }
+
+/// Whatever else is left of the cluster, what is hinted at works.
+#[test]
+fn data_that_a_standby_has_left_are_gone_on_with_as_is_said() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    let run_r1 = |hint: &str| {
+        let said = host.fails(1, &["run", "r1", "postgres:15"]);
+        assert!(said.contains(&format!("hint:  {hint}")), "{said}");
+    };
+    host.pgbox(&["rm", "-f", "r1"]);
+    run_r1("`pgbox replica r1 --of primary` goes on with them; `pgbox volume rm r1`");
+    host.pgbox(&["stop", "primary"]);
+    run_r1("`pgbox start primary`, then `pgbox replica r1 --of primary` goes");
+    host.pgbox(&["rm", "primary"]);
+    run_r1("`pgbox promote r2`, then `pgbox replica r1 --of r2` goes");
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    run_r1(
+        "`pgbox run primary` brings the primary back that has left the volume `primary`; then `pgbox replica r1 --of",
+    );
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
+    host.pgbox(&["rm", "-f", "r1"]);
+    host.pgbox(&["rm", "-f", "-v", "primary"]);
+    run_r1("nothing is left that they could follow: without ");
+    fs::remove_file(host.root.join("volumes/default/r1/data/standby.signal")).unwrap();
+    host.pgbox(&["run", "r1", "postgres:15"]);
+    assert_eq!(host.sql("r1", &[], "INSERT INTO t VALUES (8) RETURNING i"), "8");
+}
