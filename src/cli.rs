@@ -17,7 +17,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
-pub use fault::{Crash, Freeze, Heal, Net, Pair};
+pub use fault::{Crash, Freeze, Heal, Net, Pair, Thaw};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use later::Later;
@@ -125,7 +125,7 @@ pub enum Command {
     /// Stop all processes of nodes where they are
     Freeze(Later<Freeze>),
     /// Let frozen nodes go on
-    Thaw(Later<Freeze>),
+    Thaw(Later<Thaw>),
     /// Faults in the network between nodes: cut, loss, rate, delay
     #[command(subcommand)]
     Net(Later<Net>),

@@ -30,6 +30,15 @@ pub struct Freeze {
     pub nodes: Vec<Name>,
 }
 
+#[derive(Debug, Args)]
+pub struct Thaw {
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    pub nodes: Vec<Name>,
+    /// All nodes of the lab that are frozen
+    #[arg(long)]
+    pub all: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub enum Net {
     /// Let nothing pass between two nodes; connections that stand are hit, too

@@ -19,6 +19,7 @@ mod limit;
 mod logs;
 mod net;
 mod password;
+mod promote;
 mod ps;
 mod psql;
 mod rejoin;
@@ -103,7 +104,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Replica(args) => replica::run(&context, &args),
         Command::Up(args) => up::run(&context, &args),
         Command::Down(args) => down::run(&context, &args),
-        Command::Promote(args) => failover::promote(&context, &args),
+        Command::Promote(args) => promote::run(&context, &args),
         Command::Failover(args) => failover::failover(&context, &args),
         Command::Switchover(args) => switchover::run(&context, &args),
         Command::Guard(args) => guard::run(&context, &args),

@@ -160,10 +160,9 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         return Ok(());
     };
     let name = &state.spec.node;
-    if facts::load(&context.root, &context.lab, &of)?.is_none() {
-        let text = format!(
-            "`{name}` follows `{of}`, which is gone, and gets nothing new; to make it the primary: `pgbox promote {name}`"
-        );
+    let nodes = node::all(&context.root, &context.lab)?;
+    let node = nodes.iter().find(|node| node.name == *name);
+    if let Some(text) = node.and_then(|node| cluster::left_alone(&nodes, node)) {
         super::note(context, &text);
         follow::alone(state);
         return Ok(());
