@@ -38,10 +38,10 @@ use crate::spec::{
 )]
 pub struct Cli {
     /// Where images, volumes and nodes are kept
-    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true)]
+    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env_values = true)]
     pub root: PathBuf,
     /// The lab that is meant: a set of nodes on one bridge
-    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true)]
+    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env_values = true)]
     pub lab: Name,
     #[command(subcommand)]
     pub command: Command,
@@ -469,7 +469,15 @@ pub fn parse() -> Cli {
         true => Cli::command(),
         false => overview::first_help(Cli::command()),
     };
-    Cli::from_arg_matches(&command.get_matches_from(args)).unwrap_or_else(|error| error.exit())
+    let matches = command.clone().try_get_matches_from(&args).unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        // What the environment says would stand in the usage line as if it had to be given.
+        let bare = command.mut_args(|arg| arg.env(None::<&str>));
+        bare.try_get_matches_from(args).err().unwrap_or(error).exit()
+    });
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// Writes the completion script of a shell to standard output.

@@ -53,6 +53,8 @@ fn a_lab_without_a_file_is_a_primary_and_a_standby_and_stays_so() {
     assert!(foretold.starts_with(order) && foretold.contains("keep: volume primary"), "{foretold}");
     host.pgbox(&["down"]);
     host.is_forgotten();
+    let again = text(&host.try_pgbox(&["down"]).stderr);
+    assert!(again.contains("has no nodes; its data are in the volumes primary, replica"), "{again}");
     host.pgbox(&["up"]);
     until("replica streaming", || host.sql("primary", &[], STREAMS));
     assert_eq!(host.sql("replica", &[], "SELECT i FROM t"), "7", "the data stayed");

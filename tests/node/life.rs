@@ -411,6 +411,7 @@ fn a_lab_that_is_not_there_is_an_error_and_an_empty_default_is_none() {
     ] {
         refused(1, command, &words);
     }
+    refused(1, &["down"], &words);
     refused(125, &["with", "--", "true"], &words);
     refused(125, &["exec", "n", "--", "true"], &words);
     host.pgbox(&["--lab", "one", "rm", "-f", "n"]);
