@@ -37,11 +37,11 @@ use crate::spec::{
     disable_help_subcommand = true
 )]
 pub struct Cli {
-    /// Where images, volumes and nodes are kept
-    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env_values = true)]
+    /// Where images, volumes and nodes are kept (PGBOX_ROOT)
+    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true)]
     pub root: PathBuf,
-    /// The lab that is meant: a set of nodes on one bridge
-    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env_values = true)]
+    /// The lab: a set of nodes on one bridge (PGBOX_LAB)
+    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true)]
     pub lab: Name,
     #[command(subcommand)]
     pub command: Command,

@@ -371,13 +371,7 @@ fn what_is_said_is_as_it_was_given() {
 #[test]
 fn a_lab_that_is_not_there_is_an_error_and_an_empty_default_is_none() {
     let Some(host) = Host::new() else { return };
-    for empty in [
-        &["ps"][..],
-        &["status"],
-        &["lag"],
-        &["--lab", "nosuch", "ps", "--all-labs"],
-        &["--lab", "nosuch", "down"],
-    ] {
+    for empty in [&["ps"][..], &["status"], &["lag"], &["--lab", "nosuch", "ps", "--all-labs"], &["down"]] {
         let output = host.try_pgbox(empty);
         assert!(output.status.success(), "{empty:?}: {output:?}");
     }
