@@ -20,7 +20,7 @@ pub use fault::{Crash, Freeze, Heal, Net, Pair};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
-pub use uri::{As, Endpoint, Env, Uri, With};
+pub use uri::{As, Endpoint, Env, Uri, Whom, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
