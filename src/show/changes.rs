@@ -178,7 +178,8 @@ fn created(spec: &NodeSpec, on: Data) -> String {
     format!("{role} from {}{data}", spec.image)
 }
 
-fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
+/// What is otherwise in the limits of a node; empty if nothing is.
+pub fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
     let cpus = |milli: u64| (milli as f64 / 1000.0).to_string();
     let changed = |name: &str, old: Option<u64>, new: Option<u64>, show: &dyn Fn(u64) -> String| {
         let or_max = |value: Option<u64>| value.map_or_else(|| "max".to_owned(), show);

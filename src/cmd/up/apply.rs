@@ -78,5 +78,5 @@ fn clear(context: &Context, name: &Name) -> Result<()> {
 
 fn remove(context: &Context, node: &Name) -> Result<()> {
     let args = cli::Rm { nodes: vec![node.clone()], volumes: false, force: true, dry_run: false };
-    rm::run(context, &args).map(drop)
+    rm::remove(context, &args, node).map(drop)
 }
