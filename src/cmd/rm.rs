@@ -37,7 +37,7 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
 fn removed(name: &Name, volumes: &[PathBuf]) -> String {
     let shown = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let (kept, gone): (Vec<&PathBuf>, Vec<&PathBuf>) = volumes.iter().partition(|path| path.exists());
-    let names = |of: Vec<&PathBuf>| of.into_iter().map(|path| shown(path)).collect::<Vec<_>>();
+    let names = |of: Vec<&PathBuf>| of.into_iter().map(shown).collect::<Vec<_>>();
     let (kept, gone) = (names(kept), names(gone));
     match kept.is_empty() {
         true if gone.is_empty() => format!("{name} is removed"),

@@ -31,7 +31,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         }
         Action::Limit { node, limits, .. } => limit::set(context, node, limits.clone())?,
         Action::Publish { node, publish } => node::publish(context, node, publish)?,
-        Action::Follow { node, delay_ms, rate_kb } => node::follow(context, node, *delay_ms, *rate_kb)?,
+        Action::Follow { node, follow } => node::follow(context, node, follow)?,
         Action::Policy { node, restart, stop_timeout } => {
             node::policy(context, node, *restart, *stop_timeout)?;
         }
