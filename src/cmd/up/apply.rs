@@ -61,7 +61,7 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
         Data::Superseded(how) => Some(how),
         _ => None,
     };
-    let how = run::How { timeout, renew, ..run::How::detached() };
+    let how = run::How { timeout, renew, tell_of_data: true, ..run::How::detached() };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
 
