@@ -69,8 +69,8 @@ pub struct Replica {
     after_help = "Examples:\n  pgbox failover r1 --dry-run      what would be lost\n  pgbox failover r1                refuses if anything would"
 )]
 pub struct Failover {
-    /// The standby that is to become the primary
-    pub node: Name,
+    /// The standby that is to become the primary; without it, they are listed
+    pub node: Option<Name>,
     /// Go on even if acknowledged transactions are lost
     #[arg(long)]
     pub accept_loss: bool,
@@ -84,8 +84,8 @@ pub struct Failover {
     after_help = "Example:\n  pgbox switchover r1      r1 is the primary, and the old primary its standby"
 )]
 pub struct Switchover {
-    /// The standby that is to become the primary
-    pub node: Name,
+    /// The standby that is to become the primary; without it, they are listed
+    pub node: Option<Name>,
     /// How long the old primary may take to shut down, and then to stream
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
     pub timeout: Duration,

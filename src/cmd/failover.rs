@@ -1,4 +1,4 @@
-//! `pgbox failover` and `pgbox promote`: a standby becomes the primary without the help of the old one.
+//! `pgbox failover`: a standby becomes the primary without the help of the old one.
 //!
 //! The rule that surprises people: what the old primary acknowledged last may be on its disk alone. Here that disk can be
 //! read, so pgbox counts, instead of hoping, and refuses to let acknowledged transactions go unless told to.
@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, endpoint, need_root};
+use super::{Context, endpoint, need_root, which};
 use crate::{
     cli,
     engine::{
@@ -16,47 +16,29 @@ use crate::{
     },
     facts::{
         cluster::{self, Cluster},
-        node::{self, Node},
+        node::Node,
     },
     hint::advise,
+    spec::Name,
     state::Role,
 };
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
     let _lock = context.lock()?;
-    take_over(context, args)
+    take_over(context, args, name)
 }
 
-pub fn promote(context: &Context, args: &cli::Failover) -> Result<i32> {
-    need_root("pgbox promote")?;
-    let _lock = context.lock()?;
-    let node = node::find(&context.root, &context.lab, &args.node)?;
-    if let Role::Standby { of } = node.state.role()
-        && let Ok(cluster) = cluster::of(&context.root, &context.lab, &args.node)
-        && cluster.head().state.role() == Role::Primary
-        && cluster.head().pidfd.is_some()
-    {
-        let head = &cluster.head().name;
-        return Err(advise(
-            format!("`{}` follows `{of}`, and the primary `{head}` runs: there would be two", args.node),
-            format!(
-                "planned: `pgbox switchover {0}`; if `{head}` is broken: `pgbox failover {0}`",
-                args.node
-            ),
-        ));
-    }
-    take_over(context, args)
-}
-
-fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
+/// What both commands do once they may. The caller holds the lab's lock.
+pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result<i32> {
     let begun = Instant::now();
-    let cluster = cluster::of(&context.root, &context.lab, &args.node)
-        .or_else(|_| cluster::below(&context.root, &context.lab, &args.node))?;
-    let target = cluster.node(&args.node).context("the cluster has lost a node")?;
+    let cluster = cluster::by_data(&context.root, &context.lab, name)
+        .or_else(|_| cluster::below(&context.root, &context.lab, name))?;
+    let target = cluster.node(name).context("the cluster has lost a node")?;
     let head = Some(cluster.head()).filter(|head| head.name != target.name);
     if head.is_none() && target.state.role() == Role::Primary {
-        super::note(context, &format!("`{}` is the primary already", args.node));
+        super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
     check(&cluster, target)?;
@@ -70,7 +52,7 @@ fn take_over(context: &Context, args: &cli::Failover) -> Result<i32> {
     if args.dry_run {
         println!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
-        let orphans = failover::orphans(&context.root, head, target)?;
+        let orphans = failover::orphans(&context.root, target)?;
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
             .chain(&orphans)

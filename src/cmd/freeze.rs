@@ -11,9 +11,17 @@ pub fn freeze(context: &Context, args: &cli::Freeze) -> Result<i32> {
     each(context, &args.nodes, |name| set(context, name, true))
 }
 
-pub fn thaw(context: &Context, args: &cli::Freeze) -> Result<i32> {
+pub fn thaw(context: &Context, args: &cli::Thaw) -> Result<i32> {
     need_root("pgbox thaw")?;
-    each(context, &args.nodes, |name| set(context, name, false))
+    let mut nodes = args.nodes.clone();
+    if args.all {
+        let frozen = node::all(&context.root, &context.lab)?.into_iter().filter(|node| node.frozen);
+        nodes.extend(frozen.map(|node| node.name));
+        if nodes.is_empty() {
+            super::note(context, &format!("no node of lab `{}` is frozen", context.lab));
+        }
+    }
+    each(context, &nodes, |name| set(context, name, false))
 }
 
 /// Without the lab's lock: a command that waits for a node holds that, and may wait for the thaw.

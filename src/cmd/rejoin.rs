@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, collation, need_root, start};
+use super::{Context, collation, need_root, promote, start};
 use crate::{
     cli,
     engine::{
@@ -13,7 +13,8 @@ use crate::{
         loss, orders, slots, takeover,
     },
     facts::{
-        cluster, history,
+        cluster::{self, Cluster},
+        history,
         node::{self, Node},
         wal::Place,
     },
@@ -42,7 +43,7 @@ pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
 
 /// The server that a node streams from, if it does: then there is nothing to mend.
 fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
-    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let cluster = cluster::by_data(&context.root, &context.lab, name)?;
     let node = cluster.node(name).context("the cluster has lost a node")?;
     let Role::Standby { of } = node.state.role() else { return Ok(None) };
     let Some(server) = cluster.node(&of).filter(|of| of.pidfd.is_some() && !of.frozen) else {
@@ -66,9 +67,9 @@ pub fn stamp() -> u64 {
 
 fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
-    let before = cluster::of(&context.root, &context.lab, name)?;
+    let before = cluster::by_data(&context.root, &context.lab, name)?;
     let node = before.node(name).context("the cluster has lost a node")?;
-    check(node, before.head())?;
+    check(context, &before, node)?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
         let (how, why) = choose(how, &node.state, before.head(), before.head())?;
@@ -78,9 +79,9 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     }
     checkpoint(before.head())?;
     let lock = context.lock()?;
-    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let cluster = cluster::by_data(&context.root, &context.lab, name)?;
     let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
-    check(node, primary)?;
+    check(context, &cluster, node)?;
     ensure!(
         primary.name == before.head().name,
         "`{}` has become the primary at this moment; try again",
@@ -136,32 +137,24 @@ fn checkpoint(primary: &Node) -> Result<()> {
     server.ask(Duration::from_secs(300), |client| client.batch_execute("CHECKPOINT"))
 }
 
-fn check(node: &Node, primary: &Node) -> Result<()> {
-    let name = &node.name;
-    if primary.name == *name {
-        return Err(match primary.state.role() {
-            Role::Primary if primary.pidfd.is_none() => advise(
-                format!("`{name}` is the primary, and does not run"),
-                format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),
-            ),
-            Role::Primary => advise(
-                format!("`{name}` is the primary"),
-                "switch over to a standby first: `pgbox switchover STANDBY`",
-            ),
-            _ => advise(
-                format!("the node that was promoted in the place of `{name}` is gone"),
-                format!("`pgbox promote {name}` makes it the primary again, as it was"),
-            ),
-        });
-    }
-    if primary.state.role() != Role::Primary || primary.pidfd.is_none() {
-        return Err(advise(
+fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
+    let (name, primary) = (&node.name, cluster.head());
+    match primary.state.role() {
+        Role::Superseded { by } => Err(promote::without_successor(context, cluster, &by)?),
+        _ if primary.name == *name && primary.pidfd.is_none() => Err(advise(
+            format!("`{name}` is the primary, and does not run"),
+            format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),
+        )),
+        _ if primary.name == *name => Err(advise(
+            format!("`{name}` is the primary"),
+            "switch over to a standby first: `pgbox switchover STANDBY`",
+        )),
+        _ if primary.pidfd.is_none() => Err(advise(
             format!("the primary `{}` does not run", primary.name),
             format!("start it first: `pgbox start {}`", primary.name),
-        ));
+        )),
+        _ => primary.awake().map(drop),
     }
-    primary.awake()?;
-    Ok(())
 }
 
 fn shown(how: RenewHow) -> &'static str {

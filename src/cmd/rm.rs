@@ -52,7 +52,7 @@ fn removed(name: &Name, volumes: &[PathBuf]) -> String {
 /// Removes one of the nodes that are to go; gives the volumes that it had.
 pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<PathBuf>> {
     let _lock = context.lock()?;
-    let node = match node::find(&context.root, &context.lab, name) {
+    let mut node = match node::find(&context.root, &context.lab, name) {
         Err(error) if args.force => {
             return remove_remains(context, args, name, error).map(|()| Vec::new());
         }
@@ -79,10 +79,10 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
     }
     let volumes = volumes(context, &node);
     remember_loser(context, &node)?;
-    halt::remove(&context.root, &node)?;
     if is_missed {
-        keep_name(&node)?;
+        keep_name(&mut node);
     }
+    halt::remove(&context.root, &node)?;
     settle(context);
     endpoint::settle(context, None);
     for volume in volumes.iter().filter(|_| args.volumes) {
@@ -113,7 +113,7 @@ fn remember_loser(context: &Context, node: &Node) -> Result<()> {
 /// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of: true if
 /// there are any.
 fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
-    let all = match node::all(&context.root, &context.lab) {
+    let mut all = match node::all(&context.root, &context.lab) {
         Ok(all) => all,
         // One that can't be read keeps none from being removed.
         Err(error) => {
@@ -121,9 +121,9 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
             return Ok(false);
         }
     };
+    all.retain(|other| other.name != node.name && !going.contains(&other.name));
     let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
-    let followers: Vec<&Node> =
-        all.iter().filter(follows).filter(|node| !going.contains(&node.name)).collect();
+    let followers: Vec<&Node> = all.iter().filter(follows).collect();
     let upstream = match node.state.role() {
         Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),
         _ => None,
@@ -135,22 +135,21 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
                 takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
                 format!("`{name}` follows `{}` now", of.name)
             }
-            None => format!("`{name}` followed `{gone}`; to make it the primary: `pgbox promote {name}`"),
+            None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(&all, follower)),
         };
         super::note(context, &text);
     }
     if let (Some(of), false) = (&upstream, followers.is_empty()) {
         // While the slot of the one that goes still keeps what they may lack.
-        slots::settle(&cluster::of(&context.root, &context.lab, &of.name)?)?;
+        slots::settle(&cluster::below(&context.root, &context.lab, &of.name)?)?;
     }
     Ok(upstream.is_none() && !followers.is_empty())
 }
 
 /// Leaves the name of a server that is gone in the hosts file, for the standbys that go on looking for it: without the line
-/// they ask the name servers outside, and hear of no promotion meanwhile. It goes when its address is another node's.
-fn keep_name(node: &Node) -> Result<()> {
-    let mut named = node.state.plan.host.iter().filter(|step| matches!(step, HostStep::AddHostName { .. }));
-    named.try_for_each(HostStep::apply)
+/// they ask the name servers outside, and hear of no promotion meanwhile: one moment is enough. It goes when its address is another node's.
+fn keep_name(node: &mut Node) {
+    node.state.plan.host.retain(|step| !matches!(step, HostStep::AddHostName { .. }));
 }
 
 /// Takes a node out of the lab's rule, and says so.

@@ -23,7 +23,7 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, faults, halt,
+        Reach, faults, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
@@ -160,10 +160,9 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         return Ok(());
     };
     let name = &state.spec.node;
-    if facts::load(&context.root, &context.lab, &of)?.is_none() {
-        let text = format!(
-            "`{name}` follows `{of}`, which is gone, and gets nothing new; to make it the primary: `pgbox promote {name}`"
-        );
+    let nodes = node::all(&context.root, &context.lab)?;
+    let node = nodes.iter().find(|node| node.name == *name);
+    if let Some(text) = node.and_then(|node| cluster::left_alone(&nodes, node)) {
         super::note(context, &text);
         follow::alone(state);
         return Ok(());
@@ -217,12 +216,7 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
         return Ok(());
     };
     let Some(data) = &state.data else { return Ok(()) };
-    if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {other}"),
-        ));
-    }
+    holder::refuse(&context.root, data, Some(&state.spec.node))?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 

@@ -8,7 +8,7 @@ use super::Context;
 use crate::{
     cli,
     facts::{
-        node,
+        cluster, node,
         replication::{self, Lab},
     },
     hint,
@@ -27,6 +27,11 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
     } else {
         print!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
     }
+    let nodes = node::all(&context.root, &context.lab)?;
+    nodes
+        .iter()
+        .filter_map(|node| cluster::left_alone(&nodes, node))
+        .for_each(|text| super::note(context, &text));
     context.tell_held();
     Ok(0)
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use nix::sys::signal::Signal;
 
-use super::{Context, endpoint, need_root, start};
+use super::{Context, endpoint, need_root, start, which};
 use crate::{
     cli,
     engine::{
@@ -42,14 +42,15 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     need_root("pgbox switchover")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
     crate::sys::exe::reexec_read_only()?;
     let lock = context.lock()?;
-    let cluster = cluster::of(&context.root, &context.lab, &args.node)?;
-    if cluster.head().name == args.node {
-        super::note(context, &format!("`{}` is the primary already", args.node));
+    let cluster = cluster::by_data(&context.root, &context.lab, name)?;
+    if cluster.head().name == *name && cluster.head().state.role() == Role::Primary {
+        super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
-    let (old, target) = check(&cluster, &args.node)?;
+    let (old, target) = check(&cluster, name)?;
     let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
     if args.dry_run {
         println!("stop: `{}`, whose standbys receive all it has", old.name);
@@ -100,18 +101,19 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
 fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
     let old = cluster.head();
     let target = cluster.node(target).context("the cluster has lost a node")?;
+    target.running()?;
     if old.state.role() != Role::Primary || old.pidfd.is_none() {
         return Err(advise(
             format!("the primary `{}` does not run", old.name),
             format!("if it can't be started again: `pgbox failover {}`", target.name),
         ));
     }
-    target.running()?;
     if (target.state.role() != Role::Standby { of: old.name.clone() }) {
-        return Err(advise(
-            format!("`{}` does not follow `{}` itself", target.name, old.name),
-            format!("switch over to a standby that does, then to `{}`", target.name),
-        ));
+        let way_out = match target.state.role() {
+            Role::Standby { of } if cluster.node(&of).is_none() => format!("`pgbox rejoin {}`", target.name),
+            _ => format!("switch over to a standby that does, then to `{}`", target.name),
+        };
+        return Err(advise(format!("`{}` does not follow `{}` itself", target.name, old.name), way_out));
     }
     follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
         advise(

@@ -13,7 +13,9 @@ use crate::{
         cluster,
         node::{self, Node},
     },
+    hint::advise,
     postgres::report::Reason,
+    show::error::print,
     spec::Name,
     state::Role,
 };
@@ -47,6 +49,26 @@ pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<
         .map(|(_, node)| node)
         .filter(|node| going == Going::Down || is_to_be_up(context, node));
     Ok(chosen.map(|node| node.name.clone()).collect())
+}
+
+/// The exit code of a command line that says too little.
+pub const USAGE: i32 = 2;
+
+/// The standby that is to become the primary; `None` after it was said that none is named, and which there are. It is never
+/// chosen: the primary may be well.
+pub fn standby<'n>(context: &Context, named: Option<&'n Name>) -> Result<Option<&'n Name>> {
+    if named.is_some() {
+        return Ok(named);
+    }
+    let mut nodes = node::all(&context.root, &context.lab)?;
+    nodes.retain(|node| matches!(node.state.role(), Role::Standby { .. }));
+    let names = nodes.iter().map(|node| node.name.as_str()).collect::<Vec<_>>().join(", ");
+    let way_out = match names.as_str() {
+        "" => format!("lab `{}` has none; `pgbox replica r1 --of NODE` makes one", context.lab),
+        _ => format!("name one: {names}; with --dry-run it says what would be done"),
+    };
+    print(&advise("which standby is to become the primary?", way_out), &context.options);
+    Ok(None)
 }
 
 /// Whether `--all` means a node to run: not one whose place was taken, nor a command that has done what it had to.

@@ -57,10 +57,12 @@ fn lead(root: &Root, lab: &Name, promoted: Option<&Name>) -> Result<()> {
     let addresses: Vec<_> = nodes.iter().map(|n| (n.name.clone(), n.state.address.addr())).collect();
     let address =
         |name: &Name| addresses.iter().find(|(other, _)| other == name).map(|(_, address)| *address);
-    let leads = match cluster::choose(nodes, lab, state.leads.head.as_ref()) {
+    let Leads { head: before, ro: read, .. } = &state.leads;
+    let left = readers(cluster::without_primary(&nodes, read));
+    let leads = match cluster::choose(nodes, lab, before.as_ref()) {
         Ok(cluster) => leads(&cluster),
-        // There is none, or nobody can say which: none of them is led to.
-        Err(_) => Leads::default(),
+        // There is none, or nobody can say which. Only what is left of one can be read.
+        Err(_) => Leads { head: None, rw: None, ro: left },
     };
     let ro: Vec<_> = leads.ro.iter().filter_map(address).collect();
     point(root, lab, leads.rw.as_ref().and_then(address), &ro)?;
@@ -105,21 +107,25 @@ fn promote(nodes: &mut [Node], promoted: &Name) {
     }
 }
 
-/// Writes go to a primary that runs. Reads go to each standby that answers, but for those that are behind on purpose. A frozen
-/// primary is still the one: its kernel takes connections, and nobody else can.
+/// Writes go to a primary that runs. A frozen one is still the one: its kernel takes connections, and nobody else can.
 fn leads(cluster: &Cluster) -> Leads {
     let head = cluster.head();
     let takes_writes = head.pidfd.is_some() && head.state.role() == Role::Primary;
+    Leads {
+        head: Some(head.name.clone()),
+        rw: takes_writes.then(|| head.name.clone()),
+        ro: readers(&cluster.nodes),
+    }
+}
+
+/// Reads go to each standby that answers, but for those that are behind on purpose.
+fn readers<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> Vec<Name> {
     let takes_reads = |node: &&Node| {
         let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());
         let standby = matches!(node.state.role(), Role::Standby { .. });
         at_once && standby && node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running
     };
-    Leads {
-        head: Some(head.name.clone()),
-        rw: takes_writes.then(|| head.name.clone()),
-        ro: cluster.nodes.iter().filter(takes_reads).map(|node| node.name.clone()).collect(),
-    }
+    nodes.into_iter().filter(takes_reads).map(|node| node.name.clone()).collect()
 }
 
 /// Lets the read-write endpoint lead to `rw` and the read-only one to `ro` in turn; without any `ro`, to `rw` as well.

@@ -11,11 +11,12 @@ use anyhow::Result;
 use super::{
     arrival, endpoint, halt, leftover,
     loss::{self, Loss},
+    slots,
     takeover::{self, Promoted},
 };
 use crate::{
     facts::{
-        cluster::Cluster,
+        cluster::{self, Cluster},
         node::{self, Node},
     },
     hint::advise,
@@ -88,27 +89,31 @@ impl Drop for Pause {
 
 /// Why a standby may not take a primary's place: what would be lost, and the ways out.
 pub fn refusal(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss>) -> anyhow::Error {
-    let better = loss::most_advanced(cluster, head).filter(|name| name != target);
-    let way_out = match better.and_then(|name| cluster.node(&name)) {
-        Some(node) => {
-            format!("`{0}` has more, {1}: `pgbox failover {0}`", node.name, still(cluster, head, node))
+    let first = match better(cluster, head, target, loss) {
+        Some((name, other)) if other.acknowledged() == 0 => {
+            format!("`{name}` has more, and with it nothing is lost: `pgbox failover {name}`")
         }
-        None if head.pidfd.is_none() => format!("start it and switch over: `pgbox start {}`", head.name),
-        None => format!("switch over: `pgbox switchover {target}`"),
+        Some((name, other)) => format!(
+            "`{name}` has more, and lacks {} as well: `pgbox failover {name}`",
+            other.amount("transaction")
+        ),
+        None if head.pidfd.is_none() => {
+            format!("no standby has more; start it and switch over: `pgbox start {}`", head.name)
+        }
+        None => format!("no standby has more; switch over: `pgbox switchover {target}`"),
     };
+    let what = loss.map_or_else(|| "whatever that is".to_owned(), |loss| loss.amount("transaction"));
     advise(
         would_lack(head, target, loss),
-        format!("{way_out}; or give them up: `pgbox failover {target} --accept-loss`"),
+        format!("{first}; or give up {what}: `pgbox failover {target} --accept-loss`"),
     )
 }
 
-/// What would be lost with another standby.
-fn still(cluster: &Cluster, head: &Node, target: &Node) -> String {
-    match loss::assess(cluster, head, target) {
-        Ok(loss) if loss.acknowledged() == 0 => "and with it nothing is lost".to_owned(),
-        Ok(loss) => format!("and lacks {} as well", loss.amount("transaction")),
-        Err(_) => "but nobody knows what it lacks".to_owned(),
-    }
+/// The standby with which less is lost than with this one, if there is one, and what is lost then.
+fn better(cluster: &Cluster, head: &Node, target: &Name, loss: Option<&Loss>) -> Option<(Name, Loss)> {
+    let name = loss::most_advanced(cluster, head).filter(|name| name != target)?;
+    let other = loss::assess(cluster, head, cluster.node(&name)?).ok()?;
+    loss.is_none_or(|loss| other.acknowledged() < loss.acknowledged()).then_some((name, other))
 }
 
 /// What a standby would lack.
@@ -157,7 +162,7 @@ pub fn promote(
     head: Option<&Node>,
     target: &Node,
 ) -> Result<(Promoted, Vec<String>)> {
-    let orphans = orphans(root, head, target)?;
+    let orphans = orphans(root, target)?;
     let followers = head.into_iter().flat_map(|head| cluster.followers(&head.name));
     let others: Vec<&Node> = followers.chain(&orphans).filter(|node| node.name != target.name).collect();
     // Of an old primary that is there it is its state that says so.
@@ -183,6 +188,8 @@ pub fn promote(
         halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
     }
     lead(None);
+    // One that followed another standby has left its slot there.
+    slots::settle(&cluster::of(root, &target.lab, &target.name)?)?;
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(
             "`{0}` has received what `{1}` never had; it can't follow before `pgbox rejoin {0}`",
@@ -192,14 +199,14 @@ pub fn promote(
     Ok((promoted, warnings))
 }
 
-/// The standbys that followed the same server as this one, which is gone: where there is no old primary they are nobody's.
-pub fn orphans(root: &Root, head: Option<&Node>, target: &Node) -> Result<Vec<Node>> {
-    let Role::Standby { of } = target.state.role() else { return Ok(Vec::new()) };
+/// The standbys of nodes that are gone whose data have the same origin as those of this one: they are nobody's.
+pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
     let mut nodes = node::all(root, &target.lab)?;
-    if head.is_some() || nodes.iter().any(|node| node.name == of) {
-        return Ok(Vec::new());
-    }
-    nodes.retain(|node| node.name != target.name && node.state.role() == Role::Standby { of: of.clone() });
+    let names: Vec<Name> = nodes.iter().map(|node| node.name.clone()).collect();
+    nodes.retain(|node| {
+        let is_alone = matches!(node.state.role(), Role::Standby { of } if !names.contains(&of));
+        is_alone && node.name != target.name && cluster::have_one_origin(node, target)
+    });
     Ok(nodes)
 }
 

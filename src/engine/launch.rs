@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use super::{
     Reach, StepFailed,
     follower::Follower,
+    holder,
     interrupt::Interrupts,
     ready::{self, Answer},
     taken_back, total,
@@ -255,28 +256,11 @@ fn on_host(state: &NodeState, text: &str) -> String {
 }
 
 fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
-    let holder = state.data.as_deref().and_then(|data| holder(root, data, &state.spec.node.to_string()));
-    match holder {
-        Some(name) => format!("{error}: node `{name}` runs on it; one data directory can serve one server"),
+    let find = |data| holder::find(root, data, Some(&state.spec.node)).ok().flatten();
+    match state.data.as_deref().and_then(find) {
+        Some(holder) => format!("{error}: {holder}; one data directory can serve one server"),
         None => error.to_owned(),
     }
-}
-
-/// The running node whose data directory is `data`.
-pub fn holder(root: &Root, data: &Path, except: &str) -> Option<String> {
-    let same = |other: &Path| match (std::fs::metadata(other), std::fs::metadata(data)) {
-        (Ok(a), Ok(b)) => {
-            use std::os::unix::fs::MetadataExt;
-            (a.dev(), a.ino()) == (b.dev(), b.ino())
-        }
-        _ => false,
-    };
-    let labs = root.labs().ok()?;
-    let mut nodes = labs.iter().filter_map(|lab| crate::facts::node::all(root, lab).ok()).flatten();
-    let found = nodes.find(|node| {
-        node.pidfd.is_some() && node.name.as_str() != except && node.state.data.as_deref().is_some_and(same)
-    })?;
-    Some(found.name.to_string())
 }
 
 /// Ends what runs, takes back the host steps, and tells it as one error. The caller holds the lab's lock.

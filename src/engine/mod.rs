@@ -11,6 +11,7 @@ pub mod faults;
 pub mod follower;
 pub mod goal;
 pub mod halt;
+pub mod holder;
 pub mod interrupt;
 pub mod launch;
 pub mod leftover;

@@ -107,11 +107,17 @@ fn text(root: &Root, lab: &Name, state: &LabState) -> Result<String> {
         }
     }
     for node in &alone {
-        lines.node(node, &state::read_secret(&node.dir.secret_file())?);
+        let password = state::read_secret(&node.dir.secret_file())?;
+        lines.node(node, &password);
+        if state.leads.ro.contains(&node.name) {
+            lines.endpoints(state, node, &password);
+        }
     }
     // By who is the primary now, nothing here changes.
-    lines.exact.sort();
-    lines.any_address.sort();
+    for lines in [&mut lines.exact, &mut lines.any_address] {
+        lines.sort();
+        lines.dedup();
+    }
     let mut text = lines.exact.concat() + &lines.any_address.concat();
     for user in root.users(lab)? {
         text += &passfile_line("*:*", &user, &state::read_secret(&root.user_file(lab, &user))?);

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 
-use super::node::{self, Node};
+use super::{
+    node::{self, Node},
+    wal::Place,
+};
 use crate::{
     hint::advise,
     spec::{self, Name},
@@ -40,9 +43,89 @@ pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
     let node = node::find(root, lab, name)?;
     node.login()?;
     let mut clusters = all(root, lab)?.into_iter();
-    clusters.find(|cluster| cluster.node(name).is_some()).ok_or_else(|| {
-        advise(format!("`{name}` follows a node that is gone"), format!("promote it: `pgbox promote {name}`"))
-    })
+    if let Some(cluster) = clusters.find(|cluster| cluster.node(name).is_some()) {
+        return Ok(cluster);
+    }
+    Err(advise(format!("`{name}` follows a node that is gone"), way_out(&node::all(root, lab)?, &node)))
+}
+
+/// As [`of`]; but a node is also of the cluster that its data are of, where whom it follows is gone, or who took its place.
+///
+/// # Errors
+/// As [`of`], when there is no primary with such data.
+pub fn by_data(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
+    let nodes = node::all(root, lab)?;
+    let lost = nodes.iter().find(|node| node.name == *name).filter(|node| is_lost(&nodes, node));
+    let Some(primary) = lost.and_then(|node| kin(&nodes, node)) else { return of(root, lab, name) };
+    let mut cluster = of(root, lab, &primary.name)?;
+    if cluster.node(name).is_none() {
+        cluster.nodes.push(node::find(root, lab, name)?);
+    }
+    Ok(cluster)
+}
+
+/// Whether no way leads from a node to a primary, nor to one whose place is about to be taken.
+fn is_lost(nodes: &[Node], node: &Node) -> bool {
+    match head_of(nodes, &node.name).and_then(|head| role_of(nodes, &head)) {
+        Some(Role::Superseded { by }) => role_of(nodes, &by).is_none(),
+        Some(_) => false,
+        None => true,
+    }
+}
+
+/// The primary among these nodes whose data have the same origin as those of `node`.
+fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
+    let is_primary = |other: &&Node| other.state.role() == Role::Primary && have_one_origin(other, node);
+    let mut primaries: Vec<&Node> = nodes.iter().filter(is_primary).collect();
+    if primaries.iter().any(|primary| primary.pidfd.is_some()) {
+        primaries.retain(|primary| primary.pidfd.is_some());
+    }
+    match primaries[..] {
+        [primary] => Some(primary),
+        _ => None,
+    }
+}
+
+/// What the data of a node have in common with those of its cluster and of no other: initdb's number.
+fn origin(node: &Node) -> Option<u64> {
+    Some(Place::of(&node.state).ok()?.control().ok()?.system)
+}
+
+/// Whether the data of two nodes come from one initdb. False where nobody knows.
+pub fn have_one_origin(one: &Node, other: &Node) -> bool {
+    origin(one).is_some_and(|own| origin(other) == Some(own))
+}
+
+/// The standbys of a lab that has nothing of a primary left, if all are of one cluster; else those of the cluster that `known`
+/// are of.
+pub fn without_primary<'n>(nodes: &'n [Node], known: &[Name]) -> Vec<&'n Node> {
+    if nodes.iter().any(|node| head_of(nodes, &node.name).is_some()) {
+        return Vec::new();
+    }
+    let left: Vec<(&Node, u64)> = nodes.iter().filter_map(|node| Some((node, origin(node)?))).collect();
+    let led = left.iter().find(|(node, _)| known.contains(&node.name));
+    let Some((_, own)) = led.or(left.first()) else { return Vec::new() };
+    let (ours, others): (Vec<_>, Vec<_>) = left.iter().partition(|(_, other)| other == own);
+    match led.is_some() || others.is_empty() {
+        true => ours.into_iter().map(|(node, _)| node).collect(),
+        false => Vec::new(),
+    }
+}
+
+/// What to type about a standby of a node that is gone, among these.
+pub fn way_out(nodes: &[Node], node: &Node) -> String {
+    let name = &node.name;
+    match kin(nodes, node) {
+        Some(primary) => format!("to make it follow the primary, `{}`: `pgbox rejoin {name}`", primary.name),
+        None => format!("to make it the primary: `pgbox promote {name}`"),
+    }
+}
+
+/// What to say of a node if it is a standby of one that is gone.
+pub fn left_alone(nodes: &[Node], node: &Node) -> Option<String> {
+    let Role::Standby { of } = node.state.role() else { return None };
+    let way_out = || format!("`{}` follows `{of}`, which is gone; {}", node.name, way_out(nodes, node));
+    role_of(nodes, &of).is_none().then(way_out)
 }
 
 /// The clusters of a lab, in the order of their heads' names.
@@ -103,13 +186,17 @@ pub fn main(root: &Root, lab: &Name) -> Result<Cluster> {
 pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Cluster> {
     let (mut clusters, rest) = sort(nodes);
     let has_standbys = |cluster: &Cluster| cluster.nodes.len() > 1;
+    // What is left of an old primary is nothing to choose.
+    if clusters.iter().any(|cluster| cluster.head().state.role() == Role::Primary) {
+        clusters.retain(|cluster| has_standbys(cluster) || cluster.head().state.role() == Role::Primary);
+    }
     if clusters.iter().filter(|cluster| has_standbys(cluster)).count() == 1 {
         clusters.retain(has_standbys);
     }
     let of = |name: &Name| clusters.iter().position(|cluster| cluster.node(name).is_some());
     let heads: Vec<&str> = clusters.iter().map(|cluster| cluster.head().name.as_str()).collect();
     match (clusters.len(), before.and_then(of)) {
-        (0, _) => Err(without_primary(&rest, lab)),
+        (0, _) => Err(no_primary(&rest, lab)),
         (1, _) => Ok(clusters.remove(0)),
         (_, Some(at)) => Ok(clusters.remove(at)),
         (_, None) => Err(advise(
@@ -120,7 +207,7 @@ pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Clu
     }
 }
 
-fn without_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
+fn no_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
     let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
     let left: Vec<&str> = servers.map(|node| node.name.as_str()).collect();
     match left.first() {

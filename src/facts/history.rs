@@ -29,6 +29,7 @@ impl Standing {
         match (commits, is_exact) {
             (0, true) => None,
             (_, true) => Some(transactions(commits, scan.rows())),
+            (0, false) => Some(format!("what was in the WAL before {}, which is gone", scan.since)),
             (_, false) => Some(format!("at least {}", transactions(commits, scan.rows()))),
         }
     }

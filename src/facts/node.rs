@@ -12,7 +12,7 @@ use crate::{
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     sql::Login,
-    state::{NodeDir, NodeState, Root},
+    state::{NodeDir, NodeState, Role, Root},
     sys::{cgroup, process},
 };
 
@@ -78,13 +78,17 @@ impl Node {
     /// The pidfd of pid 1.
     ///
     /// # Errors
-    /// When the node does not run, with the command that starts it.
+    /// When the node does not run, with the command that starts it, or brings it back.
     pub fn running(&self) -> Result<&OwnedFd> {
-        self.pidfd.as_ref().ok_or_else(|| {
-            advise(
-                format!("node `{}` does not run", self.name),
-                format!("start it: pgbox start {}", self.name),
-            )
+        let name = &self.name;
+        self.pidfd.as_ref().ok_or_else(|| match self.state.role() {
+            Role::Superseded { by } => advise(
+                format!(
+                    "node `{name}` does not run: it was the primary, and `{by}` was promoted in its place"
+                ),
+                format!("bring it back as a standby: `pgbox rejoin {name}`"),
+            ),
+            _ => advise(format!("node `{name}` does not run"), format!("start it: pgbox start {name}")),
         })
     }
 

@@ -14,6 +14,10 @@ pub enum Event {
     Watching { primary: Name, standbys: Vec<Name>, detect_ms: u64 },
     /// Other standbys than before follow it.
     Standbys { primary: Name, standbys: Vec<Name> },
+    /// A standby does not answer any more.
+    StandbyDown { standby: Name, what: String },
+    /// It does now.
+    StandbyUp { standby: Name },
     /// There is nobody to watch.
     NoPrimary { why: String },
     /// Somebody else has made another node the primary.
@@ -60,6 +64,8 @@ impl Event {
                 shown(*detect_ms)
             ),
             Self::Standbys { primary, standbys } => format!("`{primary}` is {}", followed_by(standbys)),
+            Self::StandbyDown { standby, what } => format!("standby `{standby}` is {what}"),
+            Self::StandbyUp { standby } => format!("standby `{standby}` is up"),
             Self::NoPrimary { why } => format!("nobody to watch: {why}"),
             Self::Moved { old, new } => {
                 format!("`{new}` was made the primary in the place of `{old}`, not by me")

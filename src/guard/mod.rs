@@ -18,6 +18,7 @@ mod event;
 mod probe;
 mod readers;
 mod sight;
+mod standbys;
 mod watch;
 
 use std::time::Duration;

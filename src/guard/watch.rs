@@ -4,6 +4,7 @@
 //! change what it is about to do.
 
 use std::{
+    collections::BTreeMap,
     future::{Future, poll_fn},
     os::fd::AsFd,
     pin::pin,
@@ -71,6 +72,7 @@ pub fn watch(
             head: None,
             alone: None,
             refusal: None,
+            standbys: BTreeMap::new(),
             astray: None,
         };
         let signal = guard.run().await?;
@@ -104,6 +106,8 @@ pub struct Guard<'a> {
     /// Why there is nobody to watch, as it was told.
     alone: Option<String>,
     pub refusal: Option<Refusal>,
+    /// The standbys as they were seen last: whether each of them is up.
+    pub standbys: BTreeMap<Name, bool>,
     /// Why reads go elsewhere than they should, as it was told.
     pub astray: Option<String>,
 }
@@ -142,6 +146,7 @@ impl Guard<'_> {
         loop {
             let finding = match self.look()? {
                 Some(cluster) => {
+                    self.tell_standbys(&cluster)?;
                     self.lead_reads(&cluster)?;
                     let sight = self.sight(&cluster);
                     self.judge.see(sight, begun, Instant::now())

@@ -64,16 +64,26 @@ fn after_the_primary_has_died_a_standby_takes_over_and_the_old_one_rejoins() {
 #[test]
 fn what_would_be_lost_is_counted_and_not_given_up_by_itself() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    trio(&host);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
     host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.pgbox(&["net", "cut", "primary", "r2"]);
     for i in 0..7 {
         host.sql("primary", &[], &format!("INSERT INTO t VALUES ({i})"));
     }
     let said = host.fails(1, &["failover", "r1"]);
     assert!(said.contains("lacks 7 acknowledged transactions with 7 rows"), "{said}");
+    let way_out =
+        "no standby has more; switch over: `pgbox switchover r1`; or give up 7 transactions with 7 rows: ";
+    assert!(said.contains(&format!("hint:  {way_out}`pgbox failover r1 --accept-loss`")), "{said}");
+    assert!(
+        host.fails(2, &["failover"])
+            .contains("which standby is to become the primary?\n  hint:  name one: r1, r2;")
+    );
+    // Nor is another one better that lacks as much.
+    assert!(host.fails(1, &["failover", "r2"]).contains("hint:  no standby has more; switch over"));
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
     // It was only looked at: the primary goes on.
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM t").trim(), "7");
     host.pgbox(&["crash", "primary", "--node"]);

@@ -288,6 +288,19 @@ fn reads_go_to_the_standbys_that_are_there() {
     }
     host.pgbox(&["start", "r1"]);
     reads(&["r1", "r2"]);
+    // A line for each change, and no second one.
+    guard.sees("standby-up", |event| event["standby"] == "r1");
+    host.pgbox(&["freeze", "r2"]);
+    guard.sees("standby-down", |event| event["text"] == "standby `r2` is frozen");
+    host.pgbox(&["thaw", "r2"]);
+    guard.sees("standby-up", |event| event["standby"] == "r2");
+    std::thread::sleep(Duration::from_millis(1500));
+    let events = guard.events();
+    let told =
+        events.iter().filter(|event| event["event"].as_str().is_some_and(|e| e.starts_with("standby-")));
+    let told: Vec<&str> = told.filter_map(|event| event["text"].as_str()).collect();
+    let want = ["`r1` is killed", "`r1` is up", "`r2` is frozen", "`r2` is up"];
+    assert_eq!(told, want.map(|text| format!("standby {text}")), "{}", guard.text());
     guard.end();
 }
 

@@ -15,6 +15,7 @@ mod failover;
 mod faults;
 mod guard;
 mod members;
+mod orphans;
 mod outage;
 mod replica;
 mod rules;

@@ -226,6 +226,29 @@ fn a_log_of_two_timelines_is_one_log() {
     assert_eq!(commits(&printed).len(), 2);
 }
 
+/// A new timeline often begins where a segment does, and all before that may be gone: a base backup has left nothing behind it.
+#[test]
+fn what_begins_with_a_segment_needs_nothing_before_it() {
+    if skipped() {
+        return;
+    }
+    let mut server = Server::new();
+    server.start();
+    server.sql("CREATE TABLE t (i int)");
+    let switched: Lsn = server.sql("SELECT pg_switch_wal()").parse().unwrap();
+    let from = Lsn(switched.0.next_multiple_of(1 << 20));
+    server.sql("CHECKPOINT");
+    server.sql("INSERT INTO t VALUES (1), (2)");
+    server.sql("CHECKPOINT");
+    server.kill();
+    let data = server.data();
+    let old = format!("{:024X}", (1u128 << 64) + u128::from((from.0 >> 20) - 1));
+    // Unless a checkpoint has done that.
+    drop(fs::remove_file(data.join("pg_wal").join(old)));
+    let scan = lost(&data, from).unwrap();
+    assert_eq!((scan.commits - scan.idle, scan.rows(), scan.exact, scan.since), (1, 2, true, from));
+}
+
 #[test]
 fn the_control_file_says_what_pg_controldata_prints() {
     if skipped() {

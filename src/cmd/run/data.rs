@@ -12,7 +12,7 @@ use super::How;
 
 use crate::{
     cmd::{self, Context},
-    engine::launch,
+    engine::holder,
     facts::{self, lab::content, node, wal::Place},
     hint::advise,
     plan::{self, changes::Data},
@@ -54,12 +54,7 @@ pub fn check(
             format!("leave :ro out: -v {source}:{target}"),
         ));
     }
-    if let Some(node) = launch::holder(&facts.root, data, "") {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            "one data directory can serve one server; give the new node a volume of its own with -v",
-        ));
-    }
+    holder::refuse(&facts.root, data, None)?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())?;
     // What they were is known, and they become what they are to be.
     if how.renew.is_some() {
@@ -116,17 +111,10 @@ pub fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> R
     if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
         return Ok(());
     }
-    let held = plan.inner.iter().find_map(|step| match step {
-        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
-        _ => None,
-    });
-    match held {
-        Some((data, node)) => Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {node}"),
-        )),
-        None => Ok(()),
-    }
+    plan.inner.iter().try_for_each(|step| match step {
+        InnerStep::Bind { source, .. } => holder::refuse(&facts.root, source, None),
+        _ => Ok(()),
+    })
 }
 
 /// Refuses data of another role, or of another cluster than the one that is to be followed: a standby would wait for WAL that
@@ -148,13 +136,38 @@ fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let removal = removal.unwrap_or_else(|| "give it an empty directory".to_owned());
     let way_out = match &spec.follow {
         Some(_) => format!("{removal}; then a base backup is made"),
-        None => format!(
-            "`pgbox replica {name} --of NODE` goes on with them; where nothing is left to follow, remove {}/{SIGNAL}; \
-             {removal}",
-            data.display()
-        ),
+        None => format!("{}; {removal}", going_on(context, name, data)?),
     };
     Err(advise(format!("the data in {} are {what}", data.display()), way_out))
+}
+
+/// How the data of a standby are gone on with.
+fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
+    let origin = |place: Place| Some(place.control().ok()?.system);
+    let is_kin = |place: Place| origin(place).is_some_and(|other| origin(Place::alone(data)) == Some(other));
+    let mut nodes = node::all(&context.root, &context.lab)?;
+    nodes.retain(|node| Place::of(&node.state).is_ok_and(is_kin));
+    if let Some(of) = nodes.iter().find(|node| node.state.role() == Role::Primary).or(nodes.first()) {
+        let first = match of.state.role() {
+            Role::Primary if of.pidfd.is_none() => format!("`pgbox start {}`, then ", of.name),
+            Role::Primary => String::new(),
+            _ => format!("`pgbox promote {}`, then ", of.name),
+        };
+        return Ok(format!("{first}`pgbox replica {name} --of {}` goes on with them", of.name));
+    }
+    for volume in context.root.volumes(&context.lab)? {
+        let other = context.root.volume_dir(&context.lab, &volume).join("data");
+        if content(&other) == Data::Primary && is_kin(Place::alone(&other)) {
+            return Ok(format!(
+                "`pgbox run {volume}` brings the primary back that has left the volume `{volume}`; then \
+                 `pgbox replica {name} --of {volume}` goes on with them"
+            ));
+        }
+    }
+    Ok(format!(
+        "nothing is left that they could follow: without {}/{SIGNAL} they are a primary's",
+        data.display()
+    ))
 }
 
 /// Whether data did not come from the cluster of the node that is followed. What can't be read here the server finds out.

@@ -98,7 +98,10 @@ impl<'p> Reader<'p> {
                 None => break,
             }
         }
-        Ok(None)
+        // What is before is gone, and nothing of it goes on there.
+        let begins =
+            lsn == page_of(lsn) && self.load(lsn)?.is_some_and(|header| header.flags & CONTINUES == 0);
+        Ok(begins.then_some(lsn))
     }
 
     /// The next record; `None` at the end of the log.

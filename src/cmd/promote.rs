@@ -1,0 +1,110 @@
+//! `pgbox promote`: as `failover`, for a lab whose primary does not run or is gone. And an old primary comes back as it was,
+//! where nobody is left who has more.
+
+use std::time::Duration;
+
+use anyhow::{Error, Result};
+
+use super::{Context, failover::take_over, need_root, start, which};
+use crate::{
+    cli,
+    engine::orders,
+    facts::{
+        cluster::{self, Cluster},
+        lab,
+        node::{self, Node},
+    },
+    hint::advise,
+    plan::follow,
+    spec::Name,
+    state::{Lock, Role},
+};
+
+/// How long an old primary may take to come up: it may have much to replay.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
+    need_root("pgbox promote")?;
+    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
+    let lock = context.lock()?;
+    if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name) {
+        let head = cluster.head();
+        match (cluster.node(name).map(|node| node.state.role()), head.state.role()) {
+            (Some(Role::Standby { of }), Role::Primary) if head.pidfd.is_some() => {
+                return Err(there_would_be_two(&cluster, name, &of));
+            }
+            (_, Role::Superseded { by }) if head.name == *name && cluster.node(&by).is_none() => {
+                return come_back(context, args, lock, head, &by);
+            }
+            _ => {}
+        }
+    }
+    take_over(context, args, name)
+}
+
+/// Starts an old primary as the primary that it was: who took its place is gone.
+fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
+    let name = &old.name;
+    if let Some(way_out) = more_than(context, by)?.filter(|_| !args.accept_loss) {
+        return Err(advise(
+            format!("`{name}` may lack what `{by}`, which was promoted in its place, has acknowledged"),
+            format!("{way_out}; or give that up: `pgbox promote {name} --accept-loss`"),
+        ));
+    }
+    if args.dry_run {
+        println!("start: `{name}` as the primary");
+        return Ok(0);
+    }
+    crate::sys::exe::reexec_read_only()?;
+    let mut state = old.state.clone();
+    follow::lead(&mut state);
+    orders::save(&old.dir, &state)?;
+    drop(lock);
+    start::start(context, name, PATIENCE, PATIENCE)?;
+    Ok(0)
+}
+
+fn there_would_be_two(cluster: &Cluster, name: &Name, of: &Name) -> Error {
+    let head = &cluster.head().name;
+    let way_out = match cluster.node(of) {
+        Some(_) => {
+            format!("planned: `pgbox switchover {name}`; if `{head}` is broken: `pgbox failover {name}`")
+        }
+        None => {
+            format!("let it follow that: `pgbox rejoin {name}`; then `pgbox switchover {name}` if need be")
+        }
+    };
+    advise(format!("`{name}` follows `{of}`, and the primary `{head}` runs: there would be two"), way_out)
+}
+
+/// Why nobody can follow the head of a cluster, an old primary, in whose place `by` was to be promoted or was.
+///
+/// # Errors
+/// When the lab can't be looked at.
+pub fn without_successor(context: &Context, cluster: &Cluster, by: &Name) -> Result<Error> {
+    let old = &cluster.head().name;
+    if cluster.node(by).is_some() {
+        return Ok(advise(
+            format!("`{by}` was about to take the place of `{old}`, which was not finished"),
+            format!("finish it: `pgbox failover {by}`"),
+        ));
+    }
+    let way_out = more_than(context, by)?
+        .unwrap_or_else(|| format!("`pgbox promote {old}` makes it the primary again, as it was"));
+    Ok(advise(format!("`{by}`, which was promoted in the place of `{old}`, is gone"), way_out))
+}
+
+/// What to type where something is left of a primary that is gone, who may have more than the one before it.
+fn more_than(context: &Context, gone: &Name) -> Result<Option<String>> {
+    let follows = |node: &Node| node.state.role() == Role::Standby { of: gone.clone() };
+    let standby = node::all(&context.root, &context.lab)?.into_iter().find(follows);
+    Ok(match standby {
+        Some(Node { name, .. }) => {
+            Some(format!("first promote `{name}`, which followed it: `pgbox promote {name}`"))
+        }
+        None if lab::has_data(&context.root, &context.lab, gone) => {
+            Some(format!("`pgbox run {gone}` brings `{gone}` back with the data that it has left"))
+        }
+        None => None,
+    })
+}

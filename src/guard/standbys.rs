@@ -1,0 +1,31 @@
+//! The standbys of the primary that is watched: one line when one is no more, and one when it is back. It is the kernel and
+//! its pid 1 that say so, not the primary: whether it streams is another question.
+
+use std::collections::BTreeMap;
+
+use anyhow::Result;
+
+use super::{event::Event, watch::Guard};
+use crate::{facts::cluster::Cluster, postgres::report::Phase, spec::Name, state::Role};
+
+impl Guard<'_> {
+    /// Tells what has become of the standbys since the last look. Of one that is new nothing is told.
+    pub fn tell_standbys(&mut self, cluster: &Cluster) -> Result<()> {
+        let mut seen: BTreeMap<Name, bool> = BTreeMap::new();
+        for node in cluster.nodes.iter().filter(|node| matches!(node.state.role(), Role::Standby { .. })) {
+            let standby = node.name.clone();
+            let is_up = node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running;
+            match (self.standbys.get(&standby), is_up) {
+                (Some(true), false) => {
+                    let what = node.word().to_owned();
+                    (self.tell)(&Event::StandbyDown { standby: standby.clone(), what })?;
+                }
+                (Some(false), true) => (self.tell)(&Event::StandbyUp { standby: standby.clone() })?,
+                _ => {}
+            }
+            seen.insert(standby, is_up);
+        }
+        self.standbys = seen;
+        Ok(())
+    }
+}

@@ -1,0 +1,218 @@
+//! Nodes that lead to nobody: standbys of a node that was removed, and old primaries whose successor was.
+
+use std::{
+    fs,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+};
+
+use crate::{
+    harness::{Host, run, text},
+    replica::until,
+};
+
+const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
+
+fn trio(host: &Host) {
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+}
+
+fn note(host: &Host, args: &[&str]) -> String {
+    let output = host.try_pgbox(args);
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stderr)
+}
+
+/// `r1` took the place of `primary`, and is gone. `r2` followed it.
+fn without_successor(host: &Host) {
+    trio(host);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+}
+
+#[test]
+fn an_old_primary_goes_to_the_one_that_is_there_also_if_its_own_successor_is_gone() {
+    let Some(host) = Host::new() else { return };
+    without_successor(&host);
+    assert!(
+        note(&host, &["status"])
+            .contains("`r2` follows `r1`, which is gone; to make it the primary: `pgbox promote r2`")
+    );
+    for command in ["rejoin", "promote"] {
+        let said = host.fails(1, &[command, "primary"]);
+        assert!(said.contains("first promote `r2`, which followed it: `pgbox promote r2`"), "{said}");
+    }
+    host.pgbox(&["promote", "r2"]);
+    for command in ["start", "promote", "failover", "switchover", "thaw", "psql"] {
+        let said = host.fails(1, &[command, "primary"]);
+        assert!(
+            said.contains("`r1` was promoted in its place") && said.contains("pgbox rejoin primary"),
+            "{said}"
+        );
+    }
+    // What is left of it is no cluster that one could mean.
+    host.pgbox(&["drive", "start"]);
+    host.pgbox(&["drive", "stop"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming", || host.sql("r2", &[], STREAMS));
+    assert_eq!(host.sql("primary", &[], "SELECT i FROM t"), "7");
+}
+
+#[test]
+fn a_standby_of_a_node_that_is_gone_is_led_to_the_primary_that_there_is() {
+    let Some(host) = Host::new() else { return };
+    without_successor(&host);
+    host.pgbox(&["promote", "primary", "--accept-loss"]);
+    host.sql("primary", &[], "CREATE TABLE u AS SELECT 8 AS i");
+    let rejoin = "`pgbox rejoin r2`";
+    assert!(
+        note(&host, &["status"]).contains(&format!("to make it follow the primary, `primary`: {rejoin}"))
+    );
+    let said = host.fails(1, &["promote", "r2"]);
+    assert!(
+        said.contains("the primary `primary` runs: there would be two") && said.contains(rejoin),
+        "{said}"
+    );
+    host.pgbox(&["stop", "r2"]);
+    let said = note(&host, &["start", "r2"]);
+    assert!(said.contains(rejoin) && !said.contains("promote"), "{said}");
+    let said = note(&host, &["rejoin", "r2"]);
+    assert!(said.contains("given up: at least 1 transaction"), "{said}");
+    until("r2 streaming", || host.sql("primary", &[], STREAMS));
+    assert_eq!(host.sql("r2", &[], "SELECT i FROM u"), "8");
+    assert_eq!(note(&host, &["status"]), "");
+}
+
+/// Its data may be all that is left.
+#[test]
+fn an_old_primary_comes_back_as_it_was_where_nobody_has_more() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["switchover", "r1"]);
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["failover", "primary"]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    let said = host.fails(1, &["promote", "r1"]);
+    assert!(
+        said.contains("may lack") && said.contains("`pgbox run primary` brings `primary` back"),
+        "{said}"
+    );
+    host.pgbox(&["volume", "rm", "primary"]);
+    assert!(host.fails(1, &["rejoin", "r1"]).contains("`pgbox promote r1` makes it the primary again"));
+    assert_eq!(host.pgbox(&["promote", "r1", "--dry-run"]), "start: `r1` as the primary\n");
+    host.pgbox(&["promote", "r1"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
+    assert_eq!(host.json(&["endpoint", "--json"])[0]["leads_to"], serde_json::json!(["r1"]));
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+}
+
+/// Of a chain its end is promoted: whom it followed follows it, and everybody else who is left.
+#[test]
+fn all_that_a_removed_primary_has_left_follow_the_one_that_is_promoted() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["replica", "a", "--of", "r1"]);
+    host.pgbox(&["replica", "b", "--of", "a"]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    // Nobody follows the other one of a chain that leads nowhere in vain.
+    let said = note(&host, &["rm", "-f", "-v", "a"]);
+    assert!(said.contains("`b` follows `r1` now"), "{said}");
+    until("b streaming", || host.sql("r1", &[], STREAMS));
+    let said = host.pgbox(&["promote", "b", "--dry-run"]);
+    assert!(said.contains("follow: `r1` follows `b`\nfollow: `r2` follows `b`"), "{said}");
+    host.pgbox(&["promote", "b"]);
+    until("r1 streaming, r2 streaming", || host.sql("b", &[], STREAMS));
+    // Nothing keeps WAL for nobody.
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM pg_replication_slots"), "0");
+}
+
+/// A walreceiver that finds no line asks the name servers outside, 5 s for each that does not answer.
+#[test]
+fn the_name_of_a_removed_primary_is_known_all_the_time() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let file = host.root.join("labs/default/hosts");
+    let (is_over, was_missing) = (AtomicBool::new(false), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                let is_there =
+                    fs::read_to_string(&file).unwrap().lines().any(|line| line.ends_with(" primary"));
+                was_missing.fetch_or(!is_there, Ordering::Relaxed);
+            }
+        });
+        let removed = host.try_pgbox(&["rm", "-f", "primary"]);
+        is_over.store(true, Ordering::Relaxed);
+        assert!(removed.status.success(), "{removed:?}");
+    });
+    assert!(!was_missing.into_inner());
+    // The last standby that looks for it takes it along.
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+    run("test", &["!", "-e", file.to_str().unwrap()]);
+}
+
+#[test]
+fn without_a_primary_reads_go_to_the_standbys_that_answer_and_writes_nowhere() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    let [rw, ro] = ["--rw", "--ro"].map(|which| host.pgbox(&["uri", which]));
+    let ask = |uri: &str, sql: &str| run("psql", &["-XAtqc", sql, uri.trim()]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    let endpoints = host.json(&["endpoint", "--json"]);
+    assert_eq!(endpoints[0]["leads_to"], serde_json::json!([]));
+    assert_eq!(endpoints[1]["leads_to"], serde_json::json!(["r1", "r2"]));
+    assert_eq!(ask(&ro, "SELECT i FROM t"), "7");
+    let refused = std::process::Command::new("psql").args(["-Xc", "SELECT", rw.trim()]).output().unwrap();
+    assert!(text(&refused.stderr).contains("Connection refused"), "{refused:?}");
+    // It follows what becomes of them.
+    host.pgbox(&["crash", "r1", "--node"]);
+    assert_eq!(host.json(&["endpoint", "--json"])[1]["leads_to"], serde_json::json!(["r2"]));
+    assert_eq!(ask(&ro, "SELECT i FROM t"), "7");
+    host.pgbox(&["start", "r1"]);
+    host.pgbox(&["promote", "r1"]);
+    assert_eq!(ask(&ro, "SELECT i FROM t"), "7");
+    ask(&rw, "INSERT INTO t VALUES (8)");
+}
+
+/// Whatever else is left of the cluster, what is hinted at works.
+#[test]
+fn data_that_a_standby_has_left_are_gone_on_with_as_is_said() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    let run_r1 = |hint: &str| {
+        let said = host.fails(1, &["run", "r1", "postgres:15"]);
+        assert!(said.contains(&format!("hint:  {hint}")), "{said}");
+    };
+    host.pgbox(&["rm", "-f", "r1"]);
+    run_r1("`pgbox replica r1 --of primary` goes on with them; `pgbox volume rm r1`");
+    host.pgbox(&["stop", "primary"]);
+    run_r1("`pgbox start primary`, then `pgbox replica r1 --of primary` goes");
+    host.pgbox(&["rm", "primary"]);
+    run_r1("`pgbox promote r2`, then `pgbox replica r1 --of r2` goes");
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    run_r1(
+        "`pgbox run primary` brings the primary back that has left the volume `primary`; then `pgbox replica r1 --of",
+    );
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
+    host.pgbox(&["rm", "-f", "r1"]);
+    host.pgbox(&["rm", "-f", "-v", "primary"]);
+    run_r1("nothing is left that they could follow: without ");
+    fs::remove_file(host.root.join("volumes/default/r1/data/standby.signal")).unwrap();
+    host.pgbox(&["run", "r1", "postgres:15"]);
+    assert_eq!(host.sql("r1", &[], "INSERT INTO t VALUES (8) RETURNING i"), "8");
+}
