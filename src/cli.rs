@@ -22,7 +22,7 @@ pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
 pub use later::Later;
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
-pub use uri::{As, Endpoint, Env, Uri, With};
+pub use uri::{As, Endpoint, Env, Uri, Whom, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
@@ -39,11 +39,11 @@ use crate::spec::{
     disable_help_subcommand = true
 )]
 pub struct Cli {
-    /// Where images, volumes and nodes are kept
-    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true)]
+    /// Where images, volumes and nodes are kept (PGBOX_ROOT)
+    #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true, display_order = 900)]
     pub root: PathBuf,
-    /// The lab that is meant: a set of nodes on one bridge
-    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true)]
+    /// The lab: a set of nodes on one bridge (PGBOX_LAB)
+    #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true, display_order = 900)]
     pub lab: Name,
     #[command(subcommand)]
     pub command: Command,
@@ -113,10 +113,14 @@ pub enum Command {
     /// Say whom commits wait for, or show how many wait
     Sync(Later<Sync>),
     /// Stop nodes: a fast shutdown, data and address are kept
+    #[command(
+        after_help = "Examples:\n  pgbox stop primary\n  pgbox stop --all                the whole lab; `pgbox start --all` brings it back"
+    )]
     Stop(Later<Stop>),
     /// Start stopped nodes: same address, same data
     Start(Later<Start>),
     /// Restart Postgres in place
+    #[command(after_help = "Examples:\n  pgbox restart primary\n  pgbox restart --all --mode immediate")]
     Restart(Later<Stop>),
     /// Change the limits of a node
     Limit(Later<Limit>),
@@ -278,6 +282,7 @@ pub struct Nodes {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgbox logs primary -n 20\n  pgbox logs -f primary")]
 pub struct Logs {
     /// Name of the node
     pub node: Name,
@@ -380,6 +385,9 @@ pub enum Mode {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox start primary\n  pgbox start --all               a primary before its standbys"
+)]
 pub struct Start {
     #[command(flatten)]
     pub which: Which,
@@ -392,6 +400,9 @@ pub struct Start {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox limit primary --memory 1g --cpus 2\n  pgbox limit primary --memory max"
+)]
 pub struct Limit {
     /// Name of the node
     pub node: Name,
@@ -400,6 +411,9 @@ pub struct Limit {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  pgbox rm --force r1             stops it first; its data stay in the volume `r1`\n  pgbox rm --force -v r1          with all data"
+)]
 pub struct Rm {
     /// Names of the nodes
     #[arg(required = true, value_name = "NODE")]
@@ -471,7 +485,15 @@ pub fn parse() -> Cli {
         true => Cli::command(),
         false => overview::first_help(Cli::command()),
     };
-    Cli::from_arg_matches(&command.get_matches_from(args)).unwrap_or_else(|error| error.exit())
+    let matches = command.clone().try_get_matches_from(&args).unwrap_or_else(|error| {
+        if !error.use_stderr() {
+            error.exit();
+        }
+        // What the environment says would stand in the usage line as if it had to be given.
+        let bare = command.mut_args(|arg| arg.env(None::<&str>));
+        bare.try_get_matches_from(args).err().unwrap_or(error).exit()
+    });
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
 /// Writes the completion script of a shell to standard output.

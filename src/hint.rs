@@ -134,7 +134,7 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
         (HostStep::CreateCgroup { .. }, Errno::EBUSY) => {
             "a process sits in a parent cgroup, which forbids limits below it; move it, or start pgbox from another session"
         }
-        (_, Errno::EROFS) => "the file system is mounted read-only; choose another place with --root",
+        (_, Errno::EROFS) => READ_ONLY,
         (HostStep::CreateNetns { .. } | HostStep::CreateVeth { .. }, Errno::EEXIST) => {
             "something of that name was not made by this node; rename or remove it, or choose another node name"
         }
@@ -154,11 +154,13 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
 
 const DISK_FULL: &str = "the disk is full; `df -h` and `pgbox image ls` show where the space is";
 
+const READ_ONLY: &str = "that is mounted read-only: a volume with `:ro`, if it lies in one; else choose another place with --root";
+
 /// What to try after an error that says nothing of it itself.
 pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
     match errno_of(error)? {
         Errno::ENOSPC => Some(DISK_FULL),
-        Errno::EROFS => Some("the file system is mounted read-only; choose another place with --root"),
+        Errno::EROFS => Some(READ_ONLY),
         Errno::EACCES | Errno::EPERM if !is_root => {
             Some("pgbox keeps its state for root; try again with sudo")
         }
@@ -190,6 +192,10 @@ pub fn for_inner_step(error: &str) -> Option<String> {
         ("could not resize shared memory segment", SHM_FULL),
         ("unrecognized configuration parameter", NO_SETTING),
         ("No space left", DISK_FULL),
+        (
+            "Read-only file system",
+            "that is mounted read-only in the node: a volume with `:ro`, if it lies in one",
+        ),
         ("fork: EAGAIN", PIDS),
         (
             "overlay",

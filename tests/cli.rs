@@ -117,6 +117,17 @@ fn usage_errors_are_as_reviewed() {
 }
 
 #[test]
+fn what_the_environment_says_is_not_asked_for() {
+    let said = |lab: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pgbox"));
+        command.args(args).env("PGBOX_ROOT", "/nowhere").env("PGBOX_LAB", lab).stdin(Stdio::null());
+        text(command.output().expect("start pgbox").stderr)
+    };
+    assert!(said("a", &["run"]).contains("\nUsage: pgbox run <NODE> "), "{}", said("a", &["run"]));
+    assert!(said("No Lab", &["ps"]).contains("invalid value 'No Lab' for '--lab <NAME>'"));
+}
+
+#[test]
 fn completions_know_every_command() {
     let commands = subcommands(&help(&[]));
     for shell in ["bash", "zsh", "fish", "elvish"] {

@@ -12,6 +12,7 @@ use crate::spec::{Name, quantity};
     after_help = "Examples:\n  pgbox crash primary                the postmaster dies of SIGKILL\n  pgbox crash primary --node         the whole node, as by a power cut"
 )]
 pub struct Crash {
+    /// Name of the node
     pub node: Name,
     /// Signal for the postmaster: a number, or a name such as KILL, ABRT, STOP
     #[arg(long, value_name = "SIGNAL", default_value = "KILL", value_parser = signal)]
@@ -25,14 +26,19 @@ pub struct Crash {
 }
 
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Example:\n  pgbox freeze primary     it answers nobody, and its connections stay open; `pgbox thaw primary`"
+)]
 pub struct Freeze {
-    #[arg(required = true)]
+    /// Names of the nodes
+    #[arg(required = true, value_name = "NODE")]
     pub nodes: Vec<Name>,
 }
 
 #[derive(Debug, Args)]
 pub struct Thaw {
-    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    /// Names of the nodes
+    #[arg(required_unless_present = "all", conflicts_with = "all", value_name = "NODE")]
     pub nodes: Vec<Name>,
     /// All nodes of the lab that are frozen
     #[arg(long)]
@@ -92,10 +98,12 @@ pub struct Pair {
 }
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  pgbox net heal primary r1\n  pgbox net heal --all")]
 pub struct Heal {
     /// A node, or `host`
     #[arg(value_name = "A", required_unless_present = "all", requires = "b")]
     pub a: Option<Name>,
+    /// Another node, or `host`
     #[arg(value_name = "B")]
     pub b: Option<Name>,
     /// All faults of the lab

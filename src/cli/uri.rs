@@ -11,18 +11,12 @@ use crate::{
 
 #[derive(Debug, Args)]
 #[command(
-    group = ArgGroup::new("whom").required(true).args(["node", "rw", "ro"]),
+    group = ArgGroup::new("one").required(true).args(["node", "rw", "ro"]),
     after_help = "Examples:\n  psql \"$(pgbox uri primary)\"\n  psql \"$(pgbox uri --rw)\"            the primary, whichever node that is\n  psql \"$(pgbox uri --ro --hosts)\"    all nodes; the client looks for a standby\n  psql \"$(pgbox uri --rw -U app -d shop)\""
 )]
 pub struct Uri {
-    /// Name of the node
-    pub node: Option<Name>,
-    /// The lab's read-write endpoint: one address that leads to the primary
-    #[arg(long)]
-    pub rw: bool,
-    /// The lab's read-only endpoint: one address that leads to the standbys in turn
-    #[arg(long)]
-    pub ro: bool,
+    #[command(flatten)]
+    pub whom: Whom,
     /// Not the endpoint, but every node of the cluster, and the client tries them (target_session_attrs)
     #[arg(long, conflicts_with_all = ["node", "published"])]
     pub hosts: bool,
@@ -38,11 +32,11 @@ pub struct Uri {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  eval \"$(pgbox env)\" && psql\n  pgbox env r1 --user app --dbname shop --json"
+    after_help = "Examples:\n  eval \"$(pgbox env)\" && psql\n  pgbox env r1 --user app --dbname shop --json\n\nWithout a node the lab's primary is meant as it is now; --rw follows it through a failover."
 )]
 pub struct Env {
-    /// Name of the node; the lab's primary if none is named
-    pub node: Option<Name>,
+    #[command(flatten)]
+    pub whom: Whom,
     #[command(flatten)]
     pub by: As,
     /// Print JSON
@@ -52,16 +46,30 @@ pub struct Env {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  pgbox with -- pgbench -i -s 10\n  pgbox with r1 -U app -d shop -- psql -c 'SELECT pg_is_in_recovery()'"
+    after_help = "Examples:\n  pgbox with -- pgbench -i -s 10\n  pgbox with --ro -U app -d shop -- psql -c 'SELECT pg_is_in_recovery()'\n\nWithout a node the lab's primary is meant as it is now; --rw follows it through a failover."
 )]
 pub struct With {
-    /// Name of the node; the lab's primary if none is named
-    pub node: Option<Name>,
+    #[command(flatten)]
+    pub whom: Whom,
     #[command(flatten)]
     pub by: As,
     /// The command and its arguments
     #[arg(required = true, last = true, value_name = "COMMAND")]
     pub command: Vec<String>,
+}
+
+/// Which server.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+pub struct Whom {
+    /// Name of the node
+    pub node: Option<Name>,
+    /// The lab's read-write endpoint: one address that leads to the primary
+    #[arg(long)]
+    pub rw: bool,
+    /// The lab's read-only endpoint: one address that leads to the standbys in turn
+    #[arg(long)]
+    pub ro: bool,
 }
 
 /// As whom to connect, and by which way.

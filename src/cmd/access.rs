@@ -49,7 +49,7 @@ pub fn of(context: &Context, node: &Node, asked: &cli::As) -> Result<Access> {
     } else {
         let users = root.users(lab)?;
         if !users.contains(&user) {
-            return Err(stranger(&user, &superuser, &users, &node.name));
+            return Err(stranger(&user, &superuser, &users, node));
         }
         Some(root.user_file(lab, &user))
     };
@@ -61,12 +61,15 @@ pub fn of(context: &Context, node: &Node, asked: &cli::As) -> Result<Access> {
     Ok(Access { user, database, secret, passfile })
 }
 
-fn stranger(user: &str, superuser: &str, users: &[String], node: &Name) -> anyhow::Error {
+fn stranger(user: &str, superuser: &str, users: &[String], node: &Node) -> anyhow::Error {
     let known: Vec<&str> = std::iter::once(superuser).chain(users.iter().map(String::as_str)).collect();
     advise(
         format!("pgbox knows no password of a user `{user}`, but of {}", known.join(", ")),
         format!(
-            "`[users.{user}]` in a lab file lets `pgbox up` make one; `pgbox psql {node} -- -U {user}` asks for no password"
+            "who has a role that was made by hand knows its password: `psql -h {0} -U {user}`; `[users.{user}]` in a lab file lets \
+             `pgbox up` make one; `pgbox psql {1} -- -U {user}` asks for none",
+            node.state.address.addr(),
+            node.name
         ),
     )
 }

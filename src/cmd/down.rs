@@ -16,7 +16,7 @@ use crate::{
         sync,
     },
     facts::{
-        cluster,
+        self, cluster,
         node::{self, Node},
     },
     spec::Name,
@@ -30,7 +30,11 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     let nodes = upstream_first(node::all(&context.root, &context.lab)?);
     let volumes = if args.volumes { context.root.volumes(&context.lab)? } else { Vec::new() };
     if nodes.is_empty() && volumes.is_empty() {
-        super::note(context, &format!("lab `{}` has no nodes", context.lab));
+        let kept = context.root.volumes(&context.lab)?;
+        if kept.is_empty() {
+            facts::lab::check(&context.root, &context.lab)?;
+        }
+        super::note(context, &nothing_there(&context.lab, &kept));
         return Ok(0);
     }
     if args.dry_run {
@@ -58,6 +62,19 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         forget_users(context)?;
     }
     Ok(code)
+}
+
+fn nothing_there(lab: &Name, kept: &[Name]) -> String {
+    let kept: Vec<&str> = kept.iter().map(Name::as_str).collect();
+    match kept.is_empty() {
+        true => format!("lab `{lab}` has no nodes"),
+        false => {
+            format!(
+                "lab `{lab}` has no nodes; its data are in the volumes {}, `pgbox down -v` removes them",
+                kept.join(", ")
+            )
+        }
+    }
 }
 
 fn upstream_first(nodes: Vec<Node>) -> Vec<Node> {

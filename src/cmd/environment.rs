@@ -9,14 +9,14 @@ use std::{io, os::unix::process::CommandExt, process::Command};
 use anyhow::{Result, anyhow};
 
 use super::{Context, access, uri};
-use crate::{cli, facts, show, spec::Name};
+use crate::{cli, facts, show};
 
 /// What would lead somewhere else.
 const IN_THE_WAY: [&str; 5] =
     ["PGHOSTADDR", "PGPASSWORD", "PGSERVICE", "PGSERVICEFILE", "PGTARGETSESSIONATTRS"];
 
 pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
-    let (set, unset) = variables(context, args.node.as_ref(), &args.by)?;
+    let (set, unset) = variables(context, &args.whom, &args.by)?;
     if args.json {
         let map: serde_json::Map<String, serde_json::Value> =
             set.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
@@ -30,7 +30,7 @@ pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
 
 /// Becomes the command: signals, terminal and exit code are its own.
 pub fn with(context: &Context, args: &cli::With) -> Result<i32> {
-    let (set, unset) = match variables(context, args.node.as_ref(), &args.by) {
+    let (set, unset) = match variables(context, &args.whom, &args.by) {
         Ok(found) => found,
         // As with `exec`: that pgbox failed, and not the command.
         Err(error) => {
@@ -53,11 +53,11 @@ pub fn with(context: &Context, args: &cli::With) -> Result<i32> {
 type Variables = (Vec<(&'static str, String)>, Vec<&'static str>);
 
 /// The variables to set and those to take away.
-fn variables(context: &Context, name: Option<&Name>, by: &cli::As) -> Result<Variables> {
+fn variables(context: &Context, whom: &cli::Whom, by: &cli::As) -> Result<Variables> {
     facts::lab::check(&context.root, &context.lab)?;
-    let node = access::node(context, name)?;
-    let address = uri::address(&node, by.published)?;
-    let access = access::of(context, &node, by)?;
+    let place = uri::place(context, whom, by.published, false)?;
+    let (node, address) = (&place.node, place.hosts[0]);
+    let access = access::of(context, node, by)?;
     let mut set = vec![
         ("PGHOST", address.ip().to_string()),
         ("PGPORT", address.port().to_string()),

@@ -5,9 +5,12 @@ use anyhow::Result;
 use super::{Context, need_root};
 use crate::{
     cli,
-    facts::{self, node},
+    facts::{
+        self,
+        node::{self, Node},
+    },
     hint::{advise, misuse},
-    plan,
+    plan, show,
     spec::{
         Name, NodeLimits,
         quantity::{Bound, human_bytes},
@@ -25,12 +28,19 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
         ));
     }
     need_root("pgbox limit")?;
-    change_by(context, &args.node, |limits| apply(asked, limits)).map(|()| 0)
+    let (before, node) = change_by(context, &args.node, |limits| apply(asked, limits))?;
+    let name = &args.node;
+    match show::changes::limits(&before, &node.state.spec.limits).as_str() {
+        "" => println!("{name}: its limits are as they were"),
+        changed if node.pidfd.is_none() => println!("{name}: {changed}, from its next start on"),
+        changed => println!("{name}: {changed}"),
+    }
+    Ok(0)
 }
 
 /// Gives a node these limits.
 pub fn set(context: &Context, name: &Name, wanted: NodeLimits) -> Result<()> {
-    change_by(context, name, |limits| *limits = NodeLimits { shm_size: limits.shm_size, ..wanted })
+    change_by(context, name, |limits| *limits = NodeLimits { shm_size: limits.shm_size, ..wanted }).map(drop)
 }
 
 fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
@@ -44,11 +54,17 @@ fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
     limits.pids = asked.pids.map_or(limits.pids, Bound::limit);
 }
 
-fn change_by(context: &Context, name: &Name, change_limits: impl FnOnce(&mut NodeLimits)) -> Result<()> {
+/// Gives what the limits were, and the node as it is.
+fn change_by(
+    context: &Context,
+    name: &Name,
+    change_limits: impl FnOnce(&mut NodeLimits),
+) -> Result<(NodeLimits, Node)> {
     let _lock = context.lock()?;
     let mut node = node::find(&context.root, &context.lab, name)?;
     let before = plan::limits(&node.state.spec);
     let limits = &mut node.state.spec.limits;
+    let old = limits.clone();
     change_limits(limits);
     facts::check_cpus(limits)?;
     if let Some(text) = node.state.spec.contradiction() {
@@ -67,7 +83,8 @@ fn change_by(context: &Context, name: &Name, change_limits: impl FnOnce(&mut Nod
             *step = plan::set_limits(&hierarchy, path, wanted.clone());
         }
     }
-    node.dir.save(&node.state)
+    node.dir.save(&node.state)?;
+    Ok((old, node))
 }
 
 /// Sets all of the limits, or none.

@@ -53,7 +53,7 @@ use crate::{
     },
     facts,
     hint::{self, advise},
-    spec::Name,
+    spec::{self, Name},
     state::{Hold, Lock, Root},
 };
 
@@ -203,7 +203,7 @@ fn tell_change(context: &Context, change: &Change) {
     let Change { primary, waits_for } = change;
     let text = match waits_for.as_str() {
         "" => format!("commits on `{primary}` wait for nobody now"),
-        rule => format!("commits on `{primary}` wait for {rule} now"),
+        rule => format!("commits on `{primary}` wait for {} now", spec::sync::shown(rule)),
     };
     note(context, &text);
 }

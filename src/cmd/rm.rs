@@ -16,7 +16,7 @@ use crate::{
         node::{self, Node},
         volume,
     },
-    hint::advise,
+    hint::{self, advise},
     spec::Name,
     state::{self, Role, VolumeState},
     step::HostStep,
@@ -24,19 +24,43 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
-    each(context, &args.nodes, |name| remove(context, args, name))
+    each(context, &args.nodes, |name| {
+        let volumes = remove(context, args, name)?;
+        if !args.dry_run {
+            println!("{}", hint::with_options(&removed(name, &volumes), &context.options));
+        }
+        Ok(())
+    })
 }
 
-/// Removes one of the nodes that are to go.
-pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
+/// What has become of a node and its volumes.
+fn removed(name: &Name, volumes: &[PathBuf]) -> String {
+    let shown = |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let (kept, gone): (Vec<&PathBuf>, Vec<&PathBuf>) = volumes.iter().partition(|path| path.exists());
+    let names = |of: Vec<&PathBuf>| of.into_iter().map(shown).collect::<Vec<_>>();
+    let (kept, gone) = (names(kept), names(gone));
+    match kept.is_empty() {
+        true if gone.is_empty() => format!("{name} is removed"),
+        true => format!("{name} is removed, with all data"),
+        false => {
+            let kept = kept.join(" ");
+            format!("{name} is removed; its data are kept: `pgbox volume rm {kept}` removes them")
+        }
+    }
+}
+
+/// Removes one of the nodes that are to go; gives the volumes that it had.
+pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<PathBuf>> {
     let _lock = context.lock()?;
     let mut node = match node::find(&context.root, &context.lab, name) {
-        Err(error) if args.force => return remove_remains(context, args, name, error),
+        Err(error) if args.force => {
+            return remove_remains(context, args, name, error).map(|()| Vec::new());
+        }
         other => other?,
     };
     if args.dry_run {
         foretell(context, args, &node);
-        return Ok(());
+        return Ok(Vec::new());
     }
     if node.pidfd.is_some() && !args.force {
         return Err(advise(
@@ -53,7 +77,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
         }
         halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
-    let volumes = if args.volumes { volumes(context, &node) } else { Vec::new() };
+    let volumes = volumes(context, &node);
     remember_loser(context, &node)?;
     if is_missed {
         keep_name(&mut node);
@@ -61,18 +85,18 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<()> {
     halt::remove(&context.root, &node)?;
     settle(context);
     endpoint::settle(context, None);
-    for volume in volumes {
-        match volume::users(&context.root, &volume)?.first() {
+    for volume in volumes.iter().filter(|_| args.volumes) {
+        match volume::users(&context.root, volume)?.first() {
             Some(other) => {
                 let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
                 super::note(context, &text);
             }
             None => {
-                fs::remove_dir_all(&volume).with_context(|| format!("remove volume {}", volume.display()))?
+                fs::remove_dir_all(volume).with_context(|| format!("remove volume {}", volume.display()))?
             }
         }
     }
-    Ok(())
+    Ok(volumes)
 }
 
 /// Keeps beside the data of an old primary that another one has taken its place: they stay when the node goes, and must

@@ -233,7 +233,7 @@ fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change
     engine::restore(&context.root, &context.lab, name, before, changes)?;
     let node = node::find(&context.root, &context.lab, name)?;
     let back = match node.pidfd {
-        Some(_) => stop::restart_one(context, &args, name),
+        Some(_) => stop::restart_one(context, &args, name).map(drop),
         None => start::start(context, name, START, start::STREAM),
     };
     match back {

@@ -1,6 +1,7 @@
 //! `pgbox stop` and `pgbox restart`.
 
 use std::{
+    net::SocketAddrV4,
     os::fd::AsFd,
     time::{Duration, Instant},
 };
@@ -56,6 +57,7 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         super::warn(context, &text);
     }
     halt::take_down(&node)?;
+    println!("{name} is stopped");
     endpoint::settle(context, None);
     Ok(())
 }
@@ -76,22 +78,28 @@ pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox restart")?;
     crate::sys::exe::reexec_read_only()?;
     let nodes = which::nodes(context, &args.which, Going::Up)?;
-    each(context, &nodes, |name| restart_one(context, args, name))
+    each(context, &nodes, |name| {
+        if let Some(address) = restart_one(context, args, name)? {
+            println!("{name} is ready at {address}");
+        }
+        Ok(())
+    })
 }
 
 /// How long a server that was stopped may take to answer.
 const START: Duration = Duration::from_secs(300);
 
-/// Postgres alone restarts: pid 1, namespaces and address stay.
-pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+/// Postgres alone restarts: pid 1, namespaces and address stay. Gives where it answers, unless all of the node had to be
+/// started.
+pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<Option<SocketAddrV4>> {
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
-        return start::start(context, name, START, start::STREAM);
+        return start::start(context, name, START, start::STREAM).map(|()| None);
     }
     let pidfd = node.awake()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
         stop(context, args, name)?;
-        return start::start(context, name, START, start::STREAM);
+        return start::start(context, name, START, start::STREAM).map(|()| None);
     };
     let before = node.status.pid;
     let patience = patience(args, &node);
@@ -104,7 +112,7 @@ pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> R
         }
         if is_new(&node, before)? && ready::probe(&node.dir, *address)?.is_ready() {
             wait_until_it_streams(context, &node);
-            return Ok(());
+            return Ok(Some(*address));
         }
     }
     Err(advise(

@@ -19,7 +19,10 @@ use crate::{
         replication::{self, Lab, Picture, Sync},
     },
     hint::{advise, as_misuse},
-    spec::{Name, SyncRule, sync::GRAMMAR},
+    spec::{
+        Name, SyncRule,
+        sync::{GRAMMAR, shown},
+    },
     state::Role,
     sys::process,
 };
@@ -62,22 +65,21 @@ fn show(context: &Context, json: bool) -> Result<()> {
     };
     let is_meant = |picture: &Picture| primary(picture).is_some_and(|name| meant.contains(&name));
     let clusters = lab.clusters.into_iter().filter(is_meant);
-    let shown: Vec<Shown> = clusters
+    let all: Vec<Shown> = clusters
         .map(|picture| Shown { primary: primary(&picture), rule: lab.sync_rule.clone(), sync: picture.sync })
         .collect();
     if json {
         // One where one is meant, as nearly always.
-        let value = match &shown[..] {
+        let value = match &all[..] {
             [one] => serde_json::to_string_pretty(one)?,
-            all => serde_json::to_string_pretty(all)?,
+            several => serde_json::to_string_pretty(several)?,
         };
         println!("{value}");
         return Ok(());
     }
     println!("rule       {}", lab.sync_rule.as_deref().unwrap_or("off"));
-    for Shown { primary, sync, .. } in &shown {
-        let of =
-            primary.as_ref().filter(|_| shown.len() > 1).map_or(String::new(), |name| format!("{name}: "));
+    for Shown { primary, sync, .. } in &all {
+        let of = primary.as_ref().filter(|_| all.len() > 1).map_or(String::new(), |name| format!("{name}: "));
         println!("in effect  {of}{}", effect(sync));
         if sync.waiting_commits > 0 {
             println!("waiting    {of}{}", replication::waiting(sync));
@@ -90,11 +92,11 @@ fn primary(picture: &Picture) -> Option<Name> {
     picture.nodes.first().map(|first| first.node.clone())
 }
 
-fn effect(sync: &Sync) -> &str {
+fn effect(sync: &Sync) -> String {
     match sync.in_effect.as_deref() {
-        None => "not known: the primary does not answer",
-        Some("") => "commits wait for nobody",
-        Some(value) => value,
+        None => "not known: the primary does not answer".to_owned(),
+        Some("") => "commits wait for nobody".to_owned(),
+        Some(value) => format!("commits wait for {}", shown(value)),
     }
 }
 

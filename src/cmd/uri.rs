@@ -19,7 +19,7 @@ use crate::{
     hint::advise,
     plan::POSTGRES_PORT,
     postgres::uri::{Target, encode},
-    spec::{Name, Publish},
+    spec::Publish,
     state::{self, Endpoint},
 };
 
@@ -38,19 +38,16 @@ struct Json {
 }
 
 /// What a connection string is made of.
-struct Place {
+pub struct Place {
     endpoint: Option<Endpoint>,
     /// Not empty. Several are for the client to try.
-    hosts: Vec<SocketAddrV4>,
+    pub hosts: Vec<SocketAddrV4>,
     /// Whose cluster's users and passwords these are.
-    node: Node,
+    pub node: Node,
 }
 
 pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
-    let place = match &args.node {
-        Some(name) => of_node(context, args, name)?,
-        None => of_endpoint(context, args, if args.rw { Endpoint::Rw } else { Endpoint::Ro })?,
-    };
+    let place = place(context, &args.whom, args.by.published, args.hosts)?;
     let access = access::of(context, &place.node, &args.by)?;
     let passfile = access.passfile.as_deref().filter(|_| !args.with_password);
     let first = place.hosts[0];
@@ -74,32 +71,35 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
     Ok(0)
 }
 
-fn of_node(context: &Context, args: &cli::Uri, name: &Name) -> Result<Place> {
-    let node = node::find(&context.root, &context.lab, name)?;
-    let host = address(&node, args.by.published)?;
-    Ok(Place { endpoint: None, hosts: vec![host], node })
+/// Where whoever is meant is reached; the lab's primary, where nobody is named.
+pub fn place(context: &Context, whom: &cli::Whom, published: bool, hosts: bool) -> Result<Place> {
+    let endpoint = match (whom.rw, whom.ro) {
+        (true, _) => Endpoint::Rw,
+        (_, true) => Endpoint::Ro,
+        _ => {
+            let node = access::node(context, whom.node.as_ref())?;
+            return Ok(Place { endpoint: None, hosts: vec![address(&node, published)?], node });
+        }
+    };
+    let state = context.root.load_lab(&context.lab)?;
+    let before = state.as_ref().and_then(|state| state.leads.head.as_ref());
+    let mut cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
+    let hosts = match hosts {
+        true => cluster.nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
+        false => vec![stable(context, endpoint, published)?],
+    };
+    let node = cluster.nodes.remove(0);
+    Ok(Place { endpoint: Some(endpoint), hosts, node })
 }
 
 /// Where the server of a node is reached from this host.
-pub fn address(node: &Node, published: bool) -> Result<SocketAddrV4> {
+fn address(node: &Node, published: bool) -> Result<SocketAddrV4> {
     let own = node.login()?.address;
     let port = node.state.spec.publish.iter().find(|p| p.port == POSTGRES_PORT);
     match published {
         false => Ok(own),
         true => published_at(port, &format!("node `{}` publishes no port {POSTGRES_PORT}", node.name)),
     }
-}
-
-fn of_endpoint(context: &Context, args: &cli::Uri, endpoint: Endpoint) -> Result<Place> {
-    let state = context.root.load_lab(&context.lab)?;
-    let before = state.as_ref().and_then(|state| state.leads.head.as_ref());
-    let mut cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
-    let hosts = match args.hosts {
-        true => cluster.nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
-        false => vec![stable(context, endpoint, args.by.published)?],
-    };
-    let node = cluster.nodes.remove(0);
-    Ok(Place { endpoint: Some(endpoint), hosts, node })
 }
 
 /// The endpoint's own address, or the port of this host that leads to it.

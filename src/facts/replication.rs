@@ -21,7 +21,7 @@ use crate::{
         standby,
         status::{self, Answer, Sender, Slot},
     },
-    spec::{Name, SyncRule},
+    spec::{Name, SyncRule, sync::shown},
     state::{Role, Root},
     sys::cgroup::Stats,
 };
@@ -349,7 +349,7 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     (wanted != said.sync).then(|| {
         format!(
             "the rule is `{rule}`, and `{name}` waits for {}; `pgbox sync '{rule}'` brings it there",
-            if said.sync.is_empty() { "nobody" } else { &said.sync }
+            if said.sync.is_empty() { "nobody".to_owned() } else { shown(&said.sync) }
         )
     })
 }

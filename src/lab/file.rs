@@ -154,6 +154,7 @@ impl LabFile {
         let mut base = self.said(of.get_ref(), depth + 1)?.for_standbys();
         base.delay = self.raw.defaults.delay.clone();
         base.rate = self.raw.defaults.rate.clone();
+        base.copy = self.raw.defaults.copy.clone();
         Ok(own.over(&base))
     }
 
@@ -295,6 +296,7 @@ fn check_name(name: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::spec::Copying;
 
     fn wanted(text: &str) -> Result<Wanted> {
         let read = |path: &Path| match path.to_str() {
@@ -315,7 +317,7 @@ mod tests {
             "[defaults]\nimage = 'postgres:15'\nsettings = { work_mem = '8MB' }\n\
              [nodes.primary]\npublish = [5433]\nmemory = '1g'\nvolumes = ['./x:/x:ro', 'y:/y']\n\
              settings = { max_connections = 50, fsync = false }\n\
-             [nodes.r1]\nof = 'primary'\ndelay = '5min'\nsettings = { work_mem = '9MB' }\n\
+             [nodes.r1]\nof = 'primary'\ndelay = '5min'\ncopy = 'basebackup'\nsettings = { work_mem = '9MB' }\n\
              [nodes.r2]\nof = 'r1'\ncpus = 0.5\nmemory = 'max'\n",
         );
         let nodes = wanted.unwrap().nodes;
@@ -337,6 +339,8 @@ mod tests {
         );
         let delays = [r1, r2].map(|spec| spec.follow.as_ref().unwrap().delay_ms);
         assert_eq!(delays, [Some(300_000), None], "a delay is one's own");
+        let copies = [r1, r2].map(|spec| spec.follow.as_ref().unwrap().copy);
+        assert_eq!(copies, [Copying::Basebackup, Copying::Auto], "and so is how its data are copied");
         assert_eq!(r2.image, "postgres:15");
     }
 
@@ -346,6 +350,12 @@ mod tests {
             ("[nodes.primary]\nmemroy = '1g'\n", 2, "unknown field `memroy`, expected one of"),
             ("x = 1\n[nodes.primary]\n", 1, "unknown field `x`"),
             ("[nodes.primary]\n\nmemory = '12x'\n", 3, "nodes.primary.memory: `12x` is not a size"),
+            ("[nodes.p]\n[nodes.r]\nof = 'p'\ncopy = 'fast'\n", 4, "nodes.r.copy: `fast` is no way to copy"),
+            (
+                "[nodes.p]\n[nodes.r]\nof = 'p'\nrate = '1m'\ncopy = 'reflink'\n",
+                5,
+                "nodes.r.copy: clones are made at once",
+            ),
             ("[nodes.primary]\nmemory = [1]\n", 2, "memory: invalid type: sequence"),
             ("[nodes.a]\nof = 'b'\n", 2, "nodes.a.of: no node `b` in this file; it has a"),
             ("[nodes.a]\nof = 'b'\n[nodes.b]\nof = 'a'\n", 4, "it follows itself"),

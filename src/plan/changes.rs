@@ -17,7 +17,7 @@ pub use content::done;
 use crate::{
     lab::wanted::{Sql, Wanted, WantedNode},
     postgres::{content::Done, launch::RenewHow},
-    spec::{Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
+    spec::{Follow, Name, NodeLimits, NodeSpec, Publish, Restart, SyncRule},
     state::{PublishedEndpoints, Role},
 };
 
@@ -123,8 +123,7 @@ pub enum Action {
     /// How a standby follows.
     Follow {
         node: Name,
-        delay_ms: Option<u64>,
-        rate_kb: Option<u64>,
+        follow: Follow,
     },
     /// What pid 1 does when the server ends, and how long a stop may take.
     Policy {

@@ -114,6 +114,24 @@ mod tests {
     const LABELFILE: &str = "START WAL LOCATION: 0/2000028 (file 000000010000000000000002)\n\
                              CHECKPOINT LOCATION: 0/2000060\nBACKUP METHOD: streamed\nBACKUP FROM: primary\n";
 
+    /// Version 15 has renamed the functions and taken away exclusive backups, and with them an argument: the third of
+    /// pg_start_backup(label, fast, exclusive), the first of pg_stop_backup(exclusive, wait_for_archive). A backup that is
+    /// exclusive would leave its label in the other server's own data directory.
+    #[test]
+    fn a_session_speaks_to_its_version() {
+        for major in [13, 14] {
+            assert!(start(major).ends_with(" SELECT pg_start_backup('pgbox', true, false);\n"));
+            assert_eq!(stop(major), "SELECT lsn, labelfile FROM pg_stop_backup(false, false);\n");
+        }
+        for major in [15, 18] {
+            assert!(start(major).ends_with(" SELECT pg_backup_start('pgbox', true);\n"));
+            assert_eq!(stop(major), "SELECT lsn, labelfile FROM pg_backup_stop(false);\n");
+        }
+        for called in [13, 15].into_iter().flat_map(|major| [start(major), stop(major)]) {
+            assert!(FUNCTIONS.iter().any(|name| called.contains(&format!(" {name}("))), "{called}");
+        }
+    }
+
     #[test]
     fn the_log_is_taken_from_where_the_label_says() {
         let first = first_segment(LABELFILE).unwrap();

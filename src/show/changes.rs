@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 use crate::{
     plan::changes::{self, Action, Changes, Data, Effect, Need},
     postgres::launch::RenewHow,
-    spec::{NodeLimits, NodeSpec, Publish, Restart, quantity::human_bytes},
+    spec::{Copying, Follow, NodeLimits, NodeSpec, Publish, Restart, quantity::human_bytes},
 };
 
 /// All actions: `+` is new, `~` is changed, `-` goes.
@@ -128,9 +128,9 @@ fn what(action: &Action) -> String {
             let ports: Vec<String> = publish.iter().map(ToString::to_string).collect();
             format!("publish {}", ports.join(", "))
         }
-        Action::Follow { delay_ms, .. } => match delay_ms {
-            Some(ms) => format!("apply changes {} late", time(*ms)),
-            None => "apply changes at once".to_owned(),
+        Action::Follow { follow, .. } => match follow.delay_ms {
+            Some(ms) => format!("apply changes {} late{}", time(ms), copying(follow)),
+            None => format!("apply changes at once{}", copying(follow)),
         },
         Action::Policy { restart, stop_timeout, .. } => {
             format!("restart {}, stop-timeout {stop_timeout}s", policy(*restart))
@@ -178,7 +178,8 @@ fn created(spec: &NodeSpec, on: Data) -> String {
     format!("{role} from {}{data}", spec.image)
 }
 
-fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
+/// What is otherwise in the limits of a node; empty if nothing is.
+pub fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
     let cpus = |milli: u64| (milli as f64 / 1000.0).to_string();
     let changed = |name: &str, old: Option<u64>, new: Option<u64>, show: &dyn Fn(u64) -> String| {
         let or_max = |value: Option<u64>| value.map_or_else(|| "max".to_owned(), show);
@@ -192,6 +193,17 @@ fn limits(before: &NodeLimits, limits: &NodeLimits) -> String {
         changed("pids", before.pids, limits.pids, &|count| count.to_string()),
     ];
     all.into_iter().flatten().collect::<Vec<_>>().join(", ")
+}
+
+/// How it would get its data, as far as that is said.
+fn copying(follow: &Follow) -> String {
+    let copy = match follow.copy {
+        Copying::Auto => None,
+        Copying::Reflink => Some(", clone data".to_owned()),
+        Copying::Basebackup => Some(", copy data by pg_basebackup".to_owned()),
+    };
+    let rate = follow.rate_kb.map(|rate| format!(", copy {} a second", human_bytes(rate << 10)));
+    copy.unwrap_or_default() + &rate.unwrap_or_default()
 }
 
 fn policy(restart: Restart) -> String {

@@ -3,7 +3,7 @@
 use super::table;
 use crate::{
     facts::replication::{Lab, Member, Picture},
-    spec::quantity::human_bytes,
+    spec::{quantity::human_bytes, sync},
 };
 
 /// With what lines are drawn.
@@ -46,7 +46,7 @@ pub fn render(lab: &Lab, strokes: Strokes) -> String {
     }
     let mut text = table::render(&header, &rows);
     if let Some(rule) = &lab.sync_rule {
-        text += &format!("\nsync: {rule}\n");
+        text += &format!("\nsync rule: {rule}\n");
     }
     for cluster in &lab.clusters {
         text += &remarks(cluster);
@@ -134,7 +134,7 @@ pub fn time(ms: f64) -> String {
 fn remarks(cluster: &Picture) -> String {
     let mut text = String::new();
     if let Some(rule) = cluster.sync.in_effect.as_deref().filter(|rule| !rule.is_empty()) {
-        text += &format!("\ncommits wait for {rule}\n");
+        text += &format!("\ncommits wait for {}\n", sync::shown(rule));
     }
     for member in cluster.nodes.iter().filter(|member| member.state == "silent") {
         let why = member.error.as_deref().unwrap_or("no answer");

@@ -77,6 +77,11 @@ impl SyncRule {
     }
 }
 
+/// What a server was told, in the words of a rule.
+pub fn shown(value: &str) -> String {
+    value.parse::<SyncRule>().map_or_else(|_| value.to_owned(), |rule| rule.to_string())
+}
+
 impl Method {
     fn word(self) -> &'static str {
         match self {
@@ -138,6 +143,8 @@ mod tests {
     fn rules_are_read_and_shown() {
         let rule: SyncRule = "ANY 1 (r1,\"r2\")".parse().unwrap();
         assert_eq!(rule.to_string(), "any 1 (r1, r2)");
+        assert_eq!(shown("ANY 1 (\"r1\")"), "any 1 (r1)");
+        assert_eq!(shown("*"), "*", "somebody else's");
         assert_eq!("first 2 (a, b, c)".parse::<SyncRule>().unwrap().method, Method::First);
         assert_eq!("r1".parse::<SyncRule>().unwrap(), SyncRule::any(names(&["r1"])));
         for bad in [

@@ -137,6 +137,7 @@ fn users_and_databases_of_a_lab_file_are_named_by_options() {
         let said = host.fails(1, call);
         assert!(said.contains("`bob`") && said.contains("postgres, app, some one"), "{said}");
         assert!(said.contains("[users.bob]") && said.contains("pgbox psql primary -- -U bob"), "{said}");
+        assert!(said.contains("knows its password: `psql -h 10.") && said.contains(" -U bob`"), "{said}");
     }
 }
 

@@ -273,3 +273,26 @@ fn only_what_is_finished_counts_as_archived() {
     let done = names("archive_status");
     assert!(!done.iter().any(|name| *name >= current), "{current}: {done:?}");
 }
+
+/// As `--copy` of `replica`, for each time that the data are copied.
+#[test]
+fn a_lab_file_says_how_data_are_copied() {
+    let Some(host) = Host::new() else { return };
+    let file = host.scratch("files").join("lab.toml");
+    let path = file.to_str().unwrap();
+    let write = |copy: &str| {
+        let text = "[defaults]\nimage = 'postgres:15'\n[nodes.p]\n[nodes.r1]\nof = 'p'\n";
+        std::fs::write(&file, format!("{text}{copy}")).unwrap();
+    };
+    // Tests run on a file system that can't clone.
+    write("copy = 'reflink'\n");
+    let said = host.fails(1, &["up", path]);
+    assert!(said.contains("its file system can't clone"), "{said}");
+    write("");
+    host.pgbox(&["up", path]);
+    write("copy = 'reflink'\n");
+    assert_eq!(host.pgbox(&["up", path, "--diff"]), "~ r1: apply changes at once, clone data (reload)\n");
+    host.pgbox(&["up", path]);
+    assert!(host.pgbox(&["up", path]).contains("nothing to do"));
+    assert!(host.fails(1, &["reinit", "r1"]).contains("its file system can't clone"));
+}

@@ -33,6 +33,15 @@ fn a_shell_and_a_command_find_the_server_and_never_see_its_password() {
     );
     let file = host.json(&["env", "--json"])["PGPASSFILE"].as_str().unwrap().to_owned();
     assert_eq!(run("stat", &["-c", "%a %u", &file]), "600 0");
+    // By the two addresses that stay.
+    let by = |which: &str| {
+        text(&host.try_pgbox(&["with", which, "--", "sh", "-c", &format!("{ask}; echo $PGHOST")]).stdout)
+    };
+    let endpoint = |which: &str| host.json(&["uri", which, "--json"])["host"].as_str().unwrap().to_owned();
+    assert_eq!(by("--rw"), format!("some one|it's|f\n{}\n", endpoint("--rw")));
+    assert_eq!(by("--ro"), format!("some one|it's|t\n{}\n", endpoint("--ro")));
+    assert!(host.pgbox(&["env", "--rw"]).contains(&format!("export PGHOST={}\n", endpoint("--rw"))));
+    assert!(host.fails(2, &["env", "r1", "--rw"]).contains("cannot be used with"));
     // Exit codes are those of `exec`.
     assert!(host.fails(127, &["with", "--", "no-such-program"]).contains("execute no-such-program"));
     let plain = host.scratch("with").join("plain");

@@ -269,6 +269,13 @@ fn commits_wait_for_a_stopped_standby_until_sync_is_off() {
     let said = host.pgbox(&["sync", "any", "1", "(r1)"]);
     assert!(said.contains("commits wait for any 1 (r1)"), "{said}");
     assert_eq!(host.sql("primary", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"r1\")");
+    // In the words of the rule, whatever the server's own are.
+    let seen = host.pgbox(&["status"]);
+    assert!(
+        seen.contains("sync rule: any 1 (r1)\n") && seen.contains("\ncommits wait for any 1 (r1)\n"),
+        "{seen}"
+    );
+    assert!(host.pgbox(&["sync"]).contains("in effect  commits wait for any 1 (r1)\n"));
     is_in_state(&host, "r1", "streaming");
     assert_eq!(member(&host, "r1")["sync_state"], "quorum");
     host.sql("primary", &[], "INSERT INTO t VALUES (1)");

@@ -53,7 +53,13 @@ fn a_lab_without_a_file_is_a_primary_and_a_standby_and_stays_so() {
     assert!(foretold.starts_with(order) && foretold.contains("keep: volume primary"), "{foretold}");
     host.pgbox(&["down"]);
     host.is_forgotten();
-    host.pgbox(&["up"]);
+    let again = text(&host.try_pgbox(&["down"]).stderr);
+    assert!(again.contains("has no nodes; its data are in the volumes primary, replica"), "{again}");
+    let said = text(&host.try_pgbox(&["up"]).stderr);
+    assert!(
+        said.contains("note: `primary` goes on with the data of the volume `primary` (PostgreSQL"),
+        "{said}"
+    );
     until("replica streaming", || host.sql("primary", &[], STREAMS));
     assert_eq!(host.sql("replica", &[], "SELECT i FROM t"), "7", "the data stayed");
     host.pgbox(&["down", "-v"]);

@@ -214,3 +214,13 @@ fn limits_too_small_for_initdb_name_the_option() {
     host.pgbox(&["run", "n", "postgres:15", "--pids", "10"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }
+
+#[test]
+fn a_log_in_a_volume_that_is_read_only() {
+    let Some(host) = Host::new() else { return };
+    let mount = format!("{}:/wal:ro", host.scratch("wal").display());
+    let said =
+        host.fails(1, &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_WALDIR=/wal/x", "-v", &mount]);
+    assert!(said.contains("mkdir /wal/x: Read-only") && said.contains("a volume with `:ro`"), "{said}");
+    assert!(!said.contains("--root"), "{said}");
+}

@@ -371,13 +371,7 @@ fn what_is_said_is_as_it_was_given() {
 #[test]
 fn a_lab_that_is_not_there_is_an_error_and_an_empty_default_is_none() {
     let Some(host) = Host::new() else { return };
-    for empty in [
-        &["ps"][..],
-        &["status"],
-        &["lag"],
-        &["--lab", "nosuch", "ps", "--all-labs"],
-        &["--lab", "nosuch", "down"],
-    ] {
+    for empty in [&["ps"][..], &["status"], &["lag"], &["--lab", "nosuch", "ps", "--all-labs"], &["down"]] {
         let output = host.try_pgbox(empty);
         assert!(output.status.success(), "{empty:?}: {output:?}");
     }
@@ -411,9 +405,31 @@ fn a_lab_that_is_not_there_is_an_error_and_an_empty_default_is_none() {
     ] {
         refused(1, command, &words);
     }
+    refused(1, &["down"], &words);
     refused(125, &["with", "--", "true"], &words);
     refused(125, &["exec", "n", "--", "true"], &words);
     host.pgbox(&["--lab", "one", "rm", "-f", "n"]);
     let said = host.fails(1, &["--lab", "one", "ps"]);
     assert!(said.contains("lab `one` has no nodes any more") && said.contains("in the volumes n"), "{said}");
+}
+
+#[test]
+fn what_becomes_of_a_node_is_said_in_a_line() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "--memory", "512m"]);
+    let address = host.json(&["uri", "--json", "n"])["host"].as_str().unwrap().to_owned();
+    assert_eq!(
+        host.pgbox(&["limit", "n", "--memory", "1g", "--cpus", "0.5"]),
+        "n: memory 512M -> 1G, cpus max -> 0.5\n"
+    );
+    assert_eq!(host.pgbox(&["limit", "n", "--memory", "1g"]), "n: its limits are as they were\n");
+    assert_eq!(host.pgbox(&["restart", "n"]), format!("n is ready at {address}:5432\n"));
+    assert_eq!(host.pgbox(&["stop", "n"]), "n is stopped\n");
+    assert_eq!(host.pgbox(&["limit", "n", "--cpus", "max"]), "n: cpus 0.5 -> max, from its next start on\n");
+    let kept = host.pgbox(&["--root", host.root.to_str().unwrap(), "rm", "n"]);
+    assert_eq!(kept, "n is removed; its data are kept: `pgbox volume rm n` removes them\n");
+    host.pgbox(&["run", "n", "postgres:15"]);
+    assert_eq!(host.pgbox(&["rm", "-f", "-v", "n"]), "n is removed, with all data\n");
+    host.pgbox(&["run", "-d", "t", "tiny", "--", "sleep", "100"]);
+    assert_eq!(host.pgbox(&["rm", "-f", "t"]), "t is removed\n");
 }

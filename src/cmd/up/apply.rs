@@ -31,7 +31,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         }
         Action::Limit { node, limits, .. } => limit::set(context, node, limits.clone())?,
         Action::Publish { node, publish } => node::publish(context, node, publish)?,
-        Action::Follow { node, delay_ms, rate_kb } => node::follow(context, node, *delay_ms, *rate_kb)?,
+        Action::Follow { node, follow } => node::follow(context, node, follow)?,
         Action::Policy { node, restart, stop_timeout } => {
             node::policy(context, node, *restart, *stop_timeout)?;
         }
@@ -61,7 +61,7 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
         Data::Superseded(how) => Some(how),
         _ => None,
     };
-    let how = run::How { timeout, renew, ..run::How::detached() };
+    let how = run::How { timeout, renew, tell_of_data: true, ..run::How::detached() };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
 
@@ -78,5 +78,5 @@ fn clear(context: &Context, name: &Name) -> Result<()> {
 
 fn remove(context: &Context, node: &Name) -> Result<()> {
     let args = cli::Rm { nodes: vec![node.clone()], volumes: false, force: true, dry_run: false };
-    rm::run(context, &args).map(drop)
+    rm::remove(context, &args, node).map(drop)
 }

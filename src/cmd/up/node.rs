@@ -15,7 +15,7 @@ use crate::{
     image::Store,
     plan::{self, changes::Effect},
     postgres::{launch, version},
-    spec::{Name, NodeSpec, Publish, Restart},
+    spec::{Follow, Name, NodeSpec, Publish, Restart},
     state::NodeState,
 };
 
@@ -28,16 +28,17 @@ pub fn publish(context: &Context, name: &Name, wanted: &[Publish]) -> Result<()>
     passfile::settle(&context.root, &context.lab)
 }
 
-/// Lets a standby apply changes later or sooner.
-pub fn follow(context: &Context, name: &Name, delay_ms: Option<u64>, rate_kb: Option<u64>) -> Result<()> {
+/// Lets a standby apply changes later or sooner, and get its data otherwise from the next time on.
+pub fn follow(context: &Context, name: &Name, wanted: &Follow) -> Result<()> {
     let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, name)?;
     let mut state = node.state.clone();
     if let Some(follow) = &mut state.spec.follow {
-        (follow.delay_ms, follow.rate_kb) = (delay_ms, rate_kb);
-    }
-    if let Some(standby) = state.postgres_mut().and_then(|postgres| postgres.orders.standby.as_mut()) {
-        (standby.delay_ms, standby.rate_kb) = (delay_ms, rate_kb);
+        *follow = Follow { of: follow.of.clone(), ..wanted.clone() };
+        let told = plan::follow::following(name, follow);
+        if let Some(standby) = state.postgres_mut().and_then(|postgres| postgres.orders.standby.as_mut()) {
+            *standby = launch::Standby { renew: standby.renew.take(), ..told };
+        }
     }
     orders::give(&node.dir, &state, node.pidfd.as_ref())
 }

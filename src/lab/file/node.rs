@@ -38,9 +38,15 @@ pub fn wanted(file: &LabFile, lab: &Name, name: &Name, said: &RawNode, dir: &Pat
                 .some("delay", &said.delay, quantity::duration)?
                 .map(|delay| delay.as_millis() as u64),
             rate_kb: read.some("rate", &said.rate, quantity::bytes)?.map(|rate| (rate / 1024).max(32)),
-            copy: Copying::Auto,
+            copy: read.some("copy", &said.copy, str::parse)?.unwrap_or_default(),
         }),
     };
+    if let Some(copy) = said.copy.as_ref().filter(|_| {
+        follow.as_ref().is_some_and(|follow| follow.copy == Copying::Reflink && follow.rate_kb.is_some())
+    }) {
+        let why = "clones are made at once: rate is for a copy over the network";
+        return Err(file.wrong(&format!("nodes.{name}.copy"), copy.span(), why));
+    }
     let spec = NodeSpec {
         lab: lab.clone(),
         node: name.clone(),

@@ -35,6 +35,7 @@ pub struct RawNode {
     pub of: Option<Spanned<Name>>,
     pub delay: Option<Spanned<Text>>,
     pub rate: Option<Spanned<Text>>,
+    pub copy: Option<Spanned<Text>>,
     pub memory: Option<Spanned<Text>>,
     pub memory_high: Option<Spanned<Text>>,
     pub swap: Option<Spanned<Text>>,
@@ -124,6 +125,7 @@ impl RawNode {
             of: self.of.clone(),
             delay: or(&self.delay, &base.delay),
             rate: or(&self.rate, &base.rate),
+            copy: or(&self.copy, &base.copy),
             memory: or(&self.memory, &base.memory),
             memory_high: or(&self.memory_high, &base.memory_high),
             swap: or(&self.swap, &base.swap),
@@ -147,6 +149,7 @@ impl RawNode {
             volumes: self.volumes.iter().filter(read_only).cloned().collect(),
             delay: None,
             rate: None,
+            copy: None,
             ..self.clone()
         }
     }

@@ -112,9 +112,9 @@ fn without_restart(wanted: &NodeSpec, there: &NodeSpec) -> Vec<Action> {
         actions.push(Action::Publish { node: node(), publish: wanted.publish.clone() });
     }
     if let (Some(new), Some(old)) = (&wanted.follow, &there.follow)
-        && (new.delay_ms, new.rate_kb) != (old.delay_ms, old.rate_kb)
+        && (new.delay_ms, new.rate_kb, new.copy) != (old.delay_ms, old.rate_kb, old.copy)
     {
-        actions.push(Action::Follow { node: node(), delay_ms: new.delay_ms, rate_kb: new.rate_kb });
+        actions.push(Action::Follow { node: node(), follow: new.clone() });
     }
     if (wanted.restart, wanted.stop_timeout) != (there.restart, there.stop_timeout) {
         let (restart, stop_timeout) = (wanted.restart, wanted.stop_timeout);

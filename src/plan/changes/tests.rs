@@ -70,7 +70,7 @@ fn said(changes: &Changes) -> Vec<String> {
         Action::Wait { node } => format!("wait {node}"),
         Action::Limit { node, .. } => format!("limit {node}"),
         Action::Publish { node, publish } => format!("publish {} {node}", publish.len()),
-        Action::Follow { node, delay_ms, .. } => format!("follow {node} {delay_ms:?}"),
+        Action::Follow { node, follow } => format!("follow {node} {:?}", follow.delay_ms),
         Action::Policy { node, .. } => format!("policy {node}"),
         Action::Set { node, settings, effect } => {
             let list: Vec<String> =
