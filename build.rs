@@ -7,6 +7,8 @@
 //!
 //! Which calls are permitted depends on the capabilities that the program keeps, and those are known when it starts. So
 //! a table here says for each call which capabilities open it, and what else happens: a verdict, in instructions.
+//!
+//! And it tells the linker where the program begins (`src/sys/entry.rs`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -99,6 +101,9 @@ fn main() {
     let code = tables(&profile, &arch);
     let out = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("seccomp.rs");
     fs::write(&out, code).unwrap_or_else(|e| panic!("write {}: {e}", out.display()));
+    if arch == "x86_64" {
+        println!("cargo:rustc-link-arg-bin=pgbox=-Wl,--entry=pgbox_entry");
+    }
 }
 
 /// The Rust text of `AUDIT_ARCH`, `VERDICTS` and `CALLS` for one architecture.

@@ -5,6 +5,7 @@ mod drive;
 mod fault;
 mod image;
 mod lab;
+mod later;
 mod overview;
 mod role;
 mod uri;
@@ -19,6 +20,7 @@ pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair, Thaw};
 pub use image::{Build, Compression, Image};
 pub use lab::{Down, Up};
+pub use later::Later;
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
 pub use uri::{As, Endpoint, Env, Uri, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
@@ -50,96 +52,96 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Create a node and start it; returns when its Postgres answers queries
-    Run(Box<Run>),
+    Run(Later<Run>),
     /// Create a standby of a node by a base backup; returns when it streams
-    Replica(Box<Replica>),
+    Replica(Later<Replica>),
     /// Bring a whole lab up, or to what an edited file says of it
-    Up(Up),
+    Up(Later<Up>),
     /// Stop and remove all nodes of a lab; volumes are kept without -v
-    Down(Down),
+    Down(Later<Down>),
     /// Make a standby the primary after the primary has died, or without one
     #[command(
         after_help = "Examples:\n  pgbox promote r1 --dry-run       what would be lost\n  pgbox promote r1                 as `failover`, but refuses while the primary runs"
     )]
-    Promote(Failover),
+    Promote(Later<Failover>),
     /// Change the primary as planned: nothing is lost, and the old one follows the new
-    Switchover(Switchover),
+    Switchover(Later<Switchover>),
     /// Make a standby the primary at once; refuses if acknowledged rows would be lost
-    Failover(Failover),
+    Failover(Later<Failover>),
     /// Watch the primary, and fail over when it dies or is cut off, until it is ended itself
-    Guard(Guard),
+    Guard(Later<Guard>),
     /// Bring a node back as a standby of the primary that there is now
-    Rejoin(Rejoin),
+    Rejoin(Later<Rejoin>),
     /// Replace a standby's data by a new base backup
-    Reinit(Reinit),
+    Reinit(Later<Reinit>),
     /// List the nodes of a lab: state, image, address, published ports
     #[command(
         after_help = "Examples:\n  pgbox ps\n  pgbox rm --force $(pgbox ps -q)      all of them; their data stay"
     )]
-    Ps(Ps),
+    Ps(Later<Ps>),
     /// Show what a node has written to its log
-    Logs(Logs),
+    Logs(Later<Logs>),
     /// Run a command in a running node
-    Exec(Exec),
+    Exec(Later<Exec>),
     /// Open psql in a node, as its superuser
-    Psql(Psql),
+    Psql(Later<Psql>),
     /// Print a connection string for a node, or for whichever one takes writes or reads
-    Uri(Uri),
+    Uri(Later<Uri>),
     /// Print PGHOST and the like for a shell: eval "$(pgbox env)"
-    Env(Env),
+    Env(Later<Env>),
     /// Run a command of this host with PGHOST and the like set for a node
-    With(With),
+    With(Later<With>),
     /// Show where the lab's two stable addresses lead, or publish them on this host
-    Endpoint(Endpoint),
+    Endpoint(Later<Endpoint>),
     /// Show all that is known of nodes: role, network, cgroup, data, image, options
     #[command(
         after_help = "Examples:\n  pgbox inspect primary\n  pgbox inspect primary --json | jq -r '.[].data'"
     )]
-    Inspect(Nodes),
+    Inspect(Later<Nodes>),
     /// Show what nodes use of memory, CPU and network
-    Stats(Listing),
+    Stats(Later<Listing>),
     /// Show the lab: who follows whom, how far each one is, and what waits
-    Status(Status),
+    Status(Later<Status>),
     /// Show how far standbys are behind
-    Lag(Lag),
+    Lag(Later<Lag>),
     /// Show replication slots and what they keep, or drop one
-    Slots(Slots),
+    Slots(Later<Slots>),
     /// Wait until a node is ready, streams, has caught up, has a role, or has stopped
-    Wait(Wait),
+    Wait(Later<Wait>),
     /// Change settings of servers; restarts what must be restarted, in the right order
-    Set(Set),
+    Set(Later<Set>),
     /// Say whom commits wait for, or show how many wait
-    Sync(Sync),
+    Sync(Later<Sync>),
     /// Stop nodes: a fast shutdown, data and address are kept
-    Stop(Stop),
+    Stop(Later<Stop>),
     /// Start stopped nodes: same address, same data
-    Start(Start),
+    Start(Later<Start>),
     /// Restart Postgres in place
-    Restart(Stop),
+    Restart(Later<Stop>),
     /// Change the limits of a node
-    Limit(Limit),
+    Limit(Later<Limit>),
     /// Kill the postmaster of a node, or the whole node
-    Crash(Crash),
+    Crash(Later<Crash>),
     /// Stop all processes of nodes where they are
-    Freeze(Freeze),
+    Freeze(Later<Freeze>),
     /// Let frozen nodes go on
-    Thaw(Thaw),
+    Thaw(Later<Thaw>),
     /// Faults in the network between nodes: cut, loss, rate, delay
     #[command(subcommand)]
-    Net(Net),
+    Net(Later<Net>),
     /// Remove nodes; volumes are kept without -v
-    Rm(Rm),
+    Rm(Later<Rm>),
     /// Images: build, import, list, look into
     #[command(subcommand)]
-    Image(Image),
+    Image(Later<Image>),
     /// Volumes: list them, also those of no node, and remove them
     #[command(subcommand)]
-    Volume(Volumes),
+    Volume(Later<Volumes>),
     /// Writers that remember what was acknowledged: start, stop, report
     #[command(subcommand)]
-    Drive(Drive),
+    Drive(Later<Drive>),
     /// Compare what was acknowledged with what is there; exit code 1 on loss
-    Verify(Verify),
+    Verify(Later<Verify>),
     /// Print a completion script for a shell
     Completions {
         /// The shell

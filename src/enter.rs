@@ -117,7 +117,7 @@ fn open_path(path: &Path) -> Result<OwnedFd> {
 /// Runs a command in a container and returns its exit code, 128 + n if signal n ended it.
 ///
 /// For a process with a single thread whose last act this is: afterwards it is in the container's namespaces, with
-/// signals blocked. Call [`crate::sys::exe::reexec_read_only`] first in `main`.
+/// signals blocked. Call [`crate::sys::exe::reexec_read_only`] first.
 ///
 /// # Errors
 /// [`NotStarted`] (by downcast) if the command itself could not be started.

@@ -11,7 +11,9 @@ use crate::step::HostStep;
 #[derive(Debug)]
 pub struct Advised {
     pub message: String,
-    pub hint: String,
+    pub hint: Option<String>,
+    /// Exit code for the command line.
+    pub code: i32,
 }
 
 impl fmt::Display for Advised {
@@ -24,7 +26,18 @@ impl std::error::Error for Advised {}
 
 /// An error whose hint is printed below it.
 pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
-    anyhow::Error::new(Advised { message: message.into(), hint: hint.into() })
+    anyhow::Error::new(Advised { message: message.into(), hint: Some(hint.into()), code: 1 })
+}
+
+/// What can't be meant, whatever the host is like: wrong usage, as what the parser of the command line refuses.
+pub fn misuse(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    as_misuse(advise(message, hint))
+}
+
+/// Calls an error one of usage.
+pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
+    let hint = error.downcast_ref::<Advised>().and_then(|advised| advised.hint.clone());
+    anyhow::Error::new(Advised { message: format!("{error:#}"), hint, code: 2 })
 }
 
 /// Subcommands that hints name.

@@ -2,15 +2,10 @@
 
 use std::process::ExitCode;
 
-use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, show, sys::exe, sys::process};
+use pgbox::{cli, cmd, engine::StepFailed, enter::NotStarted, hint::Advised, show, sys::process};
 
 fn main() -> ExitCode {
     process::end_on_closed_pipe();
-    if cmd::enters_an_image(std::env::args_os()) {
-        // Before the command line is parsed, which takes as long as all else until here. What keeps it from that, the
-        // command itself will say.
-        let _ = exe::reexec_read_only();
-    }
     let cli = cli::parse();
     let options = cli.options();
     match cmd::dispatch(cli) {
@@ -19,7 +14,8 @@ fn main() -> ExitCode {
             show::error::print(&error, &options);
             let not_started = error.downcast_ref::<NotStarted>().map(|e| e.code);
             let step_failed = error.downcast_ref::<StepFailed>().map(|e| e.code);
-            ExitCode::from(not_started.or(step_failed).unwrap_or(1) as u8)
+            let advised = error.downcast_ref::<Advised>().map(|e| e.code);
+            ExitCode::from(not_started.or(step_failed).or(advised).unwrap_or(1) as u8)
         }
     }
 }

@@ -181,6 +181,9 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
 
 /// The network is done before the process exists: the namespace is pinned by its name.
 fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
+    if spec.offline {
+        return vec![HostStep::CreateNetns { name: names.netns.clone() }];
+    }
     let mut steps = vec![
         HostStep::CreateBridge {
             name: names.bridge.clone(),
@@ -297,7 +300,9 @@ fn inner_steps(
         },
     ];
     steps.extend(mounts.iter().map(|m| bind(m.source.clone(), &m.target, m.read_only, m.place)));
-    steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
+    if !spec.offline {
+        steps.push(bind(facts.root.hosts_file(&spec.lab), Path::new("/etc/hosts"), true, BindPlace::File));
+    }
     steps.push(bind(node.path().join("hostname"), Path::new("/etc/hostname"), true, BindPlace::File));
     steps.push(bind(node.path().join(RESOLV_CONF), Path::new("/etc/resolv.conf"), true, BindPlace::File));
     // As the sources of the mounts: on the host, so before pivot_root.

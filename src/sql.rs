@@ -6,14 +6,14 @@
 
 use std::{
     net::SocketAddrV4,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::mpsc,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use postgres::{Client, NoTls};
+use postgres::{Client, NoTls, error::SqlState};
 use serde::{Deserialize, Serialize};
 
 /// How long an answer to a short question may take, unless the caller says otherwise.
@@ -29,13 +29,32 @@ pub struct Login {
     pub secret: PathBuf,
 }
 
+/// Where a password is kept that a server is about to be given, beside the one that it had. A command that is killed then
+/// leaves both, and one of them is right.
+pub fn pending(secret: &Path) -> PathBuf {
+    secret.with_extension("new")
+}
+
 impl Login {
     /// A session, which may wait for ever once it is made.
     ///
     /// # Errors
     /// As the server or the kernel gives them; see [`reason`].
     pub fn connect(&self) -> Result<Client, postgres::Error> {
-        postgres::Config::from(self.config(Duration::from_secs(2))).connect(NoTls)
+        self.open(Duration::from_secs(2))
+    }
+
+    fn open(&self, timeout: Duration) -> Result<Client, postgres::Error> {
+        let mut config = postgres::Config::from(self.config(timeout));
+        let opened = config.connect(NoTls);
+        match opened.as_ref().err().and_then(postgres::Error::code) {
+            Some(&SqlState::INVALID_PASSWORD) => {}
+            _ => return opened,
+        }
+        match std::fs::read_to_string(pending(&self.secret)) {
+            Ok(password) => config.password(password).connect(NoTls),
+            Err(_) => opened,
+        }
     }
 
     /// The same for an asynchronous session. `timeout` is for the connection alone: a server that accepts it and says
@@ -72,11 +91,11 @@ impl Login {
         limit: Duration,
         question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
     ) -> Result<Result<T, postgres::Error>> {
-        let config = postgres::Config::from(self.config(limit));
+        let login = self.clone();
         let (sender, receiver) = mpsc::channel();
         let begun = Instant::now();
         thread::spawn(move || {
-            let answer = config.connect(NoTls).and_then(|mut client| question(&mut client));
+            let answer = login.open(limit).and_then(|mut client| question(&mut client));
             // Nobody listens any more: too late.
             let _ = sender.send(answer);
         });

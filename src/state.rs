@@ -236,7 +236,7 @@ impl Root {
     }
 
     /// Closes what nodes write to everybody but root: a set-user-ID program that root in a node has made would be
-    /// one for every user of the host.
+    /// one for every user of the host. No node is made without [`lock_shared`](Self::lock_shared).
     fn keep_private(&self) -> Result<()> {
         ["labs", "volumes", "locks"].map(|name| self.0.join(name)).iter().try_for_each(|path| {
             private_directory(path).with_context(|| format!("make {} private", path.display()))
@@ -258,6 +258,7 @@ impl Root {
     /// something is free until it is written down whose it is. Whoever needs a lab's lock as well takes that one
     /// first.
     pub fn lock_shared(&self) -> Result<Lock> {
+        self.keep_private()?;
         self.lock_file("shared")
     }
 
@@ -292,11 +293,16 @@ impl Root {
     }
 
     fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
-        self.keep_private()?;
         let path = self.0.join("locks").join(name);
         let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        let file = with_parent(&path, open).with_context(|| format!("open {}", path.display()))?;
-        Ok((file, path))
+        let file = match open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.keep_private()?;
+                open()
+            }
+            file => file,
+        };
+        Ok((file.with_context(|| format!("open {}", path.display()))?, path))
     }
 }
 

@@ -81,7 +81,7 @@ fn the_first_help_fits_one_screen_and_has_two_examples() {
 
 #[test]
 fn usage_errors_are_as_reviewed() {
-    let calls: [&[&str]; 15] = [
+    let calls: [&[&str]; 24] = [
         &["nosuch"],
         &["run"],
         &["run", "Primary"],
@@ -97,6 +97,15 @@ fn usage_errors_are_as_reviewed() {
         &["stop"],
         &["stop", "primary", "--mode", "slow"],
         &["--lab", "My Lab", "ps"],
+        &["set", "primary"],
+        &["set", "primary", "port=5433"],
+        &["set", "work_mem=8MB"],
+        &["limit", "primary"],
+        &["sync", "any 2 (r1)"],
+        &["sync", "some of them"],
+        &["guard", "--detect", "0"],
+        &["replica", "r1", "--of", "primary", "--copy", "reflink", "--rate", "20m"],
+        &["psql", "No Node"],
     ];
     let mut all = String::new();
     for call in calls {
@@ -292,6 +301,7 @@ fn spec(args: &[&str]) -> NodeSpec {
         tune: false,
         args: args.iter().map(|&word| word.to_owned()).collect(),
         subnet: None,
+        offline: false,
         follow: None,
     }
 }

@@ -132,6 +132,28 @@ fn arguments_environment_and_name_survive() {
     assert!(!mounts.contains("program"), "the clone is attached somewhere: {mounts}");
 }
 
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn the_c_library_starts_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let (calls, root) = (directory.path().join("calls"), directory.path().join("root"));
+    let status = Command::new("strace")
+        .args(["-qq", "-e", "trace=execve,execveat,arch_prctl", "-o"])
+        .args([&calls, &PathBuf::from(env!("CARGO_BIN_EXE_pgbox")), &PathBuf::from("--root"), &root])
+        .args(["run", "t", "no-such-image"])
+        .stderr(Stdio::null())
+        .status();
+    if !nix::unistd::geteuid().is_root() || status.is_err() {
+        eprintln!("SKIPPED: needs root and strace");
+        assert!(env::var_os("PGBOX_REQUIRE_ROOT").is_none() && env::var_os("CI").is_none());
+        return;
+    }
+    let calls = fs::read_to_string(calls).unwrap();
+    let names: Vec<&str> = calls.lines().filter_map(|line| Some(line.split_once('(')?.0)).collect();
+    // The last one is the C library's: where the thread's own data are.
+    assert_eq!(names, ["execve", "execveat", "arch_prctl"], "{calls}");
+}
+
 fn ready(said: impl std::fmt::Display) {
     println!("\nready {said}");
     std::io::stdout().flush().unwrap();

@@ -12,20 +12,23 @@ use crate::{
     cli,
     engine::interrupt::Interrupts,
     guard::{self, Event, Line, Wish},
-    hint::{self, advise},
+    hint::{self, advise, misuse},
 };
 
 /// Less than this would take a busy server for a dead one.
 const LEAST: Duration = Duration::from_millis(100);
 
 pub fn run(context: &Context, args: &cli::Guard) -> Result<i32> {
-    need_root("pgbox guard")?;
     if args.detect < LEAST {
-        return Err(advise(
-            "a primary that is busy is silent for so long, too",
-            "give --detect 100ms or more",
+        return Err(misuse(
+            format!(
+                "--detect {} is too short: a primary that is only busy is silent for as long",
+                humantime::format_duration(args.detect)
+            ),
+            "give 100ms or more",
         ));
     }
+    need_root("pgbox guard")?;
     let interrupts = Interrupts::block()?;
     let _lock = match context.root.lock_guard(&context.lab)? {
         Ok(lock) => lock,

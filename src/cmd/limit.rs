@@ -6,7 +6,7 @@ use super::{Context, need_root};
 use crate::{
     cli,
     facts::{self, node},
-    hint::advise,
+    hint::{advise, misuse},
     plan,
     spec::{
         Name, NodeLimits,
@@ -17,14 +17,14 @@ use crate::{
 };
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
-    need_root("pgbox limit")?;
     let asked = &args.limits;
     if [asked.memory, asked.memory_high, asked.cpus, asked.pids].iter().all(Option::is_none) {
-        return Err(advise(
+        return Err(misuse(
             "no limit was given",
             format!("for example: pgbox limit {} --memory 1g --cpus 2", args.node),
         ));
     }
+    need_root("pgbox limit")?;
     change_by(context, &args.node, |limits| apply(asked, limits)).map(|()| 0)
 }
 

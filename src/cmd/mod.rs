@@ -35,14 +35,13 @@ mod stop;
 mod switchover;
 mod sync;
 mod talk;
+mod trial;
 mod up;
 mod uri;
 mod verify;
 mod volume;
 mod wait;
 mod which;
-
-use std::ffi::OsString;
 
 use anyhow::Result;
 
@@ -73,6 +72,7 @@ impl Context {
         if let Some(let_go) = &lock.let_go {
             warn(self, &let_go.text());
         }
+        password::settle_change(&self.root, &self.lab)?;
         Ok(lock)
     }
 
@@ -92,12 +92,6 @@ impl Context {
     }
 }
 
-/// Whether a command line may begin a process in an image, as far as its words tell: one more than need be does no harm.
-pub fn enters_an_image(args: impl Iterator<Item = OsString>) -> bool {
-    let subcommands = ["run", "exec", "start", "replica"];
-    args.skip(1).take_while(|word| word != "--").any(|word| subcommands.iter().any(|name| word == *name))
-}
-
 /// Runs a command line; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<i32> {
     let options = cli.options();
@@ -106,7 +100,7 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         facts::lab::check(&context.root, &context.lab)?;
     }
     match cli.command {
-        Command::Run(args) => run::run(&context, *args),
+        Command::Run(args) => run::run(&context, *args.0),
         Command::Replica(args) => replica::run(&context, &args),
         Command::Up(args) => up::run(&context, &args),
         Command::Down(args) => down::run(&context, &args),
@@ -118,8 +112,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),
-        Command::Exec(args) => exec::run(&context, args),
-        Command::Psql(args) => psql::run(&context, args),
+        Command::Exec(args) => exec::run(&context, *args.0),
+        Command::Psql(args) => psql::run(&context, *args.0),
         Command::Uri(args) => uri::run(&context, &args),
         Command::Env(args) => environment::env(&context, &args),
         Command::With(args) => environment::with(&context, &args),
@@ -141,8 +135,8 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
         Command::Thaw(args) => freeze::thaw(&context, &args),
         Command::Net(args) => net::run(&context, &args),
         Command::Rm(args) => rm::run(&context, &args),
-        Command::Image(command) => image::run(&context, command),
-        Command::Volume(command) => volume::run(&context, command),
+        Command::Image(command) => image::run(&context, *command.0),
+        Command::Volume(command) => volume::run(&context, *command.0),
         Command::Drive(command) => drive::run(&context, &command),
         Command::Verify(args) => verify::run(&context, &args),
         Command::Completions { shell } => {

@@ -8,7 +8,7 @@ use crate::{
     cli::{self, Net},
     engine::faults,
     facts::node,
-    hint::advise,
+    hint::misuse,
     lab::fault::{End, Fault, Kind},
     show::table,
     spec::Name,
@@ -27,9 +27,9 @@ pub fn run(context: &Context, args: &Net) -> Result<i32> {
 }
 
 fn add(context: &Context, pair: &cli::Pair, kind: Kind) -> Result<i32> {
+    check_two(&pair.a, &pair.b)?;
     let _lock = context.lock()?;
     let (a, b) = (running(context, &pair.a)?, running(context, &pair.b)?);
-    check_two(&a, &b)?;
     let there = Fault { from: a.clone(), to: b.clone(), kind };
     let back = Fault { from: b, to: a, kind };
     let both = [there, back];
@@ -44,8 +44,8 @@ fn heal(context: &Context, args: &cli::Heal) -> Result<i32> {
     let (root, lab) = (&context.root, &context.lab);
     let (healed, none) = match (&args.a, &args.b) {
         (Some(a), Some(b)) => {
+            check_two(a, b)?;
             let (a, b) = (end(context, a)?, end(context, b)?);
-            check_two(&a, &b)?;
             let healed = faults::heal(root, lab, |fault| fault.is_between(&a, &b))?;
             (healed, format!("there is no fault between {a} and {b}"))
         }
@@ -102,9 +102,9 @@ fn running(context: &Context, name: &Name) -> Result<End> {
     Ok(end)
 }
 
-fn check_two(a: &End, b: &End) -> Result<()> {
+fn check_two(a: &Name, b: &Name) -> Result<()> {
     match a == b {
-        true => Err(advise(format!("{a} and {b} are the same"), "name two nodes, or a node and `host`")),
+        true => Err(misuse(format!("{a} and {b} are the same"), "name two nodes, or a node and `host`")),
         false => Ok(()),
     }
 }

@@ -13,9 +13,14 @@ use rustix::fs::OFlags;
 
 use crate::{
     engine::ready::{self, Answer},
-    facts::node::Node,
+    facts::{
+        cluster,
+        node::{self, Node},
+    },
     plan,
     postgres::{contract, launch::Password, password},
+    spec::Name,
+    sql::{Login, PATIENCE, pending},
     state::{self, NodeDir, NodeState, Root},
     step::AfterStep,
     sys,
@@ -58,6 +63,12 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         },
     };
     state::write_secret(&node.secret_file(), &secret)?;
+    if let Some(new) =
+        home(root, state).map(|home| pending(&home.join("password"))).filter(|new| new.exists())
+    {
+        // Nobody has found out since which of the two it is.
+        state::write_secret(&pending(&node.secret_file()), &state::read_secret(&new)?)?;
+    }
     if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
         fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
@@ -111,11 +122,46 @@ fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
     root.volume_home(&state.spec.lab, state.data.as_deref()?)
 }
 
-/// Goes by another password from now on, which the superuser of these nodes' cluster has been given.
-pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
+/// The files with the password of these nodes' cluster.
+fn files(root: &Root, nodes: &[Node]) -> impl Iterator<Item = PathBuf> {
     let beside_data = |node: &Node| home(root, &node.state).map(|home| home.join("password"));
-    let files = nodes.iter().flat_map(|node| [Some(node.dir.secret_file()), beside_data(node)]);
-    files.flatten().try_for_each(|file| state::write_secret(&file, secret))
+    nodes.iter().flat_map(move |node| [Some(node.dir.secret_file()), beside_data(node)]).flatten()
+}
+
+/// Writes down another password that the superuser of these nodes' cluster is about to be given.
+pub fn will_change(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
+    files(root, nodes).try_for_each(|file| state::write_secret(&pending(&file), secret))
+}
+
+/// Goes by it from now on: it has been given.
+pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
+    files(root, nodes).try_for_each(|file| state::replace_secret(&file, secret))
+}
+
+/// Finds out whether a command that was killed meanwhile has changed a password, as soon as a server can tell. The caller
+/// holds the lab's lock.
+pub fn settle_change(root: &Root, lab: &Name) -> Result<()> {
+    let new = |node: &Node| pending(&node.dir.secret_file());
+    if !root.nodes(lab)?.iter().any(|name| pending(&root.node(lab, name).secret_file()).exists()) {
+        return Ok(());
+    }
+    let (clusters, _) = cluster::sort(node::all(root, lab)?);
+    for cluster in clusters {
+        let is_asked = |node: &&Node| node.pidfd.is_some() && new(node).exists();
+        let Some(node) = cluster.nodes.iter().find(is_asked) else { continue };
+        let login = Login { secret: new(node), ..node.login()? };
+        match ready::ask(&login, PATIENCE) {
+            Answer::Ready => has_changed(root, &cluster.nodes, &state::read_secret(&login.secret)?)?,
+            Answer::WrongPassword(_) => {
+                files(root, &cluster.nodes).try_for_each(|file| match fs::remove_file(pending(&file)) {
+                    Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("remove a password"),
+                    _ => Ok(()),
+                })?;
+            }
+            Answer::Refused(_) | Answer::NotYet(_) => {}
+        }
+    }
+    Ok(())
 }
 
 /// A new password.

@@ -5,11 +5,14 @@ use std::io::IsTerminal;
 use anyhow::{Error, Result};
 
 use super::{Context, access, exec, need_root};
-use crate::{cli, hint::advise};
+use crate::{
+    cli,
+    hint::{advise, as_misuse},
+};
 
 pub fn run(context: &Context, args: cli::Psql) -> Result<i32> {
+    let (name, args) = args.parts().map_err(|text| as_misuse(Error::msg(text)))?;
     need_root("pgbox psql")?;
-    let (name, args) = args.parts().map_err(Error::msg)?;
     let node = access::node(context, name.as_ref())?;
     let Some(postgres) = node.state.postgres() else {
         return Err(advise(

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, need_root, run, set};
+use super::{Context, need_root, run, set, trial};
 use crate::{
     cli,
     engine::sync,
@@ -12,7 +12,7 @@ use crate::{
         cluster,
         node::{self, Node},
     },
-    hint::advise,
+    hint::{advise, misuse},
     image::Store,
     postgres::standby,
     spec::{Copying, Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
@@ -20,31 +20,32 @@ use crate::{
 };
 
 pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
+    if args.copy == Copying::Reflink && args.rate.is_some() {
+        return Err(misuse(
+            "clones are made at once: --rate is for a copy over the network",
+            "leave out --copy reflink, or --rate",
+        ));
+    }
+    let settings = set::parse(&args.settings)?;
     need_root("pgbox replica")?;
     crate::sys::exe::reexec_read_only()?;
     let how = run::How {
         dry_run: args.dry_run,
         explain: args.explain,
         timeout: args.timeout,
-        foreground: false,
-        remove: false,
         force: args.force,
-        detach: true,
-        tty: false,
-        interactive: false,
-        renew: None,
         tell_of_data: true,
+        ..run::How::detached()
     };
     if args.sync {
         check_sync(context, args)?;
     }
-    if args.copy == Copying::Reflink && args.rate.is_some() {
-        return Err(advise(
-            "clones are made at once: --rate is for a copy over the network",
-            "leave out --copy reflink, or --rate",
-        ));
+    let mut spec = spec(context, args)?;
+    spec.settings.extend(settings.iter().cloned());
+    if !args.dry_run && !args.explain {
+        trial::check(context, &spec, &settings)?;
     }
-    let code = run::create(context, spec(context, args)?, None, &how)?;
+    let code = run::create(context, spec, None, &how)?;
     if args.sync && !args.dry_run && !args.explain {
         wait_for_it(context, args)?;
     }
@@ -129,7 +130,6 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     // What both may read can be shared; what one of them writes is its own.
     spec.volumes.retain(|volume| volume.read_only);
     spec.volumes.extend(args.volumes.iter().cloned().map(absolute).collect::<Result<Vec<_>>>()?);
-    spec.settings.extend(set::parse(&args.settings)?);
     let limits = &mut spec.limits;
     limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
     limits.memory_high = args.limits.memory_high.map_or(limits.memory_high, Bound::limit);

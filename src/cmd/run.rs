@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result};
 use super::{
     Context, collation, endpoint, need_root,
     password::{self, Origin},
-    set, start, talk,
+    set, start, talk, trial,
 };
 use crate::{
     cli,
@@ -21,7 +21,7 @@ use crate::{
         ready::Answer,
     },
     facts,
-    hint::advise,
+    hint::misuse,
     image::Store,
     plan,
     postgres::{
@@ -64,6 +64,9 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         renew: None,
         tell_of_data: true,
     };
+    if spec.command().is_none() && !how.dry_run && !how.explain {
+        trial::check(context, &spec, &spec.settings)?;
+    }
     create(context, spec, secret, &how)
 }
 
@@ -88,6 +91,25 @@ pub struct How {
     pub renew: Option<RenewHow>,
     /// Whether it is news to the user that there are data already.
     pub tell_of_data: bool,
+}
+
+impl How {
+    /// As a node is made that is to be left to itself, by a command that says itself what it goes on with.
+    pub fn detached() -> Self {
+        Self {
+            dry_run: false,
+            explain: false,
+            timeout: Duration::ZERO,
+            foreground: false,
+            remove: false,
+            force: false,
+            detach: true,
+            tty: false,
+            interactive: false,
+            renew: None,
+            tell_of_data: false,
+        }
+    }
 }
 
 /// Creates a node and waits until it is up; gives the exit code.
@@ -186,12 +208,12 @@ fn stdio(state: &NodeState, how: &How) -> Stdio {
 /// Refuses what can't be meant.
 fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
-        return Err(advise(text, "leave one of them out"));
+        return Err(misuse(text, "leave one of them out"));
     }
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {
         let node = &spec.node;
-        return Err(advise(
+        return Err(misuse(
             "-it is for a command, and this is a server",
             format!(
                 "leave it out, and then: `pgbox psql {node}`, or `pgbox exec -it {node} -- bash`; a shell instead of \
@@ -201,7 +223,7 @@ fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
         ));
     }
     if how.remove && (how.detach || !command) && !how.foreground {
-        return Err(advise(
+        return Err(misuse(
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
         ));
@@ -244,6 +266,7 @@ fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)
         tune: args.tune.is_some(),
         args: args.args.clone(),
         subnet: args.subnet,
+        offline: false,
         follow: None,
     };
     Ok((spec, contract.secret))
@@ -281,14 +304,14 @@ pub fn variable(name: &str) -> Result<&str> {
     if begins && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
         return Ok(name);
     }
-    Err(advise(
+    Err(misuse(
         format!("`{name}` can't be the name of an environment variable"),
         "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
     ))
 }
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    if !facts.nat {
+    if !facts.nat && !spec.offline {
         eprintln!(
             "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
             spec.node

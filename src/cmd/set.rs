@@ -16,7 +16,7 @@ use crate::{
         cluster::{self, Cluster},
         node::{self, Node},
     },
-    hint::advise,
+    hint::{advise, as_misuse},
     postgres::{lsn::Lsn, parameter::Parameter, settings},
     spec::Name,
     state::NodeState,
@@ -32,10 +32,10 @@ const REPLAY: Duration = Duration::from_secs(60);
 const START: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
+    let (names, changes) = read(args).map_err(as_misuse)?;
     need_root("pgbox set")?;
     // A server that does not come up with it may have to be started anew.
     crate::sys::exe::reexec_read_only()?;
-    let (names, changes) = read(args)?;
     let clusters = match args.all {
         true => cluster::all(&context.root, &context.lab)?,
         false => Vec::new(),
@@ -51,15 +51,13 @@ pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
 
 /// Settings of a command line, each of which pgbox lets be set.
 pub fn parse(given: &[String]) -> Result<Vec<(String, String)>> {
-    given
-        .iter()
-        .map(|setting| {
-            settings::parse(setting).and_then(|(name, value)| {
-                check::may_be_set(&name)?;
-                Ok((name, value))
-            })
-        })
-        .collect()
+    given.iter().map(|setting| one_setting(setting)).collect::<Result<_>>().map_err(as_misuse)
+}
+
+fn one_setting(text: &str) -> Result<(String, String)> {
+    let (name, value) = settings::parse(text)?;
+    check::may_be_set(&name)?;
+    Ok((name, value))
 }
 
 /// The nodes and the settings of the command line.
@@ -70,11 +68,11 @@ fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
     let nodes = nodes.collect::<Result<Vec<Name>>>()?;
     let mut changes = Vec::new();
     for setting in settings {
-        let (name, value) = settings::parse(setting)?;
+        let (name, value) = one_setting(setting)?;
         changes.push(Change { name, value: Some(value) });
     }
     for name in &args.reset {
-        let (name, _) = settings::parse(&format!("{name}=x"))?;
+        let (name, _) = one_setting(&format!("{name}=x"))?;
         changes.push(Change { name, value: None });
     }
     let example = "for example: pgbox set primary work_mem=64MB";

@@ -23,14 +23,14 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, faults, halt,
+        Reach, faults, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
         ready::Answer,
     },
     enter,
     facts::{self, cluster, node},
-    hint::advise,
+    hint::{advise, misuse},
     plan::{
         self,
         follow::{self, Upstream},
@@ -52,7 +52,7 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     match &nodes[..] {
         [name] => start_in_foreground(context, name, args.timeout),
         _ => {
-            Err(advise("only one node can be in the foreground", "name one node, or leave --foreground out"))
+            Err(misuse("only one node can be in the foreground", "name one node, or leave --foreground out"))
         }
     }
 }
@@ -216,12 +216,7 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
         return Ok(());
     };
     let Some(data) = &state.data else { return Ok(()) };
-    if let Some(other) = launch::holder(&context.root, data, state.spec.node.as_str()) {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{other}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {other}"),
-        ));
-    }
+    holder::refuse(&context.root, data, Some(&state.spec.node))?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use nix::sys::signal::Signal;
 use serde::Serialize;
 
@@ -18,8 +18,8 @@ use crate::{
         node,
         replication::{self, Lab, Picture, Sync},
     },
-    hint::advise,
-    spec::{Name, SyncRule},
+    hint::{advise, as_misuse},
+    spec::{Name, SyncRule, sync::GRAMMAR},
     state::Role,
     sys::process,
 };
@@ -41,7 +41,11 @@ pub fn run(context: &Context, args: &cli::Sync) -> Result<i32> {
     match args.rule.join(" ").trim() {
         "" => show(context, args.json)?,
         "off" => change(context, None, Written::Now)?,
-        rule => change(context, Some(rule.parse().map_err(anyhow::Error::msg)?), Written::Now)?,
+        rule => change(
+            context,
+            Some(rule.parse().map_err(|text: String| as_misuse(Error::msg(text)))?),
+            Written::Now,
+        )?,
     }
     Ok(0)
 }
@@ -225,7 +229,7 @@ fn check(cluster: &Cluster, rule: &SyncRule, written: Written) -> Result<()> {
     let way_out = match followers.is_empty() {
         true if stranger == head => format!("make one: `pgbox replica NAME --of {head}`"),
         true => format!("make one: `pgbox replica {stranger} --of {head}`"),
-        false => format!("these do: {}", followers.join(", ")),
+        false => format!("these do: {}; a rule is {GRAMMAR}", followers.join(", ")),
     };
     let why = match stranger == head {
         true => format!("`{head}` does not follow itself: it is the primary, and commits wait for standbys"),

@@ -14,7 +14,7 @@ use anyhow::{Context as _, Result, ensure};
 use super::{Context, need_root};
 use crate::{
     cli, facts,
-    hint::advise,
+    hint::{advise, as_misuse, misuse},
     lab::{
         file::{DEFAULT_IMAGE, LabFile},
         wanted::Wanted,
@@ -27,6 +27,7 @@ use crate::{
 mod apply;
 mod content;
 mod node;
+mod settings;
 
 pub fn run(context: &Context, args: &cli::Up) -> Result<i32> {
     need_root("pgbox up")?;
@@ -48,7 +49,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     // Two at once would both make what is missing.
     let _up = context.root.lock_up(&context.lab)?;
     let begun = Instant::now();
-    let first = difference(context, args, wanted)?;
+    let mut first = difference(context, args, wanted)?;
+    first.wrong.extend(settings::wrong(context, wanted, &first.actions)?);
     if args.json {
         println!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);
         return Ok(0);
@@ -78,7 +80,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         let rest = difference(context, args, wanted)?;
         let is_new = |note: &&String| !first.notes.contains(note);
         rest.notes.iter().filter(is_new).for_each(|note| super::note(context, note));
-        refuse_wrong(&rest)?;
+        let way_out = "the nodes are as they are wanted; mend the file, and `pgbox up` does the rest";
+        refuse_wrong(&rest).map_err(|error| advise(error.to_string(), way_out))?;
         let mut content = rest.actions.iter().filter(|action| action.is_content());
         content.try_for_each(|action| apply::apply(context, action, args.timeout))?;
     }
@@ -88,7 +91,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
 }
 
 fn refuse_wrong(changes: &Changes) -> Result<()> {
-    ensure!(changes.wrong.is_empty(), "{}", changes.wrong.join("; "));
+    ensure!(changes.wrong.is_empty(), "{}", changes.wrong.join("\n       "));
     Ok(())
 }
 
@@ -109,12 +112,12 @@ struct Opened {
 
 fn open(context: &Context, path: &Path) -> Result<Opened> {
     let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
-    let file = LabFile::parse(&path.display().to_string(), &text)?;
+    let file = LabFile::parse(&path.display().to_string(), &text).map_err(as_misuse)?;
     let mut context =
         Context { root: context.root.clone(), lab: context.lab.clone(), options: context.options.clone() };
     if let Some(named) = file.lab().filter(|named| **named != context.lab) {
         if context.lab.as_str() != DEFAULT_LAB {
-            return Err(advise(
+            return Err(misuse(
                 format!("{} is about lab `{named}`, and not `{}`", path.display(), context.lab),
                 "leave --lab out, or take `lab` out of the file",
             ));
@@ -133,7 +136,7 @@ pub fn context(context: &Context, file: &Path) -> Result<Context> {
 fn with_file(context: &Context, args: &cli::Up, path: &Path) -> Result<i32> {
     let Opened { file, path, context } = open(context, path)?;
     let dir = path.parent().unwrap_or(Path::new("/"));
-    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path))?;
+    let wanted = file.wanted(&context.lab, dir, &|path| fs::read_to_string(path)).map_err(as_misuse)?;
     if file.has_passwords() && fs::metadata(&path)?.permissions().mode() & 0o044 != 0 {
         super::warn(
             &context,

@@ -14,6 +14,7 @@ use nix::sys::signal::Signal;
 use super::{
     Reach, StepFailed,
     follower::Follower,
+    holder,
     interrupt::Interrupts,
     ready::{self, Answer},
     taken_back, total,
@@ -52,7 +53,7 @@ pub fn bring_up(
     let count = total(&state.plan);
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
     super::apply(&state.plan, reach, &journal, &mut tell)
-        .map_err(|failure| super::roll_back(&state.plan, reach, &node, failure))?;
+        .map_err(|failure| super::roll_back(root, state, reach, failure))?;
     if let Some(postgres) = state.postgres() {
         node.give_orders(&postgres.orders)?;
     }
@@ -255,28 +256,11 @@ fn on_host(state: &NodeState, text: &str) -> String {
 }
 
 fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
-    let holder = state.data.as_deref().and_then(|data| holder(root, data, &state.spec.node.to_string()));
-    match holder {
-        Some(name) => format!("{error}: node `{name}` runs on it; one data directory can serve one server"),
+    let find = |data| holder::find(root, data, Some(&state.spec.node)).ok().flatten();
+    match state.data.as_deref().and_then(find) {
+        Some(holder) => format!("{error}: {holder}; one data directory can serve one server"),
         None => error.to_owned(),
     }
-}
-
-/// The running node whose data directory is `data`.
-pub fn holder(root: &Root, data: &Path, except: &str) -> Option<String> {
-    let same = |other: &Path| match (std::fs::metadata(other), std::fs::metadata(data)) {
-        (Ok(a), Ok(b)) => {
-            use std::os::unix::fs::MetadataExt;
-            (a.dev(), a.ino()) == (b.dev(), b.ino())
-        }
-        _ => false,
-    };
-    let labs = root.labs().ok()?;
-    let mut nodes = labs.iter().filter_map(|lab| crate::facts::node::all(root, lab).ok()).flatten();
-    let found = nodes.find(|node| {
-        node.pidfd.is_some() && node.name.as_str() != except && node.state.data.as_deref().is_some_and(same)
-    })?;
-    Some(found.name.to_string())
 }
 
 /// Ends what runs, takes back the host steps, and tells it as one error. The caller holds the lab's lock.
@@ -289,7 +273,7 @@ fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Er
     let has_log = index + 1 >= state.plan.inner.len();
     let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
     end_all(state);
-    let host = taken_back(&state.plan, reach, &node, state.plan.host.len());
+    let host = taken_back(root, state, reach, state.plan.host.len());
     let cause = hint::cause_text(&error);
     // A program that failed on a full disk often says so earlier than in its last words.
     let hint = hint::for_inner_step(&cause).or_else(|| log.iter().rev().find_map(|l| hint::for_log_line(l)));

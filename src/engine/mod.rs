@@ -11,6 +11,7 @@ pub mod faults;
 pub mod follower;
 pub mod goal;
 pub mod halt;
+pub mod holder;
 pub mod interrupt;
 pub mod launch;
 pub mod leftover;
@@ -26,13 +27,14 @@ pub mod sync;
 pub mod takeover;
 pub mod timelines;
 
-use std::fmt;
+use std::{fmt, fs};
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 
 use crate::{
+    facts::volume,
     hint,
-    state::{NodeDir, Plan, Progress},
+    state::{NodeState, Plan, Progress, Root},
     step::{HostStep, Lesson},
 };
 
@@ -127,11 +129,12 @@ pub fn undo(plan: &Plan, reach: Reach, begun: usize) -> Vec<Error> {
 
 /// Takes back what an interrupted walk has done, and tells the whole story as one error. A step that failed
 /// because its object exists already is not undone: the object is somebody else's.
-pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted) -> Error {
+pub fn roll_back(root: &Root, state: &NodeState, reach: Reach, failure: Interrupted) -> Error {
+    let plan = &state.plan;
     let step = &plan.host[failure.index];
     let foreign = hint::errno_of(&failure.error) == Some(nix::errno::Errno::EEXIST);
     let begun = if foreign { failure.index } else { failure.index + 1 };
-    let host = taken_back(plan, reach, node, begun);
+    let host = taken_back(root, state, reach, begun);
     Error::new(StepFailed {
         number: failure.index + 1,
         total: total(plan),
@@ -145,16 +148,22 @@ pub fn roll_back(plan: &Plan, reach: Reach, node: &NodeDir, failure: Interrupted
 }
 
 /// Undoes `begun` host steps and says in one line what state the host is in.
-pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> String {
-    let mut errors = undo(plan, reach, begun);
-    let name = node.path().file_name().unwrap_or_default().to_string_lossy().into_owned();
+pub fn taken_back(root: &Root, state: &NodeState, reach: Reach, begun: usize) -> String {
+    let name = &state.spec.node;
+    let mut errors = undo(&state.plan, reach, begun);
+    let mut kept = false;
     if reach == Reach::All && errors.is_empty() {
-        errors.extend(node.remove().err());
+        errors.extend(root.node(&state.spec.lab, name).remove().err());
+        match remove_empty_volumes(root, state) {
+            Ok(some) => kept = some,
+            Err(error) => errors.push(error),
+        }
     }
     match (errors.is_empty(), reach, begun) {
         (true, Reach::All, 0) => "nothing was done".to_owned(),
         (true, Reach::All, _) => {
-            format!("steps {begun}-1 undone, nothing of `{name}` is left but its volumes")
+            let but = if kept { " but its volumes" } else { "" };
+            format!("steps {begun}-1 undone, nothing of `{name}` is left{but}")
         }
         (true, Reach::Running, _) => {
             format!("steps {begun}-1 undone, `{name}` is stopped; its data and address are kept")
@@ -165,4 +174,21 @@ pub fn taken_back(plan: &Plan, reach: Reach, node: &NodeDir, begun: usize) -> St
             errors.iter().map(hint::cause_text).collect::<Vec<_>>().join("; ")
         ),
     }
+}
+
+/// Removes the named volumes of a node that is gone, unless there is something in them or another node has them; true if any
+/// of them stays.
+fn remove_empty_volumes(root: &Root, state: &NodeState) -> Result<bool> {
+    let mut kept = false;
+    for step in &state.plan.host {
+        let HostStep::CreateVolume { dir } = step else { continue };
+        let Some(home) = root.volume_home(&state.spec.lab, dir) else { continue };
+        let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
+        if !is_empty || !volume::users(root, &home)?.is_empty() {
+            kept = true;
+        } else if home.exists() {
+            fs::remove_dir_all(&home).with_context(|| format!("remove volume {}", home.display()))?;
+        }
+    }
+    Ok(kept)
 }

@@ -10,7 +10,10 @@ use std::{
 use anyhow::Result;
 use postgres::error::SqlState;
 
-use crate::{sql::PATIENCE, state::NodeDir};
+use crate::{
+    sql::{Login, PATIENCE},
+    state::NodeDir,
+};
 
 /// What a server said to a query.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +48,16 @@ pub fn probe_within(node: &NodeDir, address: SocketAddrV4, limit: Duration) -> R
     if let Err(e) = TcpStream::connect_timeout(&address.into(), limit.min(Duration::from_secs(1))) {
         return Ok(Answer::NotYet(e.to_string()));
     }
-    Ok(match node.login(address)?.try_ask(limit, |client| client.simple_query("SELECT 1")) {
+    Ok(ask(&node.login(address)?, limit))
+}
+
+/// What a server says to whom it lets in like this.
+pub fn ask(login: &Login, limit: Duration) -> Answer {
+    match login.try_ask(limit, |client| client.simple_query("SELECT 1")) {
         Ok(Ok(_)) => Answer::Ready,
         Ok(Err(error)) => explain(&error),
         Err(silent) => Answer::NotYet(silent.to_string()),
-    })
+    }
 }
 
 fn explain(error: &postgres::Error) -> Answer {

@@ -91,7 +91,7 @@ fn gather_at(
         )
     })?;
     check_cpus(&spec.limits)?;
-    let nat = nat(root, spec);
+    let nat = !spec.offline && nat(root, spec);
     check_ports(root, spec, nat)?;
     let sources = || {
         spec.volumes.iter().filter_map(|v| match &v.source {

@@ -22,6 +22,7 @@ use rustix::io::Errno;
 
 use super::{aside, at};
 use crate::postgres::launch::User;
+use crate::postgres::postmaster;
 use crate::postgres::version::parse_pg_version;
 
 /// No small file of a data directory is larger.
@@ -101,7 +102,7 @@ impl DataDir {
     /// container: nobody else can be using the directory while we hold its lock, and the number in the file
     /// belongs to a pid namespace that has ended. Returns true if there was one.
     pub fn remove_stale_lock_file(&self) -> Result<bool> {
-        match unlinkat(&self.fd, "postmaster.pid", AtFlags::empty()) {
+        match unlinkat(&self.fd, postmaster::FILE, AtFlags::empty()) {
             Ok(()) => Ok(true),
             Err(Errno::NOENT) => Ok(false),
             Err(errno) => at(Err(errno), "remove the stale postmaster.pid of", &self.path),

@@ -16,7 +16,7 @@ use super::datadir::DataDir;
 use super::events::{Event, Stopped};
 use super::program::{Program, variable};
 use crate::postgres::launch::PostgresPayload;
-use crate::postgres::postmaster::PostmasterPid;
+use crate::postgres::postmaster::{self, PostmasterPid};
 use crate::postgres::report::Exit;
 
 /// How often a starting server is asked whether it accepts connections.
@@ -97,6 +97,6 @@ pub fn server_argv(postgres: &PostgresPayload) -> Vec<String> {
 
 /// True once the server with this process id says in postmaster.pid that it accepts connections.
 pub fn accepts(postgres: &PostgresPayload, pid: Pid) -> bool {
-    let text = fs::read_to_string(postgres.pgdata.join("postmaster.pid")).unwrap_or_default();
+    let text = fs::read_to_string(postgres.pgdata.join(postmaster::FILE)).unwrap_or_default();
     PostmasterPid::parse(&text).is_some_and(|file| file.pid == pid.as_raw() && file.accepts())
 }

@@ -99,6 +99,7 @@ pub fn node(lab: &Name, name: &Name, image: &str) -> NodeSpec {
         tune: false,
         args: Vec::new(),
         subnet: None,
+        offline: false,
         follow: None,
     }
 }

@@ -279,7 +279,7 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
     }
     changes.actions = steps.in_order();
     content::compare(wanted, actual, &mut changes);
-    changes.wrong = content::wrong(wanted, actual);
+    content::owners(wanted, actual, &mut changes);
     changes.notes.extend(roles::orphans(wanted, actual));
     remove(wanted, actual, prune, &mut changes);
     changes

@@ -5,6 +5,9 @@
 //! of a new pid namespace begin again, so the stale number is often alive and somebody else
 //! (patroni#681): the file is removed while holding the volume's lock, never by looking at the number.
 
+/// Its name in the data directory.
+pub const FILE: &str = "postmaster.pid";
+
 /// What a server says about itself in `postmaster.pid`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PostmasterPid {

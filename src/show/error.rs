@@ -27,7 +27,9 @@ pub fn render(error: &Error, is_root: bool) -> String {
         text += &labelled("cause", &causes.join(": "));
     }
     let advised = error.chain().find_map(|cause| cause.downcast_ref::<Advised>());
-    if let Some(hint) = advised.map(|a| a.hint.as_str()).or_else(|| hint::for_error(error, is_root)) {
+    if let Some(hint) =
+        advised.and_then(|advised| advised.hint.as_deref()).or_else(|| hint::for_error(error, is_root))
+    {
         text += &labelled("hint", hint);
     }
     text

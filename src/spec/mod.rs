@@ -47,6 +47,9 @@ pub struct NodeSpec {
     pub args: Vec<String>,
     /// An address range the user insists on for a new lab.
     pub subnet: Option<Ipv4Net>,
+    /// No network but its own loopback: for a look into an image that lasts milliseconds.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub offline: bool,
     /// The node that it follows, for a standby.
     #[serde(default)]
     pub follow: Option<Follow>,

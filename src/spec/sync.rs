@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::Name;
 
+/// What a user can write.
+pub const GRAMMAR: &str = "`any N (NODE, ...)`, `first N (NODE, ...)` or `off`";
+
 /// `any 1 (r1, r2)` or `first 2 (r1, r2, r3)`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncRule {
@@ -94,7 +97,7 @@ impl FromStr for SyncRule {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("`{text}` is no rule: {why}; write for example `any 1 (r1, r2)`");
+        let wrong = |why: &str| format!("`{text}` is no rule: {why}; a rule is {GRAMMAR}");
         let (head, names) = match text.split_once('(') {
             Some((head, rest)) => {
                 (head, rest.trim_end().strip_suffix(')').ok_or_else(|| wrong("a `)` is missing"))?)
@@ -116,7 +119,7 @@ impl FromStr for SyncRule {
         match (words.next(), count) {
             (Some(word), _) => Err(wrong(&format!("`{word}` means nothing here"))),
             (_, count) if count == 0 || count > names.len() => {
-                Err(wrong("it must wait for one of them at least, and for all at most"))
+                Err(wrong("N is at least 1, and at most as many as are named"))
             }
             _ => Ok(Self { method, count, names }),
         }

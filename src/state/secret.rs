@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::Root;
-use crate::spec::Name;
+use crate::{spec::Name, sql::pending};
 
 impl Root {
     /// What connection strings name: the passwords of a lab in libpq's format, as long as it has a node.
@@ -54,7 +54,7 @@ pub fn write_secret(path: &Path, content: &str) -> Result<()> {
 
 /// The same in one step: who reads it meanwhile has the old content or the new.
 pub fn replace_secret(path: &Path, content: &str) -> Result<()> {
-    let new = path.with_extension("new");
+    let new = pending(path);
     write_secret(&new, content)?;
     fs::rename(&new, path).with_context(|| format!("rename {} to {}", new.display(), path.display()))
 }

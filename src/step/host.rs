@@ -188,7 +188,7 @@ impl HostStep {
         match self {
             Self::CreateBundle { dir, files } => work::remove_bundle(dir, files),
             // Data is never removed by a roll-back, and an empty volume may be another node's as well, which would
-            // lose its mount. `rm -v` removes volumes by name.
+            // lose its mount. Who knows the others removes those that are empty; `rm -v` removes volumes by name.
             Self::CreateVolume { .. } => Ok(()),
             Self::CreateBridge { name, alias, mac, own_netns, .. } => {
                 work::remove_unused_bridge(name, alias, *mac, own_netns)

@@ -7,6 +7,8 @@ pub mod child;
 pub mod clone;
 pub mod conntrack;
 pub mod credentials;
+#[cfg(target_arch = "x86_64")]
+mod entry;
 pub mod exe;
 pub mod execute;
 pub mod fs;

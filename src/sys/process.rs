@@ -4,6 +4,8 @@
 //! (proc_pid_stat(5), field 22), checked again through a pidfd that keeps the number from being reused.
 
 use std::{
+    fs::{self, Metadata},
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     sync::OnceLock,
     time::Duration,
@@ -163,6 +165,20 @@ pub fn exit_code_of(child: Pid) -> Result<i32> {
             Ok(_) => {}
         }
     }
+}
+
+/// A process with this name (proc_pid_comm(5)) whose working directory is the one that is meant. As this process sees them:
+/// those of its own pid namespace and of the ones below it. One that ends meanwhile is none.
+pub fn in_directory(name: &str, is_meant: impl Fn(&Metadata) -> bool) -> io::Result<Option<i32>> {
+    for entry in fs::read_dir("/proc")? {
+        let process = entry?.path();
+        let Some(pid) = process.file_name().and_then(|name| name.to_str()?.parse().ok()) else { continue };
+        let is_named = || fs::read_to_string(process.join("comm")).is_ok_and(|comm| comm.trim_end() == name);
+        if fs::metadata(process.join("cwd")).is_ok_and(|cwd| is_meant(&cwd)) && is_named() {
+            return Ok(Some(pid));
+        }
+    }
+    Ok(None)
 }
 
 /// Has writing to a closed pipe end this process, as it does every other program. Rust ignores SIGPIPE, and

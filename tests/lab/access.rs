@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     process::Command,
     time::{Duration, Instant},
 };
@@ -199,4 +200,84 @@ fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     host.pgbox(&["run", "c", "postgres:15"]);
     let said = host.fails(1, &["psql", "-Atc", standby]);
     assert!(said.contains("several clusters, of a, c") && said.contains("name a node"), "{said}");
+}
+
+/// As a command leaves it that is killed while it changes a password: both are written down, and the server has one of them.
+#[test]
+fn a_change_of_the_superusers_password_that_was_cut_off_locks_nobody_out() {
+    let Some(host) = Host::new() else { return };
+    let file = host.scratch("files").join("lab.toml");
+    let lab = |password: &str| {
+        let text = "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n";
+        fs::write(&file, format!("{text}[users.postgres]\npassword = '{password}'\n")).unwrap();
+        let set = fs::Permissions::from_mode(0o600);
+        fs::set_permissions(&file, set).unwrap();
+        file.to_str().unwrap()
+    };
+    let files = ["labs/default/nodes/primary/", "labs/default/nodes/r1/", "volumes/default/primary/"];
+    let files = files.map(|place| host.root.join(place).join("password"));
+    let is_known = |password: &str| {
+        for file in &files {
+            assert_eq!(fs::read_to_string(file).unwrap(), password, "{}", file.display());
+            assert!(!file.with_extension("new").exists(), "{}", file.display());
+        }
+        let [user, system] =
+            ["current_user", "1"].map(|what| host.sql("primary", &[], &format!("SELECT {what}")));
+        assert_eq!((user.as_str(), system.as_str()), ("postgres", "1"));
+    };
+    let cut_off = |password: &str| {
+        files.iter().for_each(|file| fs::write(file.with_extension("new"), password).unwrap());
+    };
+    host.pgbox(&["up", lab("one")]);
+    is_known("one");
+    // The server has it already: who only reads gets in, and whoever changes something settles it.
+    cut_off("two");
+    host.pgbox(&["psql", "primary", "-c", "ALTER ROLE postgres PASSWORD 'two'"]);
+    assert!(host.json(&["status", "--json"])["clusters"][0]["nodes"][0]["write_lsn"].is_string());
+    assert!(host.pgbox(&["up", lab("two")]).contains("nothing to do"));
+    is_known("two");
+    // It has not.
+    cut_off("three");
+    host.pgbox(&["limit", "primary", "--memory", "1g"]);
+    is_known("two");
+    cut_off("three");
+    host.pgbox(&["up", lab("three")]);
+    is_known("three");
+    // The node goes before anybody has found out.
+    cut_off("four");
+    host.pgbox(&["psql", "primary", "-c", "ALTER ROLE postgres PASSWORD 'four'"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["rm", "primary"]);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["limit", "primary", "--memory", "1g"]);
+    is_known("four");
+}
+
+/// What the server was not given the next `up` gives it.
+#[test]
+fn a_users_password_is_written_down_before_the_server_has_it() {
+    let Some(host) = Host::new() else { return };
+    let file = host.scratch("files").join("lab.toml");
+    let up = |password: &str| {
+        let users = format!("[users.app]\npassword = '{password}'\n");
+        fs::write(&file, format!("[nodes.primary]\nimage = 'postgres:15'\n{users}")).unwrap();
+        host.try_pgbox(&["up", file.to_str().unwrap()])
+    };
+    assert!(up("one").status.success());
+    let alter = |sql: &str| host.pgbox(&["psql", "primary", "-c", sql, "-c", "SELECT pg_reload_conf()"]);
+    alter("ALTER SYSTEM SET default_transaction_read_only = on");
+    assert!(!up("two").status.success());
+    assert_eq!(fs::read_to_string(host.root.join("volumes/default/.users/app")).unwrap(), "two");
+    host.pgbox(&[
+        "psql",
+        "primary",
+        "-c",
+        "SET default_transaction_read_only = off",
+        "-c",
+        "ALTER SYSTEM RESET ALL",
+    ]);
+    alter("SELECT 1");
+    assert!(up("two").status.success());
+    let uri = host.pgbox(&["uri", "primary", "-U", "app"]);
+    assert_eq!(ask(&uri, "SELECT current_user"), "app");
 }

@@ -198,10 +198,27 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
         assert!(said.contains("add [users.shpo]"), "{said}");
         host.is_forgotten();
     }
+    // Of all nodes at once, and with what is allowed.
+    let lines = "settings = { work_mem = '12q', wal_level = 'full' }\n[nodes.r1]\nof = 'primary'\nsettings = { wrok_mem = '1MB' }\n";
+    for how in [&["--diff"][..], &[]] {
+        let said = host.fails(1, &[&["up", lab(lines).to_str().unwrap()], how].concat());
+        for words in [
+            "settings of `primary`, `r1`: work_mem=12q: invalid value for parameter \"work_mem\": \"12q\"; Valid units",
+            "wal_level=full: invalid value for parameter \"wal_level\": \"full\"; Available values: minimal, replica",
+            "settings of `r1`: wrok_mem=1MB: unrecognized configuration parameter \"wrok_mem\"",
+        ] {
+            assert!(said.contains(words), "{said}");
+        }
+        host.is_forgotten();
+    }
+    let said =
+        host.fails(1, &["up", lab("[nodes.r1]\nof = 'primary'\nimage = 'nosuch'\n").to_str().unwrap()]);
+    assert!(said.contains("nosuch"), "{said}");
+    host.is_forgotten();
     up(&host, &lab("[[init]]\nsql = 'CREATE TABLE a ()'\n"));
     let wrong = lab("settings = { wrok_mem = '9MB' }\n[[init]]\nsql = 'CREATE TABLE a ()'\n");
     let said = host.fails(1, &["up", wrong.to_str().unwrap(), "--diff"]);
-    assert!(said.contains("knows no parameter wrok_mem"), "{said}");
+    assert!(said.contains("`primary`: wrok_mem=9MB: unrecognized configuration parameter"), "{said}");
     // What has run is not what the file says now, and nobody knows what to do about that.
     let edited = lab("[[init]]\nsql = 'CREATE TABLE a (i int)'\n");
     let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
@@ -212,6 +229,16 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
     let output = host.try_pgbox(&["up", edited.to_str().unwrap()]);
     assert!(text(&output.stderr).contains("has changed since it ran, and is not run again"), "{output:?}");
     assert!(output.status.success() && !text(&output.stdout).contains("run the SQL"), "{output:?}");
+    // Whether there is an owner only the data know: that is said before, and what is wrong when they can be asked.
+    host.pgbox(&["down"]);
+    let owned = lab("[databases.shop]\nowner = 'shpo'\n");
+    let said = text(&host.try_pgbox(&["up", owned.to_str().unwrap(), "--diff"]).stderr);
+    assert!(
+        said.contains("of shpo, who is not in the file: whether there is such a user is known only when"),
+        "{said}"
+    );
+    let said = host.fails(1, &["up", owned.to_str().unwrap()]);
+    assert!(said.contains("add [users.shpo]") && said.contains("the nodes are as they are wanted"), "{said}");
 }
 
 #[test]
@@ -399,7 +426,7 @@ fn settings_of_an_edited_file_are_reloaded_or_restart_servers_in_the_order_of_ho
 
     // What the server does not know is refused while it runs.
     let said = host.fails(1, &["up", lab("wrok_mem = '9MB'").to_str().unwrap()]);
-    assert!(said.contains("knows no parameter wrok_mem"), "{said}");
+    assert!(said.contains("`primary`, `r1`: wrok_mem=9MB: unrecognized"), "{said}");
     assert_eq!(host.sql("primary", &[], "SHOW max_connections"), "80");
 }
 
@@ -460,10 +487,10 @@ fn two_at_once_make_one_lab() {
 fn what_is_wrong_in_a_file_is_said_before_anything_is_made() {
     let Some(host) = Host::new() else { return };
     let file = write(&host, "lab.toml", "[nodes.primary]\nmemroy = '1g'\n");
-    let said = host.fails(1, &["up", file.to_str().unwrap()]);
+    let said = host.fails(2, &["up", file.to_str().unwrap()]);
     assert!(said.contains("lab.toml:2: unknown field `memroy`"), "{said}");
     let file = write(&host, "lab.toml", "lab = 'shop'\n[nodes.primary]\n");
-    let said = host.fails(1, &["--lab", "other", "up", file.to_str().unwrap()]);
+    let said = host.fails(2, &["--lab", "other", "up", file.to_str().unwrap()]);
     assert!(said.contains("is about lab `shop`, and not `other`"), "{said}");
     host.is_forgotten();
 }

@@ -7,7 +7,12 @@ use crate::harness::{Host, run};
 /// Fails, says these words, and leaves nothing on the host.
 #[track_caller]
 fn refused(host: &Host, args: &[&str], words: &[&str]) {
-    let said = host.fails(1, args);
+    refused_as(1, host, args, words);
+}
+
+#[track_caller]
+fn refused_as(code: i32, host: &Host, args: &[&str], words: &[&str]) {
+    let said = host.fails(code, args);
     assert!(said.lines().any(|line| line.starts_with("error: ")), "{said}");
     for word in words {
         assert!(said.contains(word), "{word:?} is not in: {said}");
@@ -25,12 +30,12 @@ fn images_that_will_not_do() {
 #[test]
 fn settings_that_are_pgboxs_own_matter() {
     let Some(host) = Host::new() else { return };
-    refused(&host, &["run", "n", "postgres:15", "-c", "port=5433"], &["port can't be set", "pgbox run -p"]);
-    refused(
-        &host,
-        &["run", "n", "postgres:15", "-c", "listen-addresses=*"],
-        &["listen_addresses can't be set"],
-    );
+    for (setting, words) in [
+        ("port=5433", &["port can't be set", "pgbox run -p"][..]),
+        ("listen-addresses=*", &["listen_addresses can't be set"]),
+    ] {
+        refused_as(2, &host, &["run", "n", "postgres:15", "-c", setting], words);
+    }
 }
 
 #[test]
@@ -42,10 +47,7 @@ fn what_the_server_says_of_a_setting_is_the_cause() {
         let line = said.lines().find(|line| line.starts_with("  cause: ")).map(str::to_owned);
         line.unwrap_or_else(|| panic!("{said}"))
     };
-    assert!(cause(&["-c", "nope=1"]).contains("unrecognized configuration parameter \"nope\""));
-    assert!(
-        cause(&["-c", "wal_level=bogus"]).contains("invalid value for parameter \"wal_level\": \"bogus\"")
-    );
+    assert!(cause(&["--", "-c", "nope=1"]).contains("unrecognized configuration parameter \"nope\""));
     let memory = cause(&["-c", "shared_buffers=900GB"]);
     assert!(
         memory
@@ -53,6 +55,25 @@ fn what_the_server_says_of_a_setting_is_the_cause() {
         "{memory}"
     );
     assert!(cause(&["-c", "ssl=on"]).contains("FATAL:  could not load server certificate"));
+}
+
+/// Before there is anything: the image's own server is asked.
+#[test]
+fn a_setting_that_the_server_does_not_take() {
+    let Some(host) = Host::new() else { return };
+    let of = |setting: &'static str| ["run", "n", "postgres:15", "-c", "work_mem=8MB", "-c", setting];
+    refused(&host, &of("nope=1"), &["`n` would not start", "unrecognized configuration parameter \"nope\""]);
+    refused(
+        &host,
+        &of("wal_level=bogus"),
+        &["parameter \"wal_level\": \"bogus\"; Available values: minimal,"],
+    );
+    refused(&host, &of("max_connections=0"), &["0 is outside the valid range", "(1 .. 262143)"]);
+    assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+    host.pgbox(&["run", "n", "postgres:15", "-c", "some.thing=1"]);
+    let replica = ["replica", "r", "--of", "n", "-c", "nope=1"];
+    let said = host.fails(1, &replica);
+    assert!(said.contains("`r` would not start with that: unrecognized"), "{said}");
 }
 
 #[test]
@@ -145,13 +166,16 @@ fn volumes_and_ports_that_exclude_each_other() {
     let data = "/var/lib/postgresql/data";
     let run =
         |more: &[&str], words: &[&str]| refused(&host, &[&["run", "n", "postgres:15"], more].concat(), words);
-    run(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
-    run(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
-    run(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
-    run(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
+    let misuse = |more: &[&str], words: &[&str]| {
+        refused_as(2, &host, &[&["run", "n", "postgres:15"], more].concat(), words);
+    };
+    misuse(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
+    misuse(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
+    misuse(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
+    misuse(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
     run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);
-    run(&["-e", "A B=x"], &["`A B`", "environment variable"]);
-    run(&["-e", "=x"], &["environment variable"]);
+    misuse(&["-e", "A B=x"], &["`A B`", "environment variable"]);
+    misuse(&["-e", "=x"], &["environment variable"]);
     run(&["-v", "n:/elsewhere"], &["mounted twice"]);
     run(&["-v", &format!("/etc/passwd:{data}")], &["/etc/passwd", "no directory"]);
     run(&["-e", "PGDATA=relative"], &["PGDATA", "absolute"]);

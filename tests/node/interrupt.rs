@@ -169,6 +169,6 @@ fn the_foreground_ends_with_the_node_whoever_ends_it() {
 #[test]
 fn rm_without_somebody_to_do_it_is_refused() {
     let Some(host) = Host::new() else { return };
-    assert!(host.fails(1, &["run", "n", "postgres:15", "--rm"]).contains("--foreground"));
+    assert!(host.fails(2, &["run", "n", "postgres:15", "--rm"]).contains("--foreground"));
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
 }

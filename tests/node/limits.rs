@@ -51,7 +51,7 @@ fn a_limit_below_what_is_in_use_is_refused_and_changes_nothing() {
     assert!(said.contains("in use") && said.contains("nothing was changed"), "{said}");
     assert_eq!(limits(), before);
     assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
-    assert!(host.fails(1, &["limit", "n"]).contains("no limit was given"));
+    assert!(host.fails(2, &["limit", "n"]).contains("no limit was given"));
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     // Of a stopped node it is a wish for the next start.
     host.pgbox(&["stop", "n"]);
@@ -98,7 +98,7 @@ fn a_limit_can_be_lifted_and_a_refused_change_leaves_none_behind() {
 fn memory_high_slows_down_on_cgroup_v2_and_is_refused_elsewhere() {
     let Some(host) = Host::new() else { return };
     let run = ["run", "n", "postgres:15", "--memory", "300m", "--memory-high"];
-    assert!(host.fails(1, &[&run[..], &["400m"]].concat()).contains("above the limit of 300M"));
+    assert!(host.fails(2, &[&run[..], &["400m"]].concat()).contains("above the limit of 300M"));
     // The memory controller is in one of the two.
     let controllers = std::fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
     if !controllers.split_whitespace().any(|name| name == "memory") {

@@ -21,8 +21,9 @@ fn a_read_only_cgroup_mount_is_named_and_nothing_is_left() {
     {
         assert!(said.contains(words), "{words:?} is not in: {said}");
     }
+    assert!(!said.contains("but its volumes"), "{said}");
     host.is_clean();
-    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    assert_eq!(host.pgbox(&["ps", "-q"]) + &host.pgbox(&["volume", "ls", "-q"]), "");
     host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
     assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
 }

@@ -132,7 +132,7 @@ fn a_shell_instead_of_a_server_has_a_terminal() {
     host.is_clean();
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
     // What can't have one says what can.
-    let said = host.fails(1, &["run", "-it", "n", "postgres:15"]);
+    let said = host.fails(2, &["run", "-it", "n", "postgres:15"]);
     assert!(said.contains("pgbox exec -it n -- bash"), "{said}");
 }
 

@@ -60,6 +60,33 @@ fn data_of_another_user_with_another_mode_is_taken_over_and_told() {
 }
 
 #[test]
+fn data_on_which_a_server_of_somebody_else_runs_are_refused() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("data");
+    let ours = format!("{}:{PGDATA}", data.display());
+    host.pgbox(&["run", "n", "postgres:15", "-v", &ours]);
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["stop", "n"]);
+    // It locks nothing, and its process id is that of nobody in the node.
+    let server = "exec su postgres -c 'exec /usr/lib/postgresql/15/bin/postgres -D /theirs -k /tmp'";
+    let mount = format!("{}:/theirs", data.display());
+    host.pgbox(&["run", "-d", "theirs", "postgres:15", "-v", &mount, "--", "sh", "-c", server]);
+    until("their server runs", 20, || {
+        fs::read_to_string(data.join("postmaster.pid")).is_ok_and(|text| text.contains("ready"))
+    });
+    for args in [&["start", "n"][..], &["run", "m", "postgres:15", "-v", &ours]] {
+        let said = host.fails(1, args);
+        let pid =
+            said.split("another server runs on it (process ").nth(1).and_then(|rest| rest.split(' ').next());
+        let comm = fs::read_to_string(format!("/proc/{}/comm", pid.expect(&said))).unwrap();
+        assert_eq!(comm, "postgres\n", "{said}");
+    }
+    host.pgbox(&["rm", "--force", "theirs"]);
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &[], "SELECT i FROM t"), "7");
+}
+
+#[test]
 fn the_data_directory_may_be_below_the_volume_and_an_empty_disk_has_lost_and_found() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "-v", "parent:/var/lib/postgresql"]);

@@ -12,7 +12,7 @@ use super::How;
 
 use crate::{
     cmd::{self, Context},
-    engine::launch,
+    engine::holder,
     facts::{self, lab::content, node, wal::Place},
     hint::advise,
     plan::{self, changes::Data},
@@ -54,12 +54,7 @@ pub fn check(
             format!("leave :ro out: -v {source}:{target}"),
         ));
     }
-    if let Some(node) = launch::holder(&facts.root, data, "") {
-        return Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            "one data directory can serve one server; give the new node a volume of its own with -v",
-        ));
-    }
+    holder::refuse(&facts.root, data, None)?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())?;
     // What they were is known, and they become what they are to be.
     if how.renew.is_some() {
@@ -116,17 +111,10 @@ pub fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> R
     if !spec.command().is_some_and(|command| command.iter().any(|word| word == "--single")) {
         return Ok(());
     }
-    let held = plan.inner.iter().find_map(|step| match step {
-        InnerStep::Bind { source, .. } => Some((source, launch::holder(&facts.root, source, "")?)),
-        _ => None,
-    });
-    match held {
-        Some((data, node)) => Err(advise(
-            format!("the data directory {} is in use: node `{node}` runs on it", data.display()),
-            format!("stop it first: pgbox stop {node}"),
-        )),
-        None => Ok(()),
-    }
+    plan.inner.iter().try_for_each(|step| match step {
+        InnerStep::Bind { source, .. } => holder::refuse(&facts.root, source, None),
+        _ => Ok(()),
+    })
 }
 
 /// Refuses data of another role, or of another cluster than the one that is to be followed: a standby would wait for WAL that

@@ -57,22 +57,11 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
     if let Some(follow) = &node.spec.follow {
         replica::check_upstream(context, &follow.of)?;
     }
-    let how = run::How {
-        dry_run: false,
-        explain: false,
-        timeout,
-        foreground: false,
-        remove: false,
-        force: false,
-        detach: true,
-        tty: false,
-        interactive: false,
-        renew: match on {
-            Data::Superseded(how) => Some(how),
-            _ => None,
-        },
-        tell_of_data: false,
+    let renew = match on {
+        Data::Superseded(how) => Some(how),
+        _ => None,
     };
+    let how = run::How { timeout, renew, ..run::How::detached() };
     run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
 

@@ -33,12 +33,29 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
         None => generated(context, name)?,
     };
     let verifier = verifier(&password);
+    let is_superuser = before(context, name, &password)?;
     let sql = match need {
         Need::Differs => content::set_password(name, &verifier),
         _ => content::create_user(name, &verifier),
     };
     alone(context, sql).with_context(|| format!("user `{name}`"))?;
-    keep(context, name, &password)
+    let _lock = context.lock()?;
+    if is_superuser {
+        password::has_changed(&context.root, &cluster::main(&context.root, &context.lab)?.nodes, &password)?;
+    }
+    passfile::settle(&context.root, &context.lab)
+}
+
+/// Keeps a password before the server has it: the next `up` sees that the server has another one, and goes on. With the
+/// superuser's pgbox itself must get in until then, so both are kept.
+fn before(context: &Context, name: &str, password: &str) -> Result<bool> {
+    let cluster = cluster::main(&context.root, &context.lab)?;
+    let is_superuser = cluster.head().login()?.user == name;
+    match is_superuser {
+        true => password::will_change(&context.root, &cluster.nodes, password)?,
+        false => write(context, name, password)?,
+    }
+    Ok(is_superuser)
 }
 
 /// The password of a user of whom none was said: the one that it had in these data before, or a new one. It is kept before the
@@ -59,17 +76,6 @@ fn write(context: &Context, name: &str, password: &str) -> Result<()> {
     let dir = context.root.users_dir(&context.lab);
     fs::create_dir_all(&dir).with_context(|| format!("mkdir {}", dir.display()))?;
     state::write_secret(&context.root.user_file(&context.lab, name), password)
-}
-
-/// Puts a password where clients find it; the superuser's where pgbox itself does.
-fn keep(context: &Context, name: &str, password: &str) -> Result<()> {
-    let _lock = context.lock()?;
-    let cluster = cluster::main(&context.root, &context.lab)?;
-    match cluster.head().login()?.user == name {
-        true => password::has_changed(&context.root, &cluster.nodes, password)?,
-        false => write(context, name, password)?,
-    }
-    passfile::settle(&context.root, &context.lab)
 }
 
 pub fn database(context: &Context, name: &str, owner: Option<&str>, need: Need) -> Result<()> {

@@ -65,6 +65,7 @@ pub fn wanted(file: &LabFile, lab: &Name, name: &Name, said: &RawNode, dir: &Pat
         tune: read.some("tune", &said.tune, tune)?.unwrap_or(false),
         args: Vec::new(),
         subnet: file.subnet()?,
+        offline: false,
         follow,
     };
     if let Some(text) = spec.contradiction() {

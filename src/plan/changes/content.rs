@@ -10,7 +10,6 @@ use crate::{
     lab::wanted::{Database, Sql, User, Wanted},
     postgres::{content::Done, contract, password},
     spec::Publish,
-    state::Role,
 };
 
 /// What is noted of SQL that has run.
@@ -98,27 +97,29 @@ fn was_otherwise(sql: &Sql, all: &[Sql], server: Option<&Server>) -> bool {
     done_there(sql, server).any(|done| done.place == place && is_gone(done))
 }
 
-/// Names in a file that nobody knows, as far as that can be told before anything is done.
-pub fn wrong(wanted: &Wanted, actual: &Actual) -> Vec<String> {
-    owners(wanted, actual).into_iter().chain(parameters(wanted, actual)).collect()
-}
-
-/// Owners of databases who are in no file, and not in the data either: of a lab that has none yet these are empty.
-fn owners(wanted: &Wanted, actual: &Actual) -> Vec<String> {
+/// Looks for owners of databases who are in no file, and not in the data either: of a lab that has none yet these are empty.
+pub fn owners(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
     let is_new = actual.nodes.is_empty() && actual.data.values().all(|data| *data == Data::None);
-    let there = |name: &str| match &actual.server {
-        Some(server) => server.roles.contains_key(name),
-        None => !is_new || is_superuser(wanted, name),
-    };
-    let is_known = |name: &String| wanted.users.iter().any(|user| user.name == *name) || there(name);
-    let unknown = wanted.databases.iter().filter_map(|database| {
-        let owner = database.owner.as_ref().filter(|owner| !is_known(owner))?;
-        Some(format!(
-            "database {} is to be of {owner}, and there is no such user: add [users.{owner}]",
-            database.name
-        ))
-    });
-    unknown.collect()
+    for database in &wanted.databases {
+        let Some(owner) = &database.owner else { continue };
+        let known = match &actual.server {
+            _ if wanted.users.iter().any(|user| user.name == *owner) => Some(true),
+            Some(server) => Some(server.roles.contains_key(owner)),
+            None if is_superuser(wanted, owner) => Some(true),
+            None => is_new.then_some(false),
+        };
+        let name = &database.name;
+        match known {
+            Some(true) => {}
+            Some(false) => changes.wrong.push(format!(
+                "database {name} is to be of {owner}, and there is no such user: add [users.{owner}]"
+            )),
+            None => changes.notes.push(format!(
+                "database {name} is to be of {owner}, who is not in the file: whether there is such a user is known only \
+                 when a server runs on the data"
+            )),
+        }
+    }
 }
 
 const SUPERUSER: &str = "POSTGRES_USER";
@@ -132,18 +133,4 @@ fn is_superuser(wanted: &Wanted, name: &str) -> bool {
         // From a file it may be any.
         Some(_) => users.any(|(key, value)| key != SUPERUSER || value == name),
     }
-}
-
-/// Settings of nodes that have the primary's image, and that its server does not know.
-fn parameters(wanted: &Wanted, actual: &Actual) -> Vec<String> {
-    let primary = actual.nodes.iter().find(|node| node.role == Role::Primary);
-    let (Some(server), Some(primary)) = (&actual.server, primary) else { return Vec::new() };
-    let same = wanted.nodes.iter().map(|node| &node.spec).filter(|spec| spec.image == primary.spec.image);
-    let unknown = same.flat_map(|spec| {
-        let is_unknown =
-            |name: &String| !name.contains('.') && !server.parameters.contains_key(&name.to_lowercase());
-        let names = spec.settings.iter().map(|(name, _)| name).filter(move |name| is_unknown(name));
-        names.map(move |name| format!("settings of `{}`: the server knows no parameter {name}", spec.node))
-    });
-    unknown.collect()
 }
