@@ -121,11 +121,27 @@ pub fn way_out(nodes: &[Node], node: &Node) -> String {
     }
 }
 
-/// What to say of a node if it is a standby of one that is gone.
+/// What to say of a node if the one that it follows, or that took its place, is gone.
 pub fn left_alone(nodes: &[Node], node: &Node) -> Option<String> {
-    let Role::Standby { of } = node.state.role() else { return None };
-    let way_out = || format!("`{}` follows `{of}`, which is gone; {}", node.name, way_out(nodes, node));
-    role_of(nodes, &of).is_none().then(way_out)
+    let name = &node.name;
+    let (gone, what) = match node.state.role() {
+        Role::Standby { of } => (of.clone(), format!("`{name}` follows `{of}`, which is gone")),
+        Role::Superseded { by } => {
+            (by.clone(), format!("`{by}`, which was promoted in the place of `{name}`, is gone"))
+        }
+        Role::Primary | Role::Command => return None,
+    };
+    if role_of(nodes, &gone).is_some() {
+        return None;
+    }
+    let followed = Role::Standby { of: gone };
+    // Whoever followed the one that is gone has more than an old primary.
+    match nodes.iter().find(|other| node.state.role() != followed && other.state.role() == followed) {
+        Some(heir) if kin(nodes, node).is_none() => {
+            Some(format!("{what}; first promote `{0}`, which followed it: `pgbox promote {0}`", heir.name))
+        }
+        _ => Some(format!("{what}; {}", way_out(nodes, node))),
+    }
 }
 
 /// The clusters of a lab, in the order of their heads' names.

@@ -42,6 +42,8 @@ pub struct Existing {
     pub spec: NodeSpec,
     pub role: Role,
     pub condition: Condition,
+    /// What to say of it where the one that it follows, or that took its place, is gone.
+    pub alone: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

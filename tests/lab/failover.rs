@@ -1,6 +1,12 @@
 //! The primary changes: planned, after a death, and with something to lose.
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{
+    guard::descendant,
     harness::{Host, run, text},
     replica::until,
 };
@@ -508,4 +514,40 @@ fn a_primary_that_was_removed_first_does_not_come_back_beside_its_successor() {
     let said = host.fails(1, &["run", "primary", "postgres:15"]);
     assert!(said.contains("`r1` was promoted in its place"), "{said}");
     assert_eq!(host.json(&["endpoint", "--json"])[0]["leads_to"], serde_json::json!(["r1"]));
+}
+
+/// It asks for the old timeline from its segment's start, and so is seen to stream the end of that, again and again.
+#[test]
+fn a_standby_that_is_ahead_of_the_new_primary_does_not_stream_from_it() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    // So that it takes a while each time.
+    host.sql("primary", &[], "SELECT pg_switch_wal()");
+    host.sql("primary", &[], "CREATE TABLE much AS SELECT generate_series(1, 50000)");
+    until("50000", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM much"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    let signal = |signal| {
+        let receiver = descendant(host.init_pid("r2"), "walreceiver").map(Pid::from_raw);
+        // It ends now and then.
+        receiver.is_some_and(|receiver| kill(receiver, signal).is_ok())
+    };
+    // Held in such a moment; the sender does not lose patience for 5 s.
+    let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
+    until("1", || {
+        signal(Signal::SIGCONT);
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        signal(Signal::SIGSTOP);
+        host.sql("r1", &[], streams)
+    });
+    let output = host.try_pgbox(&["rejoin", "r2", "--dry-run"]);
+    let is_still = host.sql("r1", &[], streams);
+    signal(Signal::SIGCONT);
+    assert!(text(&output.stdout).starts_with("pg_rewind, or else"), "{output:?}");
+    assert_eq!(is_still, "1");
+    host.pgbox(&["rejoin", "r2"]);
+    until("r2 streaming", || host.sql("r1", &[], STREAMS));
 }

@@ -305,7 +305,7 @@ fn reads_go_to_the_standbys_that_are_there() {
 }
 
 /// A process of this kind below another one.
-fn descendant(pid: i32, kind: &str) -> Option<i32> {
+pub fn descendant(pid: i32, kind: &str) -> Option<i32> {
     let read =
         |pid: i32, file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
     let children = read(pid, &format!("task/{pid}/children"));

@@ -43,6 +43,7 @@ fn an_old_primary_goes_to_the_one_that_is_there_also_if_its_own_successor_is_gon
         note(&host, &["status"])
             .contains("`r2` follows `r1`, which is gone; to make it the primary: `pgbox promote r2`")
     );
+    assert!(note(&host, &["status"]).contains("in the place of `primary`, is gone; first promote `r2`"));
     for command in ["rejoin", "promote"] {
         let said = host.fails(1, &[command, "primary"]);
         assert!(said.contains("first promote `r2`, which followed it: `pgbox promote r2`"), "{said}");
@@ -54,6 +55,11 @@ fn an_old_primary_goes_to_the_one_that_is_there_also_if_its_own_successor_is_gon
             said.contains("`r1` was promoted in its place") && said.contains("pgbox rejoin primary"),
             "{said}"
         );
+    }
+    for command in [&["status"][..], &["up", "--diff"]] {
+        let output = host.try_pgbox(command);
+        let rejoin = "is gone; to make it follow the primary, `r2`: `pgbox rejoin primary`";
+        assert!(text(&output.stderr).contains(rejoin), "{output:?}");
     }
     // What is left of it is no cluster that one could mean.
     host.pgbox(&["drive", "start"]);
@@ -73,6 +79,7 @@ fn a_standby_of_a_node_that_is_gone_is_led_to_the_primary_that_there_is() {
     assert!(
         note(&host, &["status"]).contains(&format!("to make it follow the primary, `primary`: {rejoin}"))
     );
+    assert!(text(&host.try_pgbox(&["up", "--diff"]).stderr).contains(rejoin));
     let said = host.fails(1, &["promote", "r2"]);
     assert!(
         said.contains("the primary `primary` runs: there would be two") && said.contains(rejoin),

@@ -106,11 +106,9 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
         ));
         return false;
     }
-    if let (Some(Role::Superseded { by }), None) = (actual.node(name).map(|node| &node.role), left) {
-        changes.refused.push(format!(
-            "`{name}` was the primary, and `{by}`, which was promoted in its place, is gone; to make it the primary again, as \
-             it was: `pgbox promote {name}`"
-        ));
+    let there = actual.node(name);
+    if let (Some(Existing { role: Role::Superseded { .. }, alone: Some(text), .. }), None) = (there, left) {
+        changes.refused.push(text.clone());
         return false;
     }
     let Some(Left { by, loss: Some(loss) }) = left else { return true };
@@ -128,10 +126,7 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
 pub fn orphans(wanted: &Wanted, actual: &Actual) -> Vec<String> {
     let comes = |name: &Name| wanted.nodes.iter().any(|node| node.spec.node == *name);
     let orphan = |node: &Existing| match &node.role {
-        Role::Standby { of } if actual.node(of).is_none() && !comes(of) => Some(format!(
-            "`{0}` follows `{of}`, which is gone; to make it the primary: `pgbox promote {0}`",
-            node.spec.node
-        )),
+        Role::Standby { of } if !comes(of) => node.alone.clone(),
         _ => None,
     };
     actual.nodes.iter().filter_map(orphan).collect()
