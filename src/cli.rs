@@ -18,7 +18,7 @@ use ipnet::Ipv4Net;
 
 pub use drive::{Drive, DriveReport, DriveStart, Verify};
 pub use fault::{Crash, Freeze, Heal, Net, Pair, Thaw};
-pub use image::{Build, Compression, Image};
+pub use image::{Build, Compression, Image, VolumeLs, Volumes};
 pub use lab::{Down, Up};
 pub use later::Later;
 pub use role::{Failover, Guard, Reinit, Rejoin, Replica, Switchover};
@@ -427,34 +427,6 @@ pub struct Rm {
     /// Only print what would be removed
     #[arg(long)]
     pub dry_run: bool,
-}
-
-#[derive(Debug, Subcommand)]
-pub enum Volumes {
-    /// List volumes with their size, the version of their data, and the nodes that have them
-    Ls(VolumeLs),
-    /// Remove volumes that no node has, with all data
-    Rm {
-        /// Their names
-        #[arg(required = true, value_name = "VOLUME")]
-        volumes: Vec<Name>,
-        /// Only print what would be removed
-        #[arg(long)]
-        dry_run: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-pub struct VolumeLs {
-    /// Volumes of all labs
-    #[arg(short, long)]
-    pub all_labs: bool,
-    /// Only names
-    #[arg(short, long, conflicts_with = "json")]
-    pub quiet: bool,
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
 }
 
 impl Cli {

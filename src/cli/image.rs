@@ -1,8 +1,10 @@
-//! Commands about images.
+//! Commands about images and volumes.
 
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
+
+use crate::spec::Name;
 
 #[derive(Debug, Subcommand)]
 pub enum Image {
@@ -74,4 +76,32 @@ pub enum Compression {
     Gzip,
     Zstd,
     None,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Volumes {
+    /// List volumes with their size, the version of their data, and the nodes that have them
+    Ls(VolumeLs),
+    /// Remove volumes that no node has, with all data
+    Rm {
+        /// Their names
+        #[arg(required = true, value_name = "VOLUME")]
+        volumes: Vec<Name>,
+        /// Only print what would be removed
+        #[arg(long)]
+        dry_run: bool,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct VolumeLs {
+    /// Volumes of all labs
+    #[arg(short, long)]
+    pub all_labs: bool,
+    /// Only names
+    #[arg(short, long, conflicts_with = "json")]
+    pub quiet: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
