@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, PermissionsExt},
     process::Stdio,
 };
@@ -158,9 +159,10 @@ fn what_is_kept_of_a_failed_first_start_is_told_and_goes_with_the_volume() {
 fn run_rm_says_where_the_data_is() {
     let Some(host) = Host::new() else { return };
     let mut node = host.command(&["run", "--rm", "--foreground", "n", "postgres:15"]);
-    let node =
-        node.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
-    until("it runs", 20, || host.try_pgbox(&["wait", "n"]).status.success());
+    let mut node = node.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // Not only the server is ready: the command has seen it.
+    let mut said = BufReader::new(node.stdout.take().unwrap()).lines();
+    assert!(said.any(|line| line.unwrap().contains("is ready")));
     host.pgbox(&["stop", "n"]);
     let output = node.wait_with_output().unwrap();
     let said = text(&output.stderr);
