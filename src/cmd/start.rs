@@ -216,7 +216,7 @@ fn check_data(context: &Context, state: &NodeState) -> Result<()> {
         return Ok(());
     };
     let Some(data) = &state.data else { return Ok(()) };
-    holder::refuse(&context.root, data, Some(&state.spec.node))?;
+    holder::refuse(&context.root, data, Some((&state.spec.lab, &state.spec.node)))?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
 

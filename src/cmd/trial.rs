@@ -1,12 +1,12 @@
 //! Settings before there is a server that could be asked: the image's own `postgres` reads them, in a container without
-//! a network that lasts some milliseconds.
+//! a network that lasts some milliseconds, in a lab of its own: nobody's subnet, names or `down` have to do with it.
 //!
 //! The rule that surprises people: `postgres -C` needs no data directory. It takes each value as a start would, and says
 //! what is allowed; what fits together, and whether a library is there, only a start finds out.
 
-use std::{process, time::Duration};
+use std::{path::Path, process, time::Duration};
 
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 
 use super::{Context, run};
 use crate::{
@@ -17,6 +17,9 @@ use crate::{
     lab::wanted,
     spec::{Name, NodeSpec},
 };
+
+/// Of all trials, so that their lock is one file.
+const LAB: &str = "pgbox-trial";
 
 /// A setting and its value.
 pub type Setting = (String, String);
@@ -53,21 +56,44 @@ fn objection(context: &Context, image: &str, settings: &[Setting]) -> Result<Opt
     if settings.is_empty() || facts::image::facts(&context.root, &found)?.postgres.is_none() {
         return Ok(None);
     }
-    let name: Name = format!("trial-{}", process::id()).parse().map_err(anyhow::Error::msg)?;
+    let context = &Context { root: context.root.clone(), lab: name(LAB)?, options: context.options.clone() };
+    sweep(context)?;
+    let node = name(&format!("trial-{}", process::id()))?;
     let options = settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
     // Any directory and any file will do, as long as they are there. With -C first it may be any user, too.
     let fixed = ["postgres", "-C", "server_version", "-D", "/", "--config-file=/dev/null"];
     let spec = NodeSpec {
         args: fixed.into_iter().map(str::to_owned).chain(options).collect(),
         offline: true,
-        ..wanted::node(&context.lab, &name, image)
+        ..wanted::node(&context.lab, &node, image)
     };
     let how = run::How { timeout: Duration::from_secs(60), foreground: true, ..run::How::detached() };
     let code = run::create(context, spec, None, &how)?;
-    let log = launch::tail(&context.root.node(&context.lab, &name).log(), 40);
+    let log = launch::tail(&context.root.node(&context.lab, &node).log(), 40);
     let _lock = context.lock()?;
-    halt::remove(&context.root, &node::find(&context.root, &context.lab, &name)?)?;
-    Ok((code != 0).then(|| said(&log).unwrap_or_else(|| format!("postgres -C ended with exit code {code}"))))
+    halt::remove(&context.root, &node::find(&context.root, &context.lab, &node)?)?;
+    match code {
+        0 => Ok(None),
+        1 => Ok(Some(said(&log).unwrap_or_else(|| "postgres -C ended with exit code 1".to_owned()))),
+        // A signal, or what a command that can't be started has: nothing is known of the settings then.
+        code => bail!("`postgres -C` of {image}, which tries the settings, ended with exit code {code}"),
+    }
+}
+
+/// Removes what trials have left that were killed.
+fn sweep(context: &Context) -> Result<()> {
+    let _lock = context.lock()?;
+    for node in node::all(&context.root, &context.lab)? {
+        let pid = node.name.as_str().rsplit('-').next().unwrap_or_default();
+        if node.state.spec.offline && node.pidfd.is_none() && !Path::new("/proc").join(pid).exists() {
+            halt::remove(&context.root, &node)?;
+        }
+    }
+    Ok(())
+}
+
+fn name(text: &str) -> Result<Name> {
+    text.parse().map_err(anyhow::Error::msg)
 }
 
 /// The reason that a server gives, with what it says of a way out.

@@ -14,11 +14,21 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use crate::{facts::node, hint::advise, postgres::postmaster, spec::Name, state::Root, sys::process};
+use crate::{
+    facts::node::{self, Node},
+    hint::advise,
+    postgres::postmaster,
+    spec::Name,
+    state::Root,
+    sys::process,
+};
 
 /// What runs on a data directory.
 pub enum Holder {
-    Node(Name),
+    Node {
+        lab: Name,
+        name: Name,
+    },
     /// A server that is no node's, as a process of this host.
     Server(i32),
 }
@@ -26,23 +36,25 @@ pub enum Holder {
 impl fmt::Display for Holder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Node(name) => write!(f, "node `{name}` runs on it"),
+            Self::Node { name, .. } => write!(f, "node `{name}` runs on it"),
             Self::Server(pid) => write!(f, "another server runs on it (process {pid} of this host)"),
         }
     }
 }
 
-/// Who has the data directory in use, other than the node `except`.
-pub fn find(root: &Root, data: &Path, except: Option<&Name>) -> Result<Option<Holder>> {
+/// Who has the data directory in use, other than the node `except` of a lab. A lab that can't be read names nobody; what runs
+/// in it is seen as a process.
+pub fn find(root: &Root, data: &Path, except: Option<(&Name, &Name)>) -> Result<Option<Holder>> {
     let Ok(dir) = fs::metadata(data) else { return Ok(None) };
-    for lab in root.labs()? {
-        let is_holder = |node: &node::Node| {
-            let data = node.state.data.as_deref().and_then(|data| fs::metadata(data).ok());
-            node.pidfd.is_some() && Some(&node.name) != except && data.is_some_and(|other| same(&other, &dir))
-        };
-        if let Some(node) = node::all(root, &lab)?.into_iter().find(is_holder) {
-            return Ok(Some(Holder::Node(node.name)));
-        }
+    let is_holder = |node: &Node| {
+        let data = node.state.data.as_deref().and_then(|data| fs::metadata(data).ok());
+        let is_other = Some((&node.lab, &node.name)) != except;
+        node.pidfd.is_some() && is_other && data.is_some_and(|other| same(&other, &dir))
+    };
+    let labs = root.labs()?;
+    let mut nodes = labs.iter().filter_map(|lab| node::all(root, lab).ok()).flatten();
+    if let Some(Node { lab, name, .. }) = nodes.find(is_holder) {
+        return Ok(Some(Holder::Node { lab, name }));
     }
     if !data.join(postmaster::FILE).exists() {
         return Ok(None);
@@ -51,11 +63,11 @@ pub fn find(root: &Root, data: &Path, except: Option<&Name>) -> Result<Option<Ho
     Ok(server.map(Holder::Server))
 }
 
-/// Refuses a data directory that a server runs on, other than that of the node `except`.
-pub fn refuse(root: &Root, data: &Path, except: Option<&Name>) -> Result<()> {
+/// Refuses a data directory that a server runs on, other than that of the node `except` of a lab.
+pub fn refuse(root: &Root, data: &Path, except: Option<(&Name, &Name)>) -> Result<()> {
     let Some(holder) = find(root, data, except)? else { return Ok(()) };
     let stop = match &holder {
-        Holder::Node(name) => format!("`pgbox stop {name}`"),
+        Holder::Node { lab, name } => format!("`pgbox --lab {lab} stop {name}`"),
         Holder::Server(_) => format!("`pg_ctl stop -D {}`, or as it was started", data.display()),
     };
     Err(advise(

@@ -256,7 +256,8 @@ fn on_host(state: &NodeState, text: &str) -> String {
 }
 
 fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
-    let find = |data| holder::find(root, data, Some(&state.spec.node)).ok().flatten();
+    let own = (&state.spec.lab, &state.spec.node);
+    let find = |data| holder::find(root, data, Some(own)).ok().flatten();
     match state.data.as_deref().and_then(find) {
         Some(holder) => format!("{error}: {holder}; one data directory can serve one server"),
         None => error.to_owned(),

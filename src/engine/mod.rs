@@ -27,7 +27,7 @@ pub mod sync;
 pub mod takeover;
 pub mod timelines;
 
-use std::{fmt, fs};
+use std::{fmt, fs, io};
 
 use anyhow::{Context as _, Error, Result};
 
@@ -183,8 +183,12 @@ fn remove_empty_volumes(root: &Root, state: &NodeState) -> Result<bool> {
     for step in &state.plan.host {
         let HostStep::CreateVolume { dir } = step else { continue };
         let Some(home) = root.volume_home(&state.spec.lab, dir) else { continue };
-        let is_empty = fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none());
-        if !is_empty || !volume::users(root, &home)?.is_empty() {
+        // The kernel says what is an empty directory, and no link or disk that is not there now passes for one.
+        let was_empty = || match fs::remove_dir(dir) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => true,
+            removed => removed.is_ok(),
+        };
+        if !volume::users(root, &home)?.is_empty() || !was_empty() {
             kept = true;
         } else if home.exists() {
             fs::remove_dir_all(&home).with_context(|| format!("remove volume {}", home.display()))?;

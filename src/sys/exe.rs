@@ -31,7 +31,7 @@ const SELF: &str = "/proc/self/exe";
 ///
 /// The mount's own flag is the test, so there is no marker variable that could be forged or leak to children.
 /// Afterwards the link `/proc/self/exe` works, but `current_exe()` shows a path within the clone, not on the host:
-/// execute the link, never that path. Call it first in `main`, before there is anything to lose by execve.
+/// execute the link, never that path. Call it before there is anything to lose by execve.
 ///
 /// # Errors
 /// Without CAP_SYS_ADMIN, without /proc, and before Linux 5.12.

@@ -562,3 +562,18 @@ fn a_lab_without_a_free_address_takes_other_settings() {
     assert!(up(&host, &lab("settings = { work_mem = '5MB' }\n")).contains("r2: work_mem=5MB"));
     assert_eq!(host.sql("r2", &[], "SHOW work_mem"), "5MB");
 }
+
+#[test]
+fn ctrl_c_ends_an_up_that_has_tried_settings() {
+    let Some(host) = Host::new() else { return };
+    up(&host, &write(&host, "lab.toml", "[nodes.primary]\nimage = \"postgres:15\"\n"));
+    let slow = "[nodes.primary]\nimage = \"postgres:15\"\nsettings = { work_mem = \"8MB\" }\n\
+                [[init]]\nsql = \"SELECT pg_sleep(600)\"\n";
+    let path = write(&host, "slow.toml", slow);
+    let mut child = host.command(&["up", path.to_str().unwrap()]).stdout(Stdio::null()).spawn().unwrap();
+    let sleeps = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    until("1", || host.sql("primary", &[], sleeps));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT)
+        .unwrap();
+    until("ended", || if child.try_wait().unwrap().is_some() { "ended".to_owned() } else { String::new() });
+}

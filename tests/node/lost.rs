@@ -50,6 +50,13 @@ fn a_damaged_node_hides_no_other() {
         rows.contains("\nb ") && said.contains("node `a`") && said.contains("rm --force a"),
         "{rows}{said}"
     );
+    // Nor does it keep another one from its own data, of this lab or another.
+    host.pgbox(&["--lab", "other", "run", "n", "postgres:15"]);
+    for args in [&["--lab", "other"][..], &[]] {
+        let name = if args.is_empty() { "b" } else { "n" };
+        host.pgbox(&[args, &["stop", name]].concat());
+        host.pgbox(&[args, &["start", name]].concat());
+    }
     host.pgbox(&["rm", "--force", "a"]);
     assert_eq!(host.pgbox(&["ps", "-q"]), "b\n");
 }

@@ -69,6 +69,45 @@ fn of_two_labs_one_gets_the_port_and_one_the_range() {
 }
 
 #[test]
+fn the_trial_of_settings_has_no_part_in_a_new_lab() {
+    let Some(host) = Host::new() else { return };
+    let args = |node| ["run", node, "postgres:15", "--subnet", "10.213.77.0/24", "-c", "work_mem=8MB"];
+    let runs = ["a", "b", "c"].map(|node| begin(&host, &args(node)));
+    for run in runs {
+        let output = run.wait_with_output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+    }
+    assert_eq!(host.pgbox(&["ps", "-q"]), "a\nb\nc\n");
+    assert!(!host.root.join("labs/pgbox-trial").exists());
+}
+
+#[test]
+fn what_a_killed_trial_of_settings_has_left_goes_with_the_next_one() {
+    let Some(host) = Host::new() else { return };
+    let trials = host.root.join("labs/pgbox-trial/nodes");
+    let names = || fs::read_dir(&trials).map_or(0, |entries| entries.filter_map(Result::ok).count());
+    let killed = || {
+        let mut child = begin(&host, &["run", "n", "postgres:15", "-c", "work_mem=8MB"]);
+        until("a trial begins, or is over", 20, || names() > 0 || child.try_wait().unwrap().is_some());
+        child.kill().unwrap();
+        child.wait().unwrap();
+        names() > 0
+    };
+    // It lasts some milliseconds only.
+    assert!(
+        (0..20)
+            .any(|_| killed() || !host.try_pgbox(&["rm", "-f", "-v", "n"]).status.success() && names() > 0)
+    );
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    until("what the killed one has begun has ended", 20, || {
+        host.pgbox(&["run", "--rm", "m", "tiny", "--", "true"]);
+        host.pgbox(&["run", "n", "postgres:15", "-c", "work_mem=8MB"]);
+        host.pgbox(&["rm", "-f", "-v", "n"]);
+        names() == 0
+    });
+}
+
+#[test]
 fn an_image_is_not_removed_under_a_node_that_is_being_made() {
     let Some(host) = Host::new() else { return };
     let layout = image::layout(&host, &["busy:1"]);

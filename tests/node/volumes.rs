@@ -88,6 +88,25 @@ fn data_on_which_a_server_of_somebody_else_runs_are_refused() {
 }
 
 #[test]
+fn a_volume_on_a_disk_that_is_not_there_is_not_taken_for_empty() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["rm", "--force", "n"]);
+    let volume = host.root.join("volumes/default/n");
+    let disk = host.scratch("disk");
+    fs::rename(volume.join("data"), disk.join("data")).unwrap();
+    std::os::unix::fs::symlink(disk.join("data"), volume.join("data")).unwrap();
+    let away = disk.with_extension("away");
+    fs::rename(&disk, &away).unwrap();
+    host.fails(1, &["run", "n", "postgres:15"]);
+    assert!(volume.join("data").is_symlink() && volume.join("password").exists());
+    fs::rename(&away, &disk).unwrap();
+    host.pgbox(&["run", "n", "postgres:15"]);
+    assert_eq!(host.sql("n", &[], "SELECT i FROM t"), "7");
+}
+
+#[test]
 fn the_data_directory_may_be_below_the_volume_and_an_empty_disk_has_lost_and_found() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "-v", "parent:/var/lib/postgresql"]);
