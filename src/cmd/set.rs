@@ -11,6 +11,7 @@ use crate::{
     engine::{
         goal,
         settings::{self as engine, Change},
+        sync,
     },
     facts::{
         cluster::{self, Cluster},
@@ -214,6 +215,15 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
     for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
         super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));
+    }
+    if !sync::told(&node.state).is_empty()
+        && node.state.sync_since.is_none()
+        && names.iter().any(|name| name == sync::COMMIT)
+    {
+        super::warn(
+            context,
+            &format!("commits of `{name}` wait for nobody now, whatever the lab's sync rule says"),
+        );
     }
     Ok(())
 }

@@ -101,7 +101,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
 fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
     let old = cluster.head();
     let target = cluster.node(target).context("the cluster has lost a node")?;
-    target.running()?;
+    target.awake()?;
     if old.state.role() != Role::Primary || old.pidfd.is_none() {
         return Err(advise(
             format!("the primary `{}` does not run", old.name),

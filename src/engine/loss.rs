@@ -152,7 +152,7 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
 /// Whether an ALTER SYSTEM may win over what the server was told.
 fn is_altered(head: &Node) -> bool {
     let altered = Place::of(&head.state).and_then(Place::altered);
-    altered.map_or(true, |text| text.contains(sync::SETTING))
+    altered.map_or(true, |text| [sync::SETTING, sync::COMMIT].iter().any(|name| text.contains(name)))
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-use super::orders;
+use super::{orders, sync};
 use crate::{
     facts::node::{self, Node},
     postgres::{
@@ -64,7 +64,12 @@ pub fn change(
         .and_then(|()| loaded.as_deref().map(|before| wait_for_reload(&node, before)).transpose());
     drop(lock);
     match reloaded.and_then(|reloaded| reloaded.map(|()| approve(&node, changes)).transpose()) {
-        Ok(said) => Ok((before, said)),
+        Ok(said) => {
+            let _lock = root.lock(lab)?;
+            // Where nobody can say so, nobody is waited for: a failover then counts more, not less.
+            let _ = sync::confirm(&node::find(root, lab, name)?);
+            Ok((before, said))
+        }
         Err(error) => {
             restore(root, lab, name, &before, changes)
                 .with_context(|| format!("after `{name}` has not taken it ({error:#}), take it back"))?;
@@ -93,6 +98,10 @@ pub fn restore(root: &Root, lab: &Name, name: &Name, before: &NodeState, changes
 }
 
 fn apply(state: &mut NodeState, changes: &[Change]) {
+    // Whom commits wait for is to be seen anew.
+    if changes.iter().any(|change| change.name.eq_ignore_ascii_case(sync::COMMIT)) {
+        state.sync_since = None;
+    }
     let mut asked = std::mem::take(&mut state.spec.settings);
     if let Some(postgres) = state.postgres_mut() {
         for change in changes {

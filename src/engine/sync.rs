@@ -17,6 +17,9 @@ use crate::{
     state::{LabState, NodeState, Role, Root},
 };
 
+/// With `off` or `local` a commit waits for no standby.
+pub const COMMIT: &str = "synchronous_commit";
+
 /// The setting, as every server of the cluster is told it: a standby has no use for it until it is promoted.
 pub const SETTING: &str = "synchronous_standby_names";
 
@@ -63,7 +66,8 @@ pub fn confirm(head: &Node) -> Result<bool> {
 }
 
 /// Waits until a server goes by what it was told; one second is plenty for a file of some lines. Its senders read the file
-/// each for itself, so that they are asked, too.
+/// each for itself, so that they are asked, too. False also where its commits wait for nobody, whatever the rule says; a
+/// session that has chosen that for itself is not seen.
 pub(super) fn await_setting(client: &mut Client, value: &str) -> Result<bool, postgres::Error> {
     let names: Vec<String> = value
         .parse()
@@ -77,7 +81,8 @@ pub(super) fn await_setting(client: &mut Client, value: &str) -> Result<bool, po
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    Ok(true)
+    let sql = "SELECT current_setting('synchronous_commit') NOT IN ('off', 'local')";
+    Ok(client.query_one(sql, &[])?.get(0))
 }
 
 /// Makes a standby one of those that commits wait for. It should stream by now: they wait for it from here on.

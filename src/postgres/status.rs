@@ -35,7 +35,7 @@ SELECT jsonb_build_object(
     'senders', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
         'replay_lag_ms', 1000 * extract(epoch FROM s.replay_lag))), '[]') FROM pg_stat_replication s),
     'slots', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
-        'retained_bytes', pg_wal_lsn_diff(write, s.restart_lsn)::bigint) ORDER BY s.slot_name), '[]')
+        'retained_bytes', greatest(0, pg_wal_lsn_diff(write, s.restart_lsn))::bigint) ORDER BY s.slot_name), '[]')
         FROM pg_replication_slots s))::text
 FROM here";
 
