@@ -78,6 +78,11 @@ pub fn refuse(root: &Root, data: &Path, except: Option<(&Name, &Name)>) -> Resul
     ))
 }
 
+/// Whether two paths lead to one directory.
+pub fn is_same(one: &Path, other: &Path) -> bool {
+    matches!((fs::metadata(one), fs::metadata(other)), (Ok(one), Ok(other)) if same(&one, &other))
+}
+
 fn same(a: &Metadata, b: &Metadata) -> bool {
     (a.dev(), a.ino()) == (b.dev(), b.ino())
 }

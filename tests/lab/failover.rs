@@ -68,6 +68,62 @@ fn after_the_primary_has_died_a_standby_takes_over_and_the_old_one_rejoins() {
 }
 
 #[test]
+fn commits_that_wait_for_nobody_are_counted_whatever_the_rule() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    let said = host.try_pgbox(&["set", "primary", "synchronous_commit=local"]);
+    assert!(text(&said.stderr).contains("commits of `primary` wait for nobody now"), "{said:?}");
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 transaction with 1 row"), "{said}");
+    // And as soon as they wait again, those that do are nobody's loss.
+    host.pgbox(&["net", "heal", "--all"]);
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    host.pgbox(&["set", "primary", "--reset", "synchronous_commit"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (2)");
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    let waits = ["psql", "primary", "-c", "INSERT INTO t VALUES (3)"];
+    let mut waits = host.command(&waits).stdout(std::process::Stdio::null()).spawn().unwrap();
+    until("1", || {
+        host.sql("primary", &[], "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+    });
+    let said = host.pgbox(&["failover", "r1"]);
+    assert!(said.contains("nothing acknowledged is lost: 1 transaction"), "{said}");
+    waits.wait().unwrap();
+}
+
+/// In a directory of the host pgbox keeps no note of what has become of them.
+#[test]
+fn data_of_the_cluster_of_another_primary_are_not_run_as_one() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("data");
+    let run =
+        ["run", "primary", "postgres:15", "-v", &format!("{}:/var/lib/postgresql/data", data.display())];
+    host.pgbox(&run);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["rm", "primary"]);
+    let said = host.fails(1, &run);
+    assert!(said.contains("of the same cluster as the primary `r1`"), "{said}");
+    // In a lab of its own it is nobody's rival.
+    host.pgbox(&[&["--lab", "other"], &run[..]].concat());
+}
+
+#[test]
+fn a_switchover_to_a_frozen_standby_stops_nobody() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["freeze", "r1"]);
+    assert!(host.fails(1, &["switchover", "r1"]).contains("node `r1` is frozen"));
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+}
+
+#[test]
 fn what_would_be_lost_is_counted_and_not_given_up_by_itself() {
     let Some(host) = Host::new() else { return };
     trio(&host);

@@ -61,7 +61,35 @@ pub fn check(
         return Ok(());
     }
     check_loser(context, spec, data)?;
-    check_role(context, spec, data)
+    check_role(context, spec, data)?;
+    check_rival(context, spec, data)
+}
+
+/// Refuses data of the cluster of another primary of the lab, wherever they lie: an old primary's, of which there is no note, or
+/// a copy of the other one's.
+fn check_rival(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
+    let Ok(own) = Place::alone(data).control() else { return Ok(()) };
+    let is_rival = |node: &node::Node| {
+        let theirs = node.state.data.as_deref().filter(|theirs| !holder::is_same(theirs, data));
+        let is_primary = node.state.role() == Role::Primary && node.name != spec.node;
+        is_primary
+            && theirs.is_some()
+            && Place::of(&node.state).and_then(Place::control).is_ok_and(|c| c.system == own.system)
+    };
+    let rival = node::all(&context.root, &context.lab)?.into_iter().find(is_rival);
+    let (Some(rival), None) = (rival, &spec.follow) else { return Ok(()) };
+    Err(advise(
+        format!(
+            "the data in {} are of the same cluster as the primary `{}`: two primaries would grow apart",
+            data.display(),
+            rival.name
+        ),
+        format!(
+            "on an empty volume `{0}` can be its standby: `pgbox replica {0} --of {1}`; in another lab it is a server of its own: \
+             `pgbox --lab NAME run`",
+            spec.node, rival.name
+        ),
+    ))
 }
 
 /// Refuses the data of an old primary in whose place another one was promoted: with them it would come back.
