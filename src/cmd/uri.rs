@@ -81,15 +81,28 @@ pub fn place(context: &Context, whom: &cli::Whom, published: bool, hosts: bool) 
             return Ok(Place { endpoint: None, hosts: vec![address(&node, published)?], node });
         }
     };
-    let state = context.root.load_lab(&context.lab)?;
-    let before = state.as_ref().and_then(|state| state.leads.head.as_ref());
-    let mut cluster = cluster::choose(node::all(&context.root, &context.lab)?, &context.lab, before)?;
+    let mut nodes = servers(context, endpoint)?;
     let hosts = match hosts {
-        true => cluster.nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
+        true => nodes.iter().map(|n| Ok(n.login()?.address)).collect::<Result<_>>()?,
         false => vec![stable(context, endpoint, published)?],
     };
-    let node = cluster.nodes.remove(0);
+    let node = nodes.remove(0);
     Ok(Place { endpoint: Some(endpoint), hosts, node })
+}
+
+/// The servers of the cluster that an endpoint is of; to be read, also of one that has lost its primary. Not empty.
+fn servers(context: &Context, endpoint: Endpoint) -> Result<Vec<Node>> {
+    let leads = context.root.load_lab(&context.lab)?.map(|state| state.leads).unwrap_or_default();
+    let mut nodes = node::all(&context.root, &context.lab)?;
+    if endpoint == Endpoint::Ro {
+        let names = |left: Vec<&Node>| left.into_iter().map(|node| node.name.clone()).collect::<Vec<_>>();
+        let left = names(cluster::without_primary(&nodes, &leads.ro));
+        if !left.is_empty() {
+            nodes.retain(|node| left.contains(&node.name));
+            return Ok(nodes);
+        }
+    }
+    Ok(cluster::choose(nodes, &context.lab, leads.head.as_ref())?.nodes)
 }
 
 /// Where the server of a node is reached from this host.

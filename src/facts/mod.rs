@@ -64,8 +64,10 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
     check_name(root, spec)?;
     let lab = lab(root, spec)?;
     let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
-    let address = free_address(&lab, &taken)
-        .with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
+    // Who has no network takes nobody's address away.
+    let address = spec.offline.then(|| lab.gateway()).or_else(|| free_address(&lab, &taken));
+    let address =
+        address.with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
     gather_at(root, spec, image, &lab, address)
 }
 

@@ -180,6 +180,9 @@ fn without_a_primary_reads_go_to_the_standbys_that_answer_and_writes_nowhere() {
     assert_eq!(endpoints[0]["leads_to"], serde_json::json!([]));
     assert_eq!(endpoints[1]["leads_to"], serde_json::json!(["r1", "r2"]));
     assert_eq!(ask(&ro, "SELECT i FROM t"), "7");
+    assert_eq!(host.pgbox(&["uri", "--ro"]), ro);
+    assert_eq!(ask(&host.pgbox(&["uri", "--ro", "--hosts"]), "SELECT i FROM t"), "7");
+    assert!(host.fails(1, &["uri", "--rw"]).contains("has no primary"));
     let refused = std::process::Command::new("psql").args(["-Xc", "SELECT", rw.trim()]).output().unwrap();
     assert!(text(&refused.stderr).contains("Connection refused"), "{refused:?}");
     // It follows what becomes of them.

@@ -545,3 +545,20 @@ fn labs_stand_beside_each_other_and_none_reaches_the_other() {
     host.pgbox(&["--lab", "blue", "down", "-v"]);
     assert_eq!(host.pgbox(&["--lab", "green", "ps", "-q"]), "primary\nr1\n");
 }
+
+/// Its settings are tried without an address of the lab.
+#[test]
+fn a_lab_without_a_free_address_takes_other_settings() {
+    let Some(host) = Host::new() else { return };
+    let lab = |more: &str| {
+        let nodes = "[nodes.primary]\n[nodes.r1]\nof = 'primary'\n[nodes.r2]\nof = 'primary'\n";
+        write(
+            &host,
+            "lab.toml",
+            &format!("subnet = '10.99.0.0/29'\n[defaults]\nimage = 'postgres:15'\n{more}{nodes}"),
+        )
+    };
+    up(&host, &lab(""));
+    assert!(up(&host, &lab("settings = { work_mem = '5MB' }\n")).contains("r2: work_mem=5MB"));
+    assert_eq!(host.sql("r2", &[], "SHOW work_mem"), "5MB");
+}
