@@ -15,9 +15,11 @@ use anyhow::{Context, Result, bail};
 use ipnet::Ipv4Net;
 
 pub mod follow;
+mod owner;
 mod place;
 mod remains;
 
+pub use owner::{is_foreign, keep_owner, owned_dir};
 pub use place::{Below, data_below, data_dir, data_on_host, found_below, mount_of};
 pub use remains::remains;
 
@@ -288,6 +290,7 @@ fn inner_steps(
         target: target.to_owned(),
         read_only,
         place,
+        id_map: None,
     };
     let mut steps = vec![
         InnerStep::EnterNamespaces { netns: crate::sys::netns::path(&names.netns) },

@@ -44,6 +44,7 @@ use crate::{
         clone::{self, Child},
         credentials::Credentials,
         fs::open_dir_below,
+        idmap,
         mount::Detached,
         pass,
         process::{self, ProcessId},
@@ -100,9 +101,10 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     });
     let netns = File::open(netns.context("the plan has no network namespace")?)
         .context("open the network namespace")?;
+    let ids = id_map(plan)?;
     let serves = matches!(plan.init.payload, Payload::Postgres(_));
     let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves)?);
-    let birth = Birth { plan, stdio, netns, tasks, report, go, files, upstream: OnceCell::new() };
+    let birth = Birth { plan, stdio, netns, ids, tasks, report, go, files, upstream: OnceCell::new() };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWPID
@@ -121,6 +123,15 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         }
     };
     Ok(Spawned { init, child, reports: Reports::new(reports), terminal: None, release })
+}
+
+/// The user namespace that carries the map of the data directory's mount; made here, because /proc shows our pid namespace.
+fn id_map(plan: &Plan) -> Result<Option<OwnedFd>> {
+    let map = plan.inner.iter().find_map(|step| match step {
+        InnerStep::Bind { id_map, .. } => *id_map,
+        _ => None,
+    });
+    map.map_or(Ok(None), |map| idmap::carrier(&map.uids(), &map.gids()))
 }
 
 /// Waits until the child has gone into its v1 cgroups, and checks that it is in all of them. It mounts on meanwhile,
@@ -204,6 +215,8 @@ struct Birth<'a> {
     plan: &'a Plan,
     stdio: Stdio,
     netns: File,
+    /// Whose the data are shown to be.
+    ids: Option<OwnedFd>,
     tasks: Vec<File>,
     report: OwnedFd,
     /// It says here that it is in its cgroup, and hears that it may go on.
@@ -236,7 +249,7 @@ impl Birth<'_> {
                 Ok(())
             }
             InnerStep::StartInit { .. } => self.make_terminal().and_then(|()| self.wait_for_go()),
-            other => other.apply(),
+            other => other.apply(self.ids.as_ref().map(|ids| ids.as_fd())),
         }
     }
 
@@ -248,6 +261,7 @@ impl Birth<'_> {
         let files = &self.files;
         let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+        kept.extend(self.ids.as_ref().map(|ids| ids.as_fd()));
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
         let given = files.secret.iter().chain(&files.orders).chain(&files.replicator).chain([&files.status]);
         let others = files.log.iter().flatten().chain(&self.tasks).chain(given);
@@ -293,7 +307,7 @@ impl Birth<'_> {
             seccomp::load(&program)
         };
         // init closes what it is not given; these would then be closed twice.
-        drop((self.netns, self.go, self.tasks));
+        drop((self.netns, self.ids, self.go, self.tasks));
         let terminal = self.stdio == Stdio::Terminal;
         let Files { log, status, secret, orders, replicator } = self.files;
         let fds = InitFds {

@@ -20,7 +20,7 @@ use crate::{
         passfile,
         ready::Answer,
     },
-    facts,
+    facts::{self, owner},
     hint::misuse,
     image::Store,
     plan,
@@ -176,6 +176,8 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
 
 fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Plan> {
     let mut plan = plan::plan(spec, facts)?;
+    let owner = owner::foreign(&plan);
+    plan::keep_owner(&mut plan, owner);
     if let Some(how) = how.renew {
         plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
     }

@@ -125,6 +125,9 @@ fn bring_up(
     halt::take_down(&node)?;
     let mut state = node.state.clone();
     plan::set_resolv_conf(&mut state.plan, &facts::resolv_conf());
+    // As it is on disk now: somebody may have changed it, or pid 1, where there are no mapped mounts.
+    let owner = facts::owner::foreign(&state.plan);
+    plan::keep_owner(&mut state.plan, owner);
     find_upstream(context, &node.dir, &mut state)?;
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;

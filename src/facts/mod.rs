@@ -7,6 +7,7 @@ pub mod history;
 pub mod image;
 pub mod lab;
 pub mod node;
+pub mod owner;
 pub mod recovery;
 pub mod replication;
 pub mod volume;

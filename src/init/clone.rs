@@ -14,7 +14,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, ioctl_ficlone, mkdirat, openat, statat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, fstat, ioctl_ficlone, mkdirat, openat, statat};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, pipe_with};
 
@@ -33,6 +33,13 @@ impl Init<'_> {
             Ok(upstream) => upstream,
             Err(why) => return Some(why.to_owned()),
         };
+        // The child below is nobody special there.
+        let (owner, own) = (fstat(upstream).map(|stat| stat.st_uid), self.config.user.uid);
+        if owner.is_ok_and(|owner| owner != own) {
+            return Some(format!(
+                "the other server's data are not uid {own}'s on disk, as whom they would be read"
+            ));
+        }
         let probe = || -> std::io::Result<()> {
             let from = file_beneath(upstream, b"PG_VERSION")?;
             let flags = OFlags::TMPFILE | OFlags::WRONLY | OFlags::CLOEXEC;

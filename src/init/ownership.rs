@@ -1,7 +1,8 @@
 //! Who owns the data directory and who may read it. chown(2), chmod(2).
 //!
 //! The rule that surprises people: `postgres` is uid 999 in one image and 101 in another, and a volume knows
-//! only the number. A server refuses a data directory that is not its user's, or that others can read.
+//! only the number. A server refuses a data directory that is not its user's, or that others can read. Where the file system
+//! can, its mount shows the data as the server's (see `plan::owner`), and there is nothing to change here.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
@@ -21,7 +22,10 @@ pub fn ensure(pgdata: &Path, user: &User) -> Result<Vec<String>> {
     let mut notes = Vec::new();
     let before = at(fs::metadata(pgdata), "stat", pgdata)?;
     if foreign(pgdata, user)? {
-        let count = take(pgdata, user)?;
+        // First, so that one that is interrupted can be told from data that were always somebody else's (`facts::owner`).
+        let version = pgdata.join("PG_VERSION");
+        let first = if version.symlink_metadata().is_ok() { take(&version, user)? } else { 0 };
+        let count = first + take(pgdata, user)?;
         notes.push(format!(
             "{count} files of {} belonged to uid {}; they are now {}'s, uid {} in this image",
             pgdata.display(),

@@ -6,7 +6,10 @@
 //! symlink of a hostile image can lead nowhere but into the image.
 
 use std::{
-    os::{fd::AsFd, unix::fs::MetadataExt},
+    os::{
+        fd::{AsFd, BorrowedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
 };
 
@@ -14,7 +17,7 @@ use anyhow::{Context, Error, Result};
 use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::Lesson;
+use super::{IdMap, Lesson};
 use crate::sys::{
     mount::{self, Attributes, Detached, Jail, Place},
     overlay,
@@ -40,6 +43,9 @@ pub enum InnerStep {
         target: PathBuf,
         read_only: bool,
         place: BindPlace,
+        /// Whose the files are shown to be.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        id_map: Option<IdMap>,
     },
     /// A standby may be made of clones of the files of the server that it follows.
     OpenUpstream {
@@ -100,8 +106,9 @@ const DEV_LINKS: [(&str, &str); 5] = [
 ];
 
 impl InnerStep {
-    /// Carries the step out in the calling process, which must be alone in its mount namespace.
-    pub fn apply(&self) -> Result<()> {
+    /// Carries the step out in the calling process, which must be alone in its mount namespace. `ids` is the user namespace
+    /// of the one bind that has a map, where there can be one.
+    pub fn apply(&self, ids: Option<BorrowedFd<'_>>) -> Result<()> {
         match self {
             // What pid 1 itself is made of: clone3, what it takes along, its exec of the payload, and its own life.
             Self::EnterNamespaces { .. }
@@ -110,8 +117,8 @@ impl InnerStep {
             | Self::StartInit { .. } => Ok(()),
             Self::MakeMountsPrivate => mount::make_private(),
             Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),
-            Self::Bind { root, source, target, read_only, place } => {
-                bind(root, source, target, *read_only, *place)
+            Self::Bind { root, source, target, read_only, place, id_map } => {
+                bind(root, source, target, *read_only, *place, ids.filter(|_| id_map.is_some()))
             }
             Self::PivotRoot { root } => mount::pivot_root(root),
             Self::MountProc => mount_at("proc", "/proc", "", Attributes::INERT),
@@ -162,23 +169,41 @@ impl InnerStep {
                 ),
                 look: format!("ls {}", merged.display()),
             },
-            Self::Bind { root, source, target, read_only, place } => Lesson {
+            Self::Bind { root, source, target, read_only, place, id_map } => Lesson {
                 title: format!(
-                    "bind {} to {}{}",
+                    "bind {} to {}{}{}",
                     source.display(),
                     target.display(),
-                    if *read_only { ", read-only" } else { "" }
+                    if *read_only { ", read-only" } else { "" },
+                    id_map.map_or(String::new(), |map| format!(
+                        ", uid {} of the disk as {}",
+                        map.disk.uid, map.shown.uid
+                    )),
                 ),
-                why: "A bind mount shows a piece of the host's tree inside the container. Its place is looked up as if \
-                      the image were the root, so a symlink in the image can't make it cover something of the host.",
-                see: "mount(8), openat2(2)",
+                why: match id_map {
+                    None => {
+                        "A bind mount shows a piece of the host's tree inside the container. Its place is looked up as if \
+                         the image were the root, so a symlink in the image can't make it cover something of the host."
+                    }
+                    Some(_) => {
+                        "A volume knows only numbers, `postgres` is another one in each image, and a server refuses data \
+                         that are not its user's. The mount exchanges the two, so that nothing changes on disk, and what \
+                         the server makes there is the owner's as well. A file system that has no such mounts shows its \
+                         own numbers; pid 1 then gives the data to the server's user, and says so."
+                    }
+                },
+                see: match id_map {
+                    None => "mount(8), openat2(2)",
+                    Some(_) => "mount_setattr(2), ID-mapped mounts; mount(8), X-mount.idmap",
+                },
                 shell: format!(
-                    "{} {root}{target}\nmount --rbind {}{} {root}{target}",
+                    "{} {root}{target}\nmount --rbind {}{}{} {root}{target}",
                     match place {
                         BindPlace::Directory => "mkdir -p",
                         BindPlace::File => "touch",
                     },
                     if *read_only { "-o ro " } else { "" },
+                    id_map.map_or(String::new(), |map| format!("-o {} ", map.option())),
                     source.display(),
                     root = root.display(),
                     target = target.display(),
@@ -323,8 +348,18 @@ fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -
     overlay::mount(lowers, Some((upper, work)), merged, options)
 }
 
-fn bind(root: &Path, source: &Path, target: &Path, read_only: bool, place: BindPlace) -> Result<()> {
+fn bind(
+    root: &Path,
+    source: &Path,
+    target: &Path,
+    read_only: bool,
+    place: BindPlace,
+    ids: Option<BorrowedFd<'_>>,
+) -> Result<()> {
     let tree = Detached::bind(source)?;
+    if let Some(ids) = ids {
+        tree.map_ids(ids)?;
+    }
     if read_only {
         tree.set_read_only()?;
     }

@@ -6,10 +6,12 @@
 
 pub mod after;
 pub mod host;
+pub mod id_map;
 pub mod inner;
 
 pub use after::AfterStep;
 pub use host::HostStep;
+pub use id_map::{IdMap, Owner};
 pub use inner::InnerStep;
 
 /// What a step teaches. It has no `Default`: a step that explains nothing does not compile.

@@ -12,6 +12,7 @@ mod entry;
 pub mod exe;
 pub mod execute;
 pub mod fs;
+pub mod idmap;
 pub mod link;
 pub mod memory;
 pub mod mount;

@@ -6,8 +6,13 @@
 //! openat2(2) `RESOLVE_IN_ROOT`, and the mount is moved onto that descriptor.
 
 use std::{
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    path::Path,
+    ffi::OsString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::ffi::OsStringExt,
+    },
+    path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
@@ -106,6 +111,21 @@ impl Detached {
         self.0
     }
 
+    /// Shows what is of one owner as another's, as the user namespace `map` has it; not what is mounted further below. Nothing
+    /// changes where the file system has no such mounts, or this mount has a map already.
+    pub fn map_ids(&self, map: BorrowedFd<'_>) -> Result<()> {
+        let attr = libc::mount_attr {
+            attr_set: libc::MOUNT_ATTR_IDMAP,
+            attr_clr: 0,
+            propagation: 0,
+            userns_fd: map.as_raw_fd() as u64,
+        };
+        match set_attributes(self.0.as_raw_fd(), Path::new(""), &attr, libc::AT_EMPTY_PATH) {
+            Err(Errno::EINVAL | Errno::EPERM | Errno::EOPNOTSUPP | Errno::ENOSYS) => Ok(()),
+            other => other.context("mount_setattr idmap"),
+        }
+    }
+
     /// Makes the mount and all below it read-only.
     pub fn set_read_only(&self) -> Result<()> {
         set_read_only(self.0.as_fd())
@@ -149,11 +169,14 @@ pub fn set_read_only(tree: BorrowedFd<'_>) -> Result<()> {
 fn set_attributes_read_only(tree: RawFd, path: &Path) -> nix::Result<()> {
     let attr =
         libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    let flags = libc::AT_EMPTY_PATH | libc::AT_RECURSIVE;
+    set_attributes(tree, path, &attr, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+}
+
+fn set_attributes(tree: RawFd, path: &Path, attr: &libc::mount_attr, flags: i32) -> nix::Result<()> {
     let size = size_of::<libc::mount_attr>();
     let rc = path.with_nix_path(|path| {
         // SAFETY: the path is a C string that outlives the call, and so does `attr`, whose size is passed with it.
-        unsafe { libc::syscall(libc::SYS_mount_setattr, tree, path.as_ptr(), flags, &raw const attr, size) }
+        unsafe { libc::syscall(libc::SYS_mount_setattr, tree, path.as_ptr(), flags, &raw const *attr, size) }
     });
     Errno::result(rc?).map(drop)
 }
@@ -177,6 +200,36 @@ pub fn bind(source: &Path, target: &Path, read_only: bool) -> nix::Result<()> {
         true => set_attributes_read_only(libc::AT_FDCWD, target),
         false => Ok(()),
     }
+}
+
+/// Whether something is mounted below a directory, as this process sees it.
+pub fn has_mounts_below(dir: &Path) -> io::Result<bool> {
+    let dir = dir.canonicalize()?;
+    let table = super::fs::read("/proc/self/mountinfo")?;
+    let table = String::from_utf8_lossy(&table);
+    let mut points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape).map(PathBuf::from);
+    Ok(points.any(|point| point != dir && point.starts_with(&dir)))
+}
+
+/// Takes back mountinfo's octal escapes of space, tab, newline and backslash (`\040`).
+pub fn unescape(field: &str) -> OsString {
+    let bytes = field.as_bytes();
+    let mut out = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
+        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+            Some(byte) if bytes[at] == b'\\' => {
+                out.push(byte);
+                at += 4;
+            }
+            _ => {
+                out.push(bytes[at]);
+                at += 1;
+            }
+        }
+    }
+    OsString::from_vec(out)
 }
 
 /// A directory whose inside must not be trusted: every path is resolved as if it were `/`

@@ -145,6 +145,46 @@ fn what_can_not_be_cloned_is_copied_by_pg_basebackup() {
     assert_eq!(host.sql("r3", &[], "SELECT pg_is_in_recovery()"), "t");
 }
 
+/// They are the server's only where it sees them, and the clones are made elsewhere.
+#[test]
+fn data_that_are_another_users_on_disk_are_copied_by_pg_basebackup() {
+    let Some(host) = Host::new() else { return };
+    volumes_on(&host, &XFS);
+    let volumes = host.root.join("volumes/default");
+    for node in ["primary", "r2"] {
+        let data = volumes.join(node).join("data");
+        std::fs::create_dir_all(&data).unwrap();
+        std::os::unix::fs::chown(&data, Some(1234), Some(1234)).unwrap();
+    }
+    let owner =
+        |node: &str| run("stat", &["-c", "%u", volumes.join(node).join("data/PG_VERSION").to_str().unwrap()]);
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    assert!(
+        log(&host, "r1").contains("copies the data: the other server's data are not uid"),
+        "{}",
+        log(&host, "r1")
+    );
+    // The other way round they are read as the user who owns them.
+    host.pgbox(&["replica", "r2", "--of", "r1", "--copy", "reflink"]);
+    assert_eq!((owner("primary"), owner("r2")), ("1234".to_owned(), "1234".to_owned()));
+    assert_ne!(owner("r1"), "1234");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
+    host.pgbox(&["rejoin", "primary"]);
+    for node in ["primary", "r2"] {
+        host.pgbox(&["wait", node, "--for", "caught-up"]);
+        assert_eq!(host.sql(node, &[], "SELECT sum(i) FROM t"), "15");
+        assert_eq!(owner(node), "1234");
+    }
+    host.pgbox(&["switchover", "primary"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (9)");
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    assert!(!volumes.join("r2").exists());
+}
+
 #[test]
 fn a_clone_that_is_interrupted_leaves_nothing() {
     let Some(host) = Host::new() else { return };

@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{BufRead, BufReader},
     os::unix::fs::{MetadataExt, PermissionsExt},
+    path::Path,
     process::Stdio,
 };
 
@@ -38,26 +39,149 @@ fn rm_v_never_removes_a_directory_of_the_host() {
     assert!(data.join("PG_VERSION").exists());
 }
 
+/// What below a directory is not this user's and group's, by names below it.
+fn not_of(dir: &Path, id: u32) -> Vec<String> {
+    let (dir, id) = (dir.to_str().unwrap(), id.to_string());
+    let found = run("find", &[dir, "-not", "(", "-uid", &id, "-gid", &id, ")", "-printf", "%P\n"]);
+    found.lines().map(str::to_owned).collect()
+}
+
+fn give(dir: &Path, id: u32) {
+    run("chown", &["-R", &format!("{id}:{id}"), dir.to_str().unwrap()]);
+}
+
+/// A stopped cluster in the directory, which belongs to nobody any more, and its server's user.
+fn old_data(host: &Host, data: &Path) -> u32 {
+    let mount = format!("{}:{PGDATA}", data.display());
+    let first = host.try_pgbox(&["run", "old", "postgres:15", "-v", &mount, "-e", "POSTGRES_PASSWORD=pw"]);
+    let said = text(&first.stderr);
+    assert!(first.status.success() && said.is_empty(), "nothing was anybody's before: {said}");
+    host.pgbox(&["stop", "old"]);
+    host.pgbox(&["rm", "old"]);
+    fs::metadata(data.join("PG_VERSION")).unwrap().uid()
+}
+
+/// Runs a node on data that were there; gives what was said of them.
+#[track_caller]
+fn run_on(host: &Host, mount: &str) -> String {
+    let output = host.try_pgbox(&["run", "n", "postgres:15", "-v", mount, "-e", "POSTGRES_PASSWORD=pw"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    said
+}
+
 #[test]
-fn data_of_another_user_with_another_mode_is_taken_over_and_told() {
+fn data_of_another_user_stay_that_users_and_are_the_servers_inside() {
     let Some(host) = Host::new() else { return };
     let data = host.scratch("data");
-    let mount = format!("{}:{PGDATA}", data.display());
-    let password = ["-e", "POSTGRES_PASSWORD=pw"];
-    let first = host.try_pgbox(&[&["run", "n", "postgres:15", "-v", &mount], &password[..]].concat());
-    let said = crate::harness::text(&first.stderr);
-    assert!(first.status.success() && said.is_empty(), "nothing was anybody's before: {said}");
-    host.pgbox(&["rm", "-f", "n"]);
-    let owner = fs::metadata(data.join("PG_VERSION")).unwrap().uid();
-    run("chown", &["-R", "1234:1234", data.to_str().unwrap()]);
+    let server = old_data(&host, &data);
+    give(&data, 1234);
     fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
     fs::create_dir(data.join("lost+found")).unwrap();
-    let again = host.try_pgbox(&[&["run", "n", "postgres:15", "-v", &mount], &password[..]].concat());
-    let said = crate::harness::text(&again.stderr);
-    assert!(again.status.success() && said.contains("uid 1234") && said.contains("mode 0755"), "{said}");
-    assert_eq!(fs::metadata(data.join("PG_VERSION")).unwrap().uid(), owner);
+    let mount = format!("{}:{PGDATA}", data.display());
+    let plan = host.pgbox(&["run", "n", "postgres:15", "-v", &mount, "--explain"]);
+    let map = format!("u:{server}:1234:1");
+    assert!(plan.contains(&format!("uid 1234 of the disk as {server}")) && plan.contains(&map), "{plan}");
+    let said = run_on(&host, &mount);
+    assert!(said.contains("mode 0755") && !said.contains("uid 1234"), "{said}");
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i; CHECKPOINT");
+    assert_eq!(not_of(&data, 1234), ["lost+found"]);
+    assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
+    let inside =
+        host.pgbox(&["exec", "n", "--", "stat", "-c", "%u", PGDATA, &format!("{PGDATA}/PG_VERSION")]);
+    assert_eq!(inside, format!("{server}\n{server}\n"));
+    let mounts = host.pgbox(&["exec", "n", "--", "grep", PGDATA, "/proc/self/mountinfo"]);
+    assert!(mounts.contains("idmapped"), "{mounts}");
+    host.pgbox(&["stop", "n"]);
+    // Whose they are now counts, not whose they were.
+    for owner in [5678, server] {
+        give(&data, owner);
+        let output = host.try_pgbox(&["start", "n"]);
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        assert_eq!(host.sql("n", &[], "SELECT i FROM t"), "7");
+        host.pgbox(&["stop", "n"]);
+        assert_eq!(not_of(&data, owner), [""; 0]);
+    }
+    give(&data, 1234);
+    let ask = ["run", "--rm", "t", "postgres:15", "-v", &mount, "--", "postgres", "-C", "data_checksums"];
+    assert!(["on\n", "off\n"].contains(&&*host.pgbox(&ask)));
+    host.pgbox(&["rm", "n"]);
+    // Some of it changed hands, as when pid 1 was killed at that: no map is right for all of it.
+    std::os::unix::fs::chown(data.join("PG_VERSION"), Some(server), Some(server)).unwrap();
+    assert!(run_on(&host, &mount).contains("uid 1234"));
+    assert_eq!(not_of(&data, server), [""; 0]);
+}
+
+#[test]
+fn a_new_cluster_in_a_users_empty_directory_is_that_users() {
+    let Some(host) = Host::new() else { return };
+    let data = host.scratch("data");
+    give(&data, 1000);
+    let said = run_on(&host, &format!("{}:{PGDATA}", data.display()));
+    assert_eq!(said, "");
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i; CHECKPOINT");
+    assert_eq!(not_of(&data, 1000), [""; 0]);
+    assert!(data.join("PG_VERSION").exists());
+    let volume = host.root.join("volumes/default/below/data");
+    fs::create_dir_all(volume.join("data")).unwrap();
+    give(&volume, 1000);
+    host.pgbox(&["run", "m", "postgres:15", "-v", "below:/var/lib/postgresql"]);
+    assert_eq!(not_of(&volume, 1000), [""; 0]);
+    host.pgbox(&["rm", "-f", "-v", "m"]);
+    assert!(!volume.exists());
+}
+
+#[test]
+fn where_no_mount_can_show_them_so_data_of_another_user_are_taken_over_and_told() {
+    let Some(host) = Host::new() else { return };
+    let [data, lower, upper, work] = ["data", "lower", "upper", "work"].map(|name| host.scratch(name));
+    // Overlayfs can't be mounted with other owners.
+    let [l, u, w] = [lower, upper, work].map(|path| path.display().to_string());
+    let options = format!("lowerdir={l},upperdir={u},workdir={w}");
+    run("mount", &["-t", "overlay", "overlay", "-o", &options, data.to_str().unwrap()]);
+    let server = old_data(&host, &data);
+    give(&data, 1234);
+    fs::set_permissions(&data, fs::Permissions::from_mode(0o755)).unwrap();
+    fs::create_dir(data.join("lost+found")).unwrap();
+    let mount = format!("{}:{PGDATA}", data.display());
+    let said = run_on(&host, &mount);
+    assert!(said.contains("uid 1234") && said.contains("mode 0755"), "{said}");
+    assert_eq!(not_of(&data, server), [""; 0]);
     assert_eq!(fs::metadata(&data).unwrap().permissions().mode() & 0o777, 0o700);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+}
+
+#[test]
+fn data_on_several_mounts_are_taken_over_as_one() {
+    let Some(host) = Host::new() else { return };
+    let [data, wal] = ["data", "wal"].map(|name| host.scratch(name));
+    let server = old_data(&host, &data);
+    let (inside, outside) = (data.join("pg_wal"), wal.join("wal"));
+    run("mv", &[inside.to_str().unwrap(), outside.to_str().unwrap()]);
+    fs::create_dir(&inside).unwrap();
+    let mount = format!("{}:{PGDATA}", data.display());
+    for by_hand in [false, true] {
+        for dir in [&data, &outside] {
+            give(dir, 1234);
+        }
+        let log = format!("{}:{PGDATA}/pg_wal", outside.display());
+        let said = match by_hand {
+            true => {
+                run("mount", &["--bind", outside.to_str().unwrap(), inside.to_str().unwrap()]);
+                run_on(&host, &mount)
+            }
+            false => {
+                let args =
+                    ["run", "n", "postgres:15", "-v", &mount, "-v", &log, "-e", "POSTGRES_PASSWORD=pw"];
+                text(&host.try_pgbox(&args).stderr)
+            }
+        };
+        assert!(said.contains("uid 1234"), "{by_hand} {said}");
+        assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+        assert_eq!(not_of(&outside, server), [""; 0]);
+        host.pgbox(&["stop", "n"]);
+        host.pgbox(&["rm", "n"]);
+    }
 }
 
 #[test]

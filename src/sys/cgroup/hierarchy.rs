@@ -8,15 +8,14 @@
 //! cgroups-rs is not asked here: it takes /sys/fs/cgroup for granted, sees either v1 or v2 and never both,
 //! and drops the mount's root, without which /proc/PID/cgroup can't be compared with a directory.
 
-use std::ffi::OsString;
 use std::fmt;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail};
 
 use super::os;
+use crate::sys::mount::unescape;
 
 /// A resource controller that this module knows how to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -213,27 +212,6 @@ fn parse_mount(line: &str) -> Option<(Mount, Vec<String>)> {
     let names = if v2 { Vec::new() } else { options.split(',').map(str::to_owned).collect() };
     let root = root.to_string_lossy().into_owned();
     Some((Mount { path: path.into(), root, v2 }, names))
-}
-
-/// Takes back mountinfo's octal escapes of space, tab, newline and backslash (`\040`).
-fn unescape(field: &str) -> OsString {
-    let bytes = field.as_bytes();
-    let mut out = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = bytes.get(at + 1..at + 4).and_then(|digits| std::str::from_utf8(digits).ok());
-        match octal.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-            Some(byte) if bytes[at] == b'\\' => {
-                out.push(byte);
-                at += 4;
-            }
-            _ => {
-                out.push(bytes[at]);
-                at += 1;
-            }
-        }
-    }
-    OsString::from_vec(out)
 }
 
 #[cfg(test)]
