@@ -59,9 +59,12 @@ fn settle_cluster(
         let one = members.iter().filter(has_primary_data).collect::<Vec<_>>();
         (root_data == Data::Standby && one.len() == 1).then(|| (*one[0]).clone())
     });
-    let Some(head) = head.map(|name| top(actual, name)) else {
-        return refuse_orphans(root, root_data, actual, nodes, changes);
-    };
+    let head = head.map(|name| top(actual, name));
+    let meant = head.as_ref().unwrap_or(root);
+    if refuse_orphans(meant, actual, nodes, changes) {
+        return;
+    }
+    let Some(head) = head else { return };
     changes.notes.push(format!(
         "`{head}` is the primary now, and not `{root}` as it was meant; to change that: `pgbox switchover {root}`"
     ));
@@ -77,22 +80,21 @@ fn settle_cluster(
     }
 }
 
-/// A new primary of that name would be another cluster than the one that its standbys are of.
-fn refuse_orphans(
-    root: &Name,
-    data: Data,
-    actual: &Actual,
-    nodes: &mut Vec<WantedNode>,
-    changes: &mut Changes,
-) {
-    let orphan = actual.nodes.iter().find(|node| node.role == Role::Standby { of: root.clone() });
-    let (None, Data::None, Some(orphan)) = (actual.node(root), data, orphan) else { return };
+/// A new primary of that name would be another cluster than the one that its standbys are of. True if that is so.
+fn refuse_orphans(head: &Name, actual: &Actual, nodes: &mut Vec<WantedNode>, changes: &mut Changes) -> bool {
+    let data = actual.data.get(head).copied().unwrap_or_default();
+    let is_wanted = nodes.iter().any(|node| node.spec.node == *head);
+    let orphan = actual.nodes.iter().find(|node| node.role == Role::Standby { of: head.clone() });
+    let (None, Data::None, true, Some(orphan)) = (actual.node(head), data, is_wanted, orphan) else {
+        return false;
+    };
     changes.refused.push(format!(
-        "`{root}` is gone with its data, and `{0}` follows it: an empty `{root}` would be no primary for it; \
+        "`{head}` is gone with its data, and `{0}` follows it: an empty `{head}` would be no primary for it; \
          first: `pgbox promote {0}`",
         orphan.spec.node
     ));
-    nodes.retain(|node| node.spec.node != *root);
+    nodes.retain(|node| node.spec.node != *head);
+    true
 }
 
 /// Leaves an old primary out that has what nobody else has.

@@ -294,6 +294,15 @@ fn an_empty_primary_is_not_put_before_standbys_that_have_data() {
     let found = changes(&wanted(&three()), &lab, false);
     assert_eq!(said(&found), Vec::<String>::new());
     assert!(found.refused[0].contains("`p` is gone with its data"), "{:?}", found.refused);
+    // Also not before the old primary, in whose place one of its standbys was.
+    let lab = actual(&[node("p", Some("a"))]);
+    let found = changes(&wanted(&[node("p", None), node("a", Some("p"))]), &lab, false);
+    assert_eq!(said(&found), Vec::<String>::new());
+    assert!(
+        found.refused[0].contains("`a` is gone with its data, and `p` follows it"),
+        "{:?}",
+        found.refused
+    );
 }
 
 #[test]
