@@ -9,6 +9,7 @@ pub mod lab;
 pub mod node;
 pub mod recovery;
 pub mod replication;
+pub mod rival;
 pub mod volume;
 pub mod wal;
 
