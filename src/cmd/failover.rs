@@ -16,7 +16,8 @@ use crate::{
     },
     facts::{
         cluster::{self, Cluster},
-        node::Node,
+        node::{self, Node},
+        rival,
     },
     hint::advise,
     spec::Name,
@@ -42,6 +43,7 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         return Ok(0);
     }
     check(&cluster, target)?;
+    refuse_second(context, &cluster, target)?;
     match head {
         Some(_) if failover::unfinished(&cluster).is_some() => {
             super::note(context, &format!("`{}` goes on with the takeover that was begun", target.name));
@@ -73,6 +75,16 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         super::note(context, &format!("`{0}` comes back as a standby with `pgbox rejoin {0}`", head.name));
     }
     Ok(0)
+}
+
+/// Refuses to promote what is left of a cluster whose primary is gone beside another primary that may be of the same one.
+fn refuse_second(context: &Context, cluster: &Cluster, target: &Node) -> Result<()> {
+    let nodes = node::all(&context.root, &context.lab)?;
+    match cluster.head().state.role() {
+        Role::Primary => Ok(()),
+        _ if !cluster::is_lost(&nodes, target) => Ok(()),
+        _ => rival::refuse_primary(&rival::of(&context.root, &nodes, target)?, target),
+    }
 }
 
 fn check(cluster: &Cluster, target: &Node) -> Result<()> {

@@ -8,11 +8,11 @@ use anyhow::{Error, Result};
 use super::{Context, failover::take_over, need_root, start, which};
 use crate::{
     cli,
-    engine::orders,
+    engine::{leftover, orders},
     facts::{
         cluster::{self, Cluster},
-        lab,
         node::{self, Node},
+        rival::{self, Rival},
     },
     hint::advise,
     plan::follow,
@@ -45,10 +45,12 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
 /// Starts an old primary as the primary that it was: who took its place is gone.
 fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
     let name = &old.name;
-    if let Some(way_out) = more_than(context, by)?.filter(|_| !args.accept_loss) {
+    let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, old)?;
+    rival::refuse_primary(&rivals, old)?;
+    if let Some(first) = rivals.first().filter(|_| !args.accept_loss) {
         return Err(advise(
             format!("`{name}` may lack what `{by}`, which was promoted in its place, has acknowledged"),
-            format!("{way_out}; or give that up: `pgbox promote {name} --accept-loss`"),
+            format!("{}; or give that up: `pgbox promote {name} --accept-loss`", first.way_out()),
         ));
     }
     if args.dry_run {
@@ -56,6 +58,11 @@ fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by
         return Ok(0);
     }
     crate::sys::exe::reexec_read_only()?;
+    for rival in &rivals {
+        super::note(context, &format!("given up: whatever {rival} has and `{name}` lacks"));
+    }
+    // Before anything can start as a second one.
+    leftover::note(&context.root, old)?;
     let mut state = old.state.clone();
     follow::lead(&mut state);
     orders::save(&old.dir, &state)?;
@@ -89,22 +96,10 @@ pub fn without_successor(context: &Context, cluster: &Cluster, by: &Name) -> Res
             format!("finish it: `pgbox failover {by}`"),
         ));
     }
-    let way_out = more_than(context, by)?
-        .unwrap_or_else(|| format!("`pgbox promote {old}` makes it the primary again, as it was"));
+    let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, cluster.head())?;
+    let way_out = rivals.first().map_or_else(
+        || format!("`pgbox promote {old}` makes it the primary again, as it was"),
+        Rival::way_out,
+    );
     Ok(advise(format!("`{by}`, which was promoted in the place of `{old}`, is gone"), way_out))
-}
-
-/// What to type where something is left of a primary that is gone, who may have more than the one before it.
-fn more_than(context: &Context, gone: &Name) -> Result<Option<String>> {
-    let follows = |node: &Node| node.state.role() == Role::Standby { of: gone.clone() };
-    let standby = node::all(&context.root, &context.lab)?.into_iter().find(follows);
-    Ok(match standby {
-        Some(Node { name, .. }) => {
-            Some(format!("first promote `{name}`, which followed it: `pgbox promote {name}`"))
-        }
-        None if lab::has_data(&context.root, &context.lab, gone) => {
-            Some(format!("`pgbox run {gone}` brings `{gone}` back with the data that it has left"))
-        }
-        None => None,
-    })
 }

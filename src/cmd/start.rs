@@ -165,7 +165,7 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
     let name = &state.spec.node;
     let nodes = node::all(&context.root, &context.lab)?;
     let node = nodes.iter().find(|node| node.name == *name);
-    if let Some(text) = node.and_then(|node| cluster::left_alone(&nodes, node)) {
+    if let Some(text) = node.and_then(|node| cluster::left_alone(&context.root, &nodes, node)) {
         super::note(context, &text);
         follow::alone(state);
         return Ok(());

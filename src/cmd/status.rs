@@ -30,7 +30,7 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
     let nodes = node::all(&context.root, &context.lab)?;
     nodes
         .iter()
-        .filter_map(|node| cluster::left_alone(&nodes, node))
+        .filter_map(|node| cluster::left_alone(&context.root, &nodes, node))
         .for_each(|text| super::note(context, &text));
     context.tell_held();
     Ok(0)

@@ -189,7 +189,11 @@ pub fn promote(
     }
     lead(None);
     // One that followed another standby has left its slot there.
-    slots::settle(&cluster::of(root, &target.lab, &target.name)?)?;
+    if let Err(error) =
+        cluster::of(root, &target.lab, &target.name).and_then(|cluster| slots::settle(&cluster))
+    {
+        warnings.push(format!("replication slots may be left that nobody needs: {error:#}"));
+    }
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(
             "`{0}` has received what `{1}` never had; it can't follow before `pgbox rejoin {0}`",

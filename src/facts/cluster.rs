@@ -6,6 +6,7 @@ use anyhow::Result;
 
 use super::{
     node::{self, Node},
+    rival::{self, Rival, What},
     wal::Place,
 };
 use crate::{
@@ -65,7 +66,7 @@ pub fn by_data(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
 }
 
 /// Whether no way leads from a node to a primary, nor to one whose place is about to be taken.
-fn is_lost(nodes: &[Node], node: &Node) -> bool {
+pub fn is_lost(nodes: &[Node], node: &Node) -> bool {
     match head_of(nodes, &node.name).and_then(|head| role_of(nodes, &head)) {
         Some(Role::Superseded { by }) => role_of(nodes, &by).is_none(),
         Some(_) => false,
@@ -122,7 +123,7 @@ pub fn way_out(nodes: &[Node], node: &Node) -> String {
 }
 
 /// What to say of a node if the one that it follows, or that took its place, is gone.
-pub fn left_alone(nodes: &[Node], node: &Node) -> Option<String> {
+pub fn left_alone(root: &Root, nodes: &[Node], node: &Node) -> Option<String> {
     let name = &node.name;
     let (gone, what) = match node.state.role() {
         Role::Standby { of } => (of.clone(), format!("`{name}` follows `{of}`, which is gone")),
@@ -134,12 +135,12 @@ pub fn left_alone(nodes: &[Node], node: &Node) -> Option<String> {
     if role_of(nodes, &gone).is_some() {
         return None;
     }
-    let followed = Role::Standby { of: gone };
-    // Whoever followed the one that is gone has more than an old primary.
-    match nodes.iter().find(|other| node.state.role() != followed && other.state.role() == followed) {
-        Some(heir) if kin(nodes, node).is_none() => {
-            Some(format!("{what}; first promote `{0}`, which followed it: `pgbox promote {0}`", heir.name))
-        }
+    let rivals = rival::of(root, nodes, node).unwrap_or_default();
+    // Of standbys that are left, one is as good as another, as far as anybody knows.
+    let is_ahead =
+        |rival: &&Rival| rival.what == What::Primary || matches!(node.state.role(), Role::Superseded { .. });
+    match rivals.iter().find(is_ahead) {
+        Some(rival) if kin(nodes, node).is_none() => Some(format!("{what}; {}", rival.way_out())),
         _ => Some(format!("{what}; {}", way_out(nodes, node))),
     }
 }
@@ -239,7 +240,7 @@ fn no_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
 }
 
 /// Goes up from a node as far as it goes: `None` where the way leads to a node that is gone, or in a circle.
-fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
+pub fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
     let mut name = name.clone();
     for _ in 0..=nodes.len() {
         let node = nodes.iter().find(|node| node.name == name)?;

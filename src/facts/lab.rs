@@ -83,7 +83,7 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
     };
     let lab = root.load_lab(lab)?;
     Ok(Actual {
-        nodes: nodes.iter().map(|node| existing(&nodes, node)).collect(),
+        nodes: nodes.iter().map(|node| existing(root, &nodes, node)).collect(),
         data,
         left,
         publish: lab.as_ref().map(|lab| lab.publish.clone()).unwrap_or_default(),
@@ -152,7 +152,7 @@ pub fn has_data(root: &Root, lab: &Name, name: &Name) -> bool {
     data(root, lab, name) != Data::None
 }
 
-fn existing(nodes: &[Node], node: &Node) -> Existing {
+fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
     let condition = match (node.life, node.status.phase) {
         (Life::Creating, _) => Condition::Half,
         (Life::Stopped, _) => Condition::Stopped,
@@ -160,7 +160,7 @@ fn existing(nodes: &[Node], node: &Node) -> Existing {
         (Life::Running, Phase::Running) => Condition::Running,
         (Life::Running, _) => Condition::ComingUp,
     };
-    let alone = cluster::left_alone(nodes, node);
+    let alone = cluster::left_alone(root, nodes, node);
     Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone }
 }
 

@@ -10,6 +10,7 @@ pub mod node;
 pub mod owner;
 pub mod recovery;
 pub mod replication;
+pub mod rival;
 pub mod volume;
 pub mod wal;
 

@@ -12,6 +12,7 @@ use std::{
         unix::{ffi::OsStrExt, fs::FileExt},
     },
     path::Path,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -179,6 +180,13 @@ impl<'a> Place<'a> {
             Ok(bytes)
         };
         let name = || format!("read {}/global/pg_control", self.data.display());
+        // One that is written at this moment may be seen half old, half new (get_controlfile, controldata_utils.c).
+        for _ in 0..5 {
+            if let Ok(control) = Control::parse(&whole().with_context(name)?) {
+                return Ok(control);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         Control::parse(&whole().with_context(name)?).with_context(name)
     }
 

@@ -46,7 +46,7 @@ fn an_old_primary_goes_to_the_one_that_is_there_also_if_its_own_successor_is_gon
     assert!(note(&host, &["status"]).contains("in the place of `primary`, is gone; first promote `r2`"));
     for command in ["rejoin", "promote"] {
         let said = host.fails(1, &[command, "primary"]);
-        assert!(said.contains("first promote `r2`, which followed it: `pgbox promote r2`"), "{said}");
+        assert!(said.contains("first promote `r2`, which may have more: `pgbox promote r2`"), "{said}");
     }
     host.pgbox(&["promote", "r2"]);
     for command in ["start", "promote", "failover", "switchover", "thaw", "psql"] {
@@ -109,7 +109,7 @@ fn an_old_primary_comes_back_as_it_was_where_nobody_has_more() {
     host.pgbox(&["rm", "-f", "primary"]);
     let said = host.fails(1, &["promote", "r1"]);
     assert!(
-        said.contains("may lack") && said.contains("`pgbox run primary` brings `primary` back"),
+        said.contains("may lack") && said.contains("`pgbox run primary` brings the primary back"),
         "{said}"
     );
     host.pgbox(&["volume", "rm", "primary"]);
@@ -119,6 +119,65 @@ fn an_old_primary_comes_back_as_it_was_where_nobody_has_more() {
     host.sql("r1", &[], "INSERT INTO t VALUES (8)");
     assert_eq!(host.json(&["endpoint", "--json"])[0]["leads_to"], serde_json::json!(["r1"]));
     host.pgbox(&["replica", "r2", "--of", "r1"]);
+}
+
+/// Who took its place was replaced itself: nobody is left of the name that the old primary knows.
+#[test]
+fn an_old_primary_does_not_come_back_where_others_are_further_by_more_than_one_change() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["replica", "r3", "--of", "primary"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.pgbox(&["switchover", "r2"]);
+    host.sql("r2", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r3", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["rm", "-f", "-v", "r1"]);
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    let first = "first promote `r3`, which may have more: `pgbox promote r3`";
+    for command in ["promote", "rejoin"] {
+        let said = host.fails(1, &[command, "primary"]);
+        assert!(said.contains(first), "{said}");
+    }
+    let said = note(&host, &["status"]);
+    assert!(said.contains(first) && !said.contains("promote primary"), "{said}");
+    host.pgbox(&["promote", "r3"]);
+    assert_eq!(host.sql("r3", &[], "SELECT i FROM t"), "7");
+    // While that runs, nothing makes another one of what is left, not even if nobody can tell what its data are.
+    let control = host.root.join("volumes/default/r3/data/global/pg_control");
+    let aside = control.with_extension("aside");
+    fs::rename(&control, &aside).unwrap();
+    for args in [&["promote", "primary"][..], &["promote", "primary", "--accept-loss"]] {
+        let said = host.fails(1, args);
+        assert!(said.contains("or nobody can tell: there would be two"), "{said}");
+    }
+    fs::rename(&aside, &control).unwrap();
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming", || host.sql("r3", &[], STREAMS));
+}
+
+/// As `data`, a volume of another name than its node's.
+#[test]
+fn data_that_are_given_up_by_an_old_primary_s_return_do_not_come_up_beside_it() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "-v", "data:/var/lib/postgresql/data"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["rm", "-f", "r1"]);
+    let back = "`pgbox run data` brings the primary back that has left the volume `data`";
+    assert!(note(&host, &["status"]).contains(back));
+    let said = host.fails(1, &["promote", "primary"]);
+    assert!(said.contains("may lack") && said.contains(back), "{said}");
+    let said = note(&host, &["promote", "primary", "--accept-loss"]);
+    assert!(said.contains("given up: whatever the volume `data`"), "{said}");
+    let volume = "data:/var/lib/postgresql/data";
+    for args in [&["run", "data", "postgres:15"][..], &["run", "r1", "postgres:15", "-v", volume]] {
+        let said = host.fails(1, args);
+        assert!(said.contains("`primary` was promoted in its place: two primaries"), "{said}");
+    }
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 8 AS i");
 }
 
 /// Of a chain its end is promoted: whom it followed follows it, and everybody else who is left.

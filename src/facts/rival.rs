@@ -1,0 +1,200 @@
+//! What else is left of the cluster that some data are of, when they are to be a primary's again.
+//!
+//! The rule that surprises people: names say nothing here. Others may have taken the place of the one that took theirs, and
+//! data outlive their nodes under any name. So whatever has the same origin counts, and whatever nobody knows the origin of:
+//! a question too many is better than a second primary.
+
+use std::{
+    cmp::Reverse,
+    fmt,
+    path::{Path, PathBuf},
+};
+
+use anyhow::Result;
+
+use super::{cluster, lab::content, node::Node, wal::Place};
+use crate::{
+    hint::advise,
+    plan::changes::Data,
+    postgres::control::Control,
+    spec::Name,
+    state::{Role, Root},
+};
+
+/// In the order in which they are asked for what they have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum What {
+    /// Whether it runs or not; also one whose place is about to be taken.
+    Primary,
+    /// Of a node that is gone.
+    Standby,
+    /// An old primary in whose place another one was promoted that is gone.
+    Superseded,
+    /// A volume that a primary has left.
+    Volume,
+    /// The same of a standby.
+    StandbyVolume,
+}
+
+/// Somebody who may have more.
+#[derive(Debug, Clone)]
+pub struct Rival {
+    pub what: What,
+    /// Of the node, or of the volume.
+    pub name: Name,
+    /// Where its history has come to, if that can be read.
+    timeline: Option<u32>,
+}
+
+impl Rival {
+    /// What to do with it first.
+    pub fn way_out(&self) -> String {
+        let name = &self.name;
+        match self.what {
+            What::Primary => format!("look after `{name}` first; if nobody needs it: `pgbox rm {name}`"),
+            What::Standby | What::Superseded => {
+                format!("first promote `{name}`, which may have more: `pgbox promote {name}`")
+            }
+            What::Volume => {
+                format!("`pgbox run {name}` brings the primary back that has left the volume `{name}`")
+            }
+            What::StandbyVolume => {
+                format!("if nobody needs what is in the volume `{name}`: `pgbox volume rm {name}`")
+            }
+        }
+    }
+}
+
+impl fmt::Display for Rival {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let name = &self.name;
+        match self.what {
+            What::Primary => write!(f, "the primary `{name}`"),
+            What::Standby => write!(f, "the standby `{name}`"),
+            What::Superseded => write!(f, "the old primary `{name}`"),
+            What::Volume => write!(f, "the volume `{name}`, which a primary has left"),
+            What::StandbyVolume => write!(f, "the volume `{name}`, which a standby has left"),
+        }
+    }
+}
+
+/// Who may have more than this node and the nodes that follow it.
+///
+/// # Errors
+/// When the volumes can't be listed.
+pub fn of(root: &Root, nodes: &[Node], own: &Node) -> Result<Vec<Rival>> {
+    let head = cluster::head_of(nodes, &own.name);
+    let is_other = |node: &Node| {
+        node.name != own.name && (head.is_none() || cluster::head_of(nodes, &node.name) != head)
+    };
+    let place = Place::of(&own.state).ok();
+    let mut rivals = among_nodes(nodes, place, is_other);
+    rivals.extend(among_volumes(root, &own.lab, nodes, place)?);
+    Ok(sorted(rivals))
+}
+
+/// # Errors
+/// When one of these is a primary: nobody else becomes one beside it, whatever is given up.
+pub fn refuse_primary(rivals: &[Rival], own: &Node) -> Result<()> {
+    match rivals.iter().find(|rival| rival.what == What::Primary) {
+        Some(primary) => Err(advise(
+            format!(
+                "the data of {primary} are of the same cluster as those of `{}`, or nobody can tell: there would be two",
+                own.name
+            ),
+            primary.way_out(),
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Who may have more than the data in a volume that no node uses.
+///
+/// # Errors
+/// As [`of`].
+pub fn of_data(root: &Root, lab: &Name, nodes: &[Node], data: &Path) -> Result<Vec<Rival>> {
+    let place = Some(Place::alone(data));
+    let mut rivals = among_volumes(root, lab, nodes, place)?;
+    rivals.retain(|rival| root.volume_dir(lab, &rival.name).join("data") != data);
+    rivals.extend(among_nodes(nodes, place, |_| true));
+    Ok(sorted(rivals))
+}
+
+/// The volumes that no node uses, with data of this origin, or of one that can't be read. Data that do not begin at the top of
+/// their volume are not found: only the node knew where.
+///
+/// # Errors
+/// When the volumes can't be listed.
+pub fn unused(
+    root: &Root,
+    lab: &Name,
+    nodes: &[Node],
+    origin: Option<u64>,
+) -> Result<Vec<(Name, PathBuf, Data)>> {
+    let mut found = Vec::new();
+    for volume in root.volumes(lab)? {
+        let data = root.volume_dir(lab, &volume).join("data");
+        let is_used = nodes.iter().any(|node| node.state.data.as_ref() == Some(&data));
+        let content = content(&data);
+        if !is_used && content != Data::None && may_be(origin, system(Some(Place::alone(&data)))) {
+            found.push((volume, data, content));
+        }
+    }
+    Ok(found)
+}
+
+fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> bool) -> Vec<Rival> {
+    let origin = system(own);
+    let is_there = |name: &Name| nodes.iter().any(|node| node.name == *name);
+    let rival = |node: &Node| {
+        // Whoever follows another one has no more than that.
+        if cluster::head_of(nodes, &node.name).is_some_and(|head| head != node.name) {
+            return None;
+        }
+        let what = match node.state.role() {
+            Role::Primary => What::Primary,
+            Role::Superseded { by } if is_there(&by) => What::Primary,
+            Role::Superseded { .. } => What::Superseded,
+            Role::Standby { .. } => What::Standby,
+            Role::Command => return None,
+        };
+        let place = Place::of(&node.state).ok();
+        let rival = Rival { what, name: node.name.clone(), timeline: timeline(place) };
+        (may_be(origin, system(place)) && may_have_more(&rival, own)).then_some(rival)
+    };
+    nodes.iter().filter(|node| is_other(node)).filter_map(rival).collect()
+}
+
+fn among_volumes(root: &Root, lab: &Name, nodes: &[Node], own: Option<Place>) -> Result<Vec<Rival>> {
+    let volumes = unused(root, lab, nodes, system(own))?.into_iter();
+    let rivals = volumes.map(|(name, data, content)| {
+        let what = if content == Data::Standby { What::StandbyVolume } else { What::Volume };
+        Rival { what, name, timeline: timeline(Some(Place::alone(&data))) }
+    });
+    Ok(rivals.filter(|rival| may_have_more(rival, own)).collect())
+}
+
+/// Whoever is on an earlier timeline has what the later one has as well, or what was given up when that began.
+fn may_have_more(rival: &Rival, own: Option<Place>) -> bool {
+    let is_earlier = rival.timeline.zip(timeline(own)).is_some_and(|(theirs, own)| theirs < own);
+    rival.what == What::Primary || !is_earlier
+}
+
+fn sorted(mut rivals: Vec<Rival>) -> Vec<Rival> {
+    rivals.sort_by_key(|rival| (rival.what, Reverse(rival.timeline), rival.name.clone()));
+    rivals
+}
+
+/// Whether two origins may be the same. True where nobody knows.
+fn may_be(one: Option<u64>, other: Option<u64>) -> bool {
+    one.is_none() || other.is_none() || one == other
+}
+
+fn system(place: Option<Place>) -> Option<u64> {
+    let Control { system, .. } = place?.control().ok()?;
+    Some(system)
+}
+
+fn timeline(place: Option<Place>) -> Option<u32> {
+    Some(place?.timeline().ok()?.0)
+}
