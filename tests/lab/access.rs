@@ -293,6 +293,9 @@ fn a_change_of_the_superusers_password_that_was_cut_off_locks_nobody_out() {
     // It has not: it may still get it.
     lab.cut_off("three");
     host.pgbox(&["limit", "primary", "--memory", "1g"]);
+    host.pgbox(&["freeze", "primary"]);
+    host.pgbox(&["run", "--rm", "x", "postgres:15", "--", "true"]);
+    host.pgbox(&["thaw", "primary"]);
     host.pgbox(&["restart", "r1"]);
     lab.are_kept("two", "three");
     lab.is_let_in();
