@@ -15,6 +15,7 @@ use std::{
 use anyhow::{Context, Result};
 use postgres::{Client, NoTls, error::SqlState};
 use serde::{Deserialize, Serialize};
+use tokio_postgres::{Config, Connection, Socket, tls::NoTlsStream};
 
 /// How long an answer to a short question may take, unless the caller says otherwise.
 pub const PATIENCE: Duration = Duration::from_secs(3);
@@ -30,7 +31,8 @@ pub struct Login {
 }
 
 /// Where a password is kept that a server is about to be given, beside the one that it had. A command that is killed then
-/// leaves both, and one of them is right.
+/// leaves both. Which of them counts a standby may see later than others, and an orphaned statement may still change it: whoever
+/// logs in tries both.
 pub fn pending(secret: &Path) -> PathBuf {
     secret.with_extension("new")
 }
@@ -45,28 +47,45 @@ impl Login {
     }
 
     fn open(&self, timeout: Duration) -> Result<Client, postgres::Error> {
-        let mut config = postgres::Config::from(self.config(timeout));
-        let opened = config.connect(NoTls);
-        match opened.as_ref().err().and_then(postgres::Error::code) {
-            Some(&SqlState::INVALID_PASSWORD) => {}
-            _ => return opened,
-        }
-        match std::fs::read_to_string(pending(&self.secret)) {
-            Ok(password) => config.password(password).connect(NoTls),
-            Err(_) => opened,
+        let (config, other) = self.config(timeout);
+        let opened = postgres::Config::from(config).connect(NoTls);
+        match other.filter(|_| is_turned_away(&opened)) {
+            Some(other) => postgres::Config::from(other).connect(NoTls),
+            None => opened,
         }
     }
 
     /// The same for an asynchronous session. `timeout` is for the connection alone: a server that accepts it and says
     /// nothing more is not covered.
-    pub fn config(&self, timeout: Duration) -> tokio_postgres::Config {
-        let mut config = tokio_postgres::Config::new();
+    ///
+    /// # Errors
+    /// As [`Login::connect`].
+    pub async fn begin(
+        &self,
+        timeout: Duration,
+        adjust: impl Fn(&mut Config) -> &mut Config,
+    ) -> Result<(tokio_postgres::Client, Connection<Socket, NoTlsStream>), postgres::Error> {
+        let (mut config, other) = self.config(timeout);
+        let opened = adjust(&mut config).connect(NoTls).await;
+        match other.filter(|_| is_turned_away(&opened)) {
+            Some(mut other) => adjust(&mut other).connect(NoTls).await,
+            None => opened,
+        }
+    }
+
+    /// How to log in, and how to try it again if that is the wrong password.
+    fn config(&self, timeout: Duration) -> (Config, Option<Config>) {
+        let mut config = Config::new();
         config.host(self.address.ip().to_string()).port(self.address.port()).connect_timeout(timeout);
         config.user(&self.user).dbname(&self.database).application_name("pgbox");
-        if let Ok(password) = std::fs::read_to_string(&self.secret) {
-            config.password(password);
+        let read = |file: PathBuf| std::fs::read_to_string(file).ok().filter(|secret| !secret.is_empty());
+        let with = |secret: String| config.clone().password(secret).clone();
+        // In this order: it may take the place of the old one at this moment.
+        let new = read(pending(&self.secret)).map(with);
+        match read(self.secret.clone()).map(with) {
+            Some(old) => (old, new),
+            None => (new.unwrap_or(config), None),
         }
-        config
     }
 
     /// Asks in a session of its own, and gives up after `limit`. The thread that waits for the answer is left behind
@@ -103,6 +122,11 @@ impl Login {
             format!("{} gave no answer for {:.1} s", self.address, begun.elapsed().as_secs_f64())
         })
     }
+}
+
+fn is_turned_away<T>(opened: &Result<T, postgres::Error>) -> bool {
+    let code = opened.as_ref().err().and_then(postgres::Error::code);
+    code == Some(&SqlState::INVALID_PASSWORD)
 }
 
 /// What is wrong, in the server's own words where it said some.

@@ -14,6 +14,7 @@ use crate::{
     },
     hint::advise,
     spec::Name,
+    state,
 };
 
 pub struct Access {
@@ -45,7 +46,8 @@ pub fn of(context: &Context, node: &Node, asked: &cli::As) -> Result<Access> {
     let secret = if user == superuser {
         // A cluster has one superuser with one password; whoever of it was told knows it.
         let peers = cluster::of(root, lab, &node.name).map_or(Vec::new(), |cluster| cluster.nodes);
-        std::iter::once(node).chain(&peers).map(|node| node.dir.secret_file()).find(|file| file.exists())
+        let is_one = |file: &PathBuf| state::read_secret(file).is_ok_and(|secret| !secret.is_empty());
+        std::iter::once(node).chain(&peers).map(|node| node.dir.secret_file()).find(is_one)
     } else {
         let users = root.users(lab)?;
         if !users.contains(&user) {

@@ -72,7 +72,6 @@ impl Context {
         if let Some(let_go) = &lock.let_go {
             warn(self, &let_go.text());
         }
-        password::settle_change(&self.root, &self.lab)?;
         Ok(lock)
     }
 
@@ -190,9 +189,10 @@ fn was_interrupted(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StepFailed>().is_some_and(|failed| failed.code > 128)
 }
 
-/// Puts slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
+/// Puts passwords, slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
 /// done is done with the next node that comes or goes.
 fn settle(context: &Context) {
+    password::settle_change(context);
     match membership::settle_unlocked(&context.root, &context.lab) {
         Ok(changes) => changes.iter().for_each(|change| tell_change(context, change)),
         Err(error) => warn(context, &format!("slots and synchronous standbys are not in order: {error:#}")),

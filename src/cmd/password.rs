@@ -8,20 +8,21 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result};
 use rustix::fs::OFlags;
 
+use super::Context;
 use crate::{
-    engine::ready::{self, Answer},
-    facts::{
-        cluster,
-        node::{self, Node},
+    drive::session::Session,
+    engine::{
+        passfile,
+        ready::{self, Answer},
     },
+    facts::{cluster, node::Node},
     plan,
-    postgres::{contract, launch::Password, password},
-    spec::Name,
+    postgres::{content, contract, launch::Password, password},
     sql::{Login, PATIENCE, pending},
-    state::{self, NodeDir, NodeState, Root},
+    state::{self, NodeDir, NodeState, Role, Root},
     step::AfterStep,
     sys,
 };
@@ -45,9 +46,8 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
     if let Some(follow) = &state.spec.follow {
         // The data are the other node's, and so is the password in them.
         let upstream = root.node(&state.spec.lab, &follow.of).secret_file();
-        if let Ok(secret) = fs::read_to_string(upstream) {
-            state::write_secret(&node.secret_file(), &secret)?;
-        }
+        copy(&upstream, &node.secret_file())?;
+        copy(&pending(&upstream), &pending(&node.secret_file()))?;
         return Ok(Origin::Nowhere);
     }
     let (secret, origin) = match &postgres.password {
@@ -63,18 +63,29 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         },
     };
     state::write_secret(&node.secret_file(), &secret)?;
-    if let Some(new) =
-        home(root, state).map(|home| pending(&home.join("password"))).filter(|new| new.exists())
-    {
+    if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // Nobody has found out since which of the two it is.
-        state::write_secret(&pending(&node.secret_file()), &state::read_secret(&new)?)?;
+        copy(&pending(&home.join("password")), &pending(&node.secret_file()))?;
     }
     if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
         fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
-        state::write_secret(&home.join("password"), &secret)?;
+        state::replace_secret(&home.join("password"), &secret)?;
     }
     Ok(origin)
+}
+
+/// Gives a node a password that stands elsewhere, if one does.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    match known(from) {
+        Some(secret) => state::write_secret(to, &secret),
+        None => Ok(()),
+    }
+}
+
+/// What is in a file, if that can be a password: a full disk leaves empty ones.
+fn known(file: &Path) -> Option<String> {
+    fs::read_to_string(file).ok().filter(|secret| !secret.is_empty())
 }
 
 /// Gives a new standby the replication role's password: that of the node that it follows, or a new one for both. A
@@ -115,7 +126,7 @@ fn read_below(source: &Path, below: &Path) -> io::Result<Vec<u8>> {
 
 /// The password that was kept beside the data when an earlier node on it was removed.
 fn remembered(root: &Root, state: &NodeState) -> Option<String> {
-    fs::read_to_string(home(root, state)?.join("password")).ok().filter(|s| !s.is_empty())
+    known(&home(root, state)?.join("password"))
 }
 
 fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
@@ -130,38 +141,52 @@ fn files(root: &Root, nodes: &[Node]) -> impl Iterator<Item = PathBuf> {
 
 /// Writes down another password that the superuser of these nodes' cluster is about to be given.
 pub fn will_change(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
-    files(root, nodes).try_for_each(|file| state::write_secret(&pending(&file), secret))
+    files(root, nodes).try_for_each(|file| state::replace_secret(&pending(&file), secret))
 }
 
 /// Goes by it from now on: it has been given.
 pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
-    files(root, nodes).try_for_each(|file| state::replace_secret(&file, secret))
+    files(root, nodes).try_for_each(|file| match known(&pending(&file)) {
+        // It is there already, and no full disk can come between.
+        Some(new) if new == secret => fs::rename(pending(&file), &file).context("rename a password"),
+        _ => state::replace_secret(&file, secret),
+    })
 }
 
-/// Finds out whether a command that was killed meanwhile has changed a password, as soon as a server can tell. The caller
-/// holds the lab's lock.
-pub fn settle_change(root: &Root, lab: &Name) -> Result<()> {
-    let new = |node: &Node| pending(&node.dir.secret_file());
-    if !root.nodes(lab)?.iter().any(|name| pending(&root.node(lab, name).secret_file()).exists()) {
-        return Ok(());
+/// Finds out whether a server has a password by now whose change was cut off. That it has not says nothing: a statement may
+/// be under way still, with nobody waiting for it. So the new one is only ever taken over, and until then both are kept.
+/// What can't be found out now is found out later.
+pub fn settle_change(context: &Context) {
+    if let Err(error) = try_settle(context) {
+        super::warn(context, &format!("which password counts is not known yet: {error:#}"));
     }
-    let (clusters, _) = cluster::sort(node::all(root, lab)?);
-    for cluster in clusters {
-        let is_asked = |node: &&Node| node.pidfd.is_some() && new(node).exists();
-        let Some(node) = cluster.nodes.iter().find(is_asked) else { continue };
-        let login = Login { secret: new(node), ..node.login()? };
-        match ready::ask(&login, PATIENCE) {
-            Answer::Ready => has_changed(root, &cluster.nodes, &state::read_secret(&login.secret)?)?,
-            Answer::WrongPassword(_) => {
-                files(root, &cluster.nodes).try_for_each(|file| match fs::remove_file(pending(&file)) {
-                    Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e).context("remove a password"),
-                    _ => Ok(()),
-                })?;
-            }
-            Answer::Refused(_) | Answer::NotYet(_) => {}
+}
+
+fn try_settle(context: &Context) -> Result<()> {
+    let root = &context.root;
+    for cluster in cluster::all(root, &context.lab)? {
+        let head = cluster.head();
+        let Some(new) = files(root, &cluster.nodes).find_map(|file| known(&pending(&file))) else { continue };
+        if head.state.role() != Role::Primary || head.awake().is_err() || !has(&head.login()?, &new) {
+            continue;
         }
+        let _lock = context.lock()?;
+        has_changed(root, &cluster.nodes, &new)?;
+        passfile::settle(root, &context.lab)?;
     }
     Ok(())
+}
+
+/// Whether this is the password of the superuser of a primary, as its data say: a server may let in whoever comes. Leaves no
+/// thread behind.
+fn has(login: &Login, secret: &str) -> bool {
+    let ask = || {
+        let mut session = Session::new()?;
+        session.connect(login, PATIENCE, || false)?;
+        session.ask(content::OWN_VERIFIER, PATIENCE)
+    };
+    let verifier = ask().ok().flatten();
+    verifier.is_some_and(|verifier| password::verify(secret, &verifier, &login.user).unwrap_or(false))
 }
 
 /// A new password.
@@ -187,14 +212,15 @@ pub fn settle(
         return Ok(None);
     }
     let file = node.secret_file();
-    let known = remembered(root, state).filter(|_| origin == Origin::Given);
-    let counts = match known {
-        Some(old) if works(node, state, &old)? => format!(" The one that counts is in {}.", file.display()),
-        _ => {
-            fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
-            String::new()
-        }
-    };
+    let beside = home(root, state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
+    let mut others =
+        beside.iter().flat_map(|file| [file.clone(), pending(file)]).filter_map(|file| known(&file));
+    let mut counts = String::new();
+    if others.try_fold(false, |found, old| Ok::<_, Error>(found || works(node, state, &old)?))? {
+        counts = format!(" The one that counts is in {}.", file.display());
+    } else {
+        fs::remove_file(&file).with_context(|| format!("remove {}", file.display()))?;
+    }
     if origin == Origin::Given {
         return Ok(Some(format!(
             "the data of `{name}` has another password than the one that was given ({why}), and keeps it: a \
@@ -233,9 +259,13 @@ pub fn refused(state: &NodeState, answer: &Answer) -> Option<String> {
 pub fn remember(node: &NodeDir, state: &NodeState, volume: &Path) -> Result<()> {
     let trusted = state.postgres().is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
     let path = volume.join("password");
-    match fs::read_to_string(node.secret_file()) {
+    if pending(&node.secret_file()).exists() {
+        // It may be that one that the server has let in.
+        return Ok(());
+    }
+    match known(&node.secret_file()) {
         // A server that asks nobody for a password has not confirmed this one.
-        Ok(secret) if !(trusted && path.exists()) => state::write_secret(&path, &secret),
+        Some(secret) if !(trusted && path.exists()) => state::replace_secret(&path, &secret),
         _ => Ok(()),
     }
 }

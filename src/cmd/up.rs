@@ -49,6 +49,9 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     // Two at once would both make what is missing.
     let _up = context.root.lock_up(&context.lab)?;
     let begun = Instant::now();
+    if !args.diff && !args.json {
+        super::password::settle_change(context);
+    }
     let mut first = difference(context, args, wanted)?;
     first.wrong.extend(settings::wrong(context, wanted, &first.actions)?);
     if args.json {

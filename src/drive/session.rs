@@ -19,7 +19,7 @@ use tokio::{
     time::{Instant, sleep, timeout_at},
 };
 use tokio_postgres::{
-    AsyncMessage, Client, Connection, Error, NoTls, SimpleQueryMessage, Socket, config::TargetSessionAttrs,
+    AsyncMessage, Client, Connection, Error, SimpleQueryMessage, Socket, config::TargetSessionAttrs,
     error::Severity, tls::NoTlsStream,
 };
 
@@ -70,9 +70,10 @@ impl Session {
     /// # Errors
     /// As the server says, and when it is a standby or says nothing.
     pub fn connect(&mut self, login: &Login, limit: Duration, leave: impl FnMut() -> bool) -> Result<()> {
-        let mut config = login.config(limit);
-        config.application_name("pgbox-drive").target_session_attrs(TargetSessionAttrs::ReadWrite);
-        let made = self.runtime.block_on(patiently(config.connect(NoTls), limit, leave));
+        let begun = login.begin(limit, |config| {
+            config.application_name("pgbox-drive").target_session_attrs(TargetSessionAttrs::ReadWrite)
+        });
+        let made = self.runtime.block_on(patiently(begun, limit, leave));
         let (client, connection) = match made {
             Some(Ok(made)) => made,
             Some(Err(error)) => bail!("{}: {}", login.address, sql::reason(&error)),

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use tokio::{task::JoinHandle, time::timeout};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage, error::SqlState};
+use tokio_postgres::{Client, SimpleQueryMessage, error::SqlState};
 
 use crate::sql::{self, Login};
 
@@ -83,8 +83,8 @@ async fn ask(
     let open = match open {
         Some(open) => open,
         None => {
-            let mut config = login.config(limit);
-            let (client, connection) = config.application_name("pgbox-guard").connect(NoTls).await?;
+            let (client, connection) =
+                login.begin(limit, |config| config.application_name("pgbox-guard")).await?;
             // How it ends is told by the client's next question.
             let mover = tokio::spawn(async move { drop(connection.await) });
             (client, Mover(mover))

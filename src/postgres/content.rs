@@ -10,6 +10,9 @@ use super::quote;
 /// Roles, each with the verifier of its password.
 pub const ROLES: &str = "SELECT rolname::text, rolpassword FROM pg_authid";
 
+/// The verifier of whoever asks.
+pub const OWN_VERIFIER: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = current_user";
+
 /// Databases and their owners.
 pub const DATABASES: &str =
     "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE NOT datistemplate";

@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::Root;
-use crate::{spec::Name, sql::pending};
+use crate::spec::Name;
 
 impl Root {
     /// What connection strings name: the passwords of a lab in libpq's format, as long as it has a node.
@@ -52,9 +52,9 @@ pub fn write_secret(path: &Path, content: &str) -> Result<()> {
     write().with_context(|| format!("write {}", path.display()))
 }
 
-/// The same in one step: who reads it meanwhile has the old content or the new.
+/// The same in one step: who reads it meanwhile has the old content or the new, and so has everybody if it fails.
 pub fn replace_secret(path: &Path, content: &str) -> Result<()> {
-    let new = pending(path);
+    let new = path.with_added_extension("tmp");
     write_secret(&new, content)?;
     fs::rename(&new, path).with_context(|| format!("rename {} to {}", new.display(), path.display()))
 }

@@ -2,8 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt,
-    process::Command,
+    io::Write,
+    os::unix::fs::{MetadataExt, PermissionsExt},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -203,55 +205,178 @@ fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     assert!(said.contains("several clusters, of a, c") && said.contains("name a node"), "{said}");
 }
 
-/// As a command leaves it that is killed while it changes a password: both are written down, and the server has one of them.
-#[test]
-fn a_change_of_the_superusers_password_that_was_cut_off_locks_nobody_out() {
-    let Some(host) = Host::new() else { return };
-    let file = host.scratch("files").join("lab.toml");
-    let lab = |password: &str| {
-        let text = "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n";
-        fs::write(&file, format!("{text}[users.postgres]\npassword = '{password}'\n")).unwrap();
-        let set = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(&file, set).unwrap();
-        file.to_str().unwrap()
-    };
-    let files = ["labs/default/nodes/primary/", "labs/default/nodes/r1/", "volumes/default/primary/"];
-    let files = files.map(|place| host.root.join(place).join("password"));
-    let is_known = |password: &str| {
-        for file in &files {
+/// A lab whose superuser gets its password from its file, and where pgbox keeps that.
+struct Changed<'h> {
+    host: &'h Host,
+    lab: PathBuf,
+    more: &'static str,
+    files: Vec<PathBuf>,
+}
+
+impl<'h> Changed<'h> {
+    /// `more` is what the file says of the standby, `r1`.
+    fn new(host: &'h Host, more: &'static str) -> Self {
+        let places = ["labs/default/nodes/primary/", "labs/default/nodes/r1/", "volumes/default/primary/"];
+        let files = places.map(|place| host.root.join(place).join("password")).to_vec();
+        let changed = Self { host, lab: host.scratch("files").join("lab.toml"), more, files };
+        changed.up("one");
+        changed.is_known("one");
+        changed
+    }
+
+    fn command(&self, password: &str) -> Command {
+        let nodes = "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n";
+        let text = format!("{nodes}{}\n[users.postgres]\npassword = '{password}'\n", self.more);
+        fs::write(&self.lab, text).unwrap();
+        fs::set_permissions(&self.lab, fs::Permissions::from_mode(0o600)).unwrap();
+        self.host.command(&["up", self.lab.to_str().unwrap()])
+    }
+
+    #[track_caller]
+    fn up(&self, password: &str) -> String {
+        let output = self.command(password).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// As a command leaves it that is killed while it changes a password: both are written down.
+    fn cut_off(&self, password: &str) {
+        self.files.iter().for_each(|file| fs::write(file.with_extension("new"), password).unwrap());
+    }
+
+    fn alter(&self, password: &str) {
+        let sql = format!("ALTER ROLE postgres PASSWORD '{password}'");
+        self.host.pgbox(&["psql", "primary", "-c", &sql]);
+    }
+
+    #[track_caller]
+    fn are_kept(&self, old: &str, new: &str) {
+        for file in &self.files {
+            assert_eq!(fs::read_to_string(file).unwrap(), old, "{}", file.display());
+            assert_eq!(fs::read_to_string(file.with_extension("new")).unwrap(), new, "{}", file.display());
+        }
+    }
+
+    #[track_caller]
+    fn is_known(&self, password: &str) {
+        for file in &self.files {
             assert_eq!(fs::read_to_string(file).unwrap(), password, "{}", file.display());
             assert!(!file.with_extension("new").exists(), "{}", file.display());
         }
-        let [user, system] =
-            ["current_user", "1"].map(|what| host.sql("primary", &[], &format!("SELECT {what}")));
-        assert_eq!((user.as_str(), system.as_str()), ("postgres", "1"));
-    };
-    let cut_off = |password: &str| {
-        files.iter().for_each(|file| fs::write(file.with_extension("new"), password).unwrap());
-    };
-    host.pgbox(&["up", lab("one")]);
-    is_known("one");
-    // The server has it already: who only reads gets in, and whoever changes something settles it.
-    cut_off("two");
-    host.pgbox(&["psql", "primary", "-c", "ALTER ROLE postgres PASSWORD 'two'"]);
-    assert!(host.json(&["status", "--json"])["clusters"][0]["nodes"][0]["write_lsn"].is_string());
-    assert!(host.pgbox(&["up", lab("two")]).contains("nothing to do"));
-    is_known("two");
-    // It has not.
-    cut_off("three");
+        assert_eq!(self.host.sql("primary", &[], "SELECT current_user"), "postgres");
+    }
+
+    /// Whether pgbox itself gets in.
+    #[track_caller]
+    fn is_let_in(&self) {
+        let status = self.host.json(&["status", "--json"]);
+        assert!(status["clusters"][0]["nodes"][0]["write_lsn"].is_string(), "{status}");
+    }
+}
+
+#[test]
+fn a_change_of_the_superusers_password_that_was_cut_off_locks_nobody_out() {
+    let Some(host) = Host::new() else { return };
+    let lab = Changed::new(&host, "");
+    // The server has it already: whoever logs in gets in, and the next `up` takes it over.
+    lab.cut_off("two");
+    lab.alter("two");
+    lab.is_let_in();
+    host.pgbox(&["drive", "start", "--for", "1s"]);
+    host.pgbox(&["drive", "stop"]);
+    lab.are_kept("one", "two");
+    let inode = |file: &Path| fs::metadata(file).unwrap().ino();
+    let new = inode(&lab.files[0].with_extension("new"));
+    assert!(lab.up("two").contains("nothing to do"));
+    lab.is_known("two");
+    assert_eq!(inode(&lab.files[0]), new, "that needs no space, and is never half done");
+    // It has not: it may still get it.
+    lab.cut_off("three");
     host.pgbox(&["limit", "primary", "--memory", "1g"]);
-    is_known("two");
-    cut_off("three");
-    host.pgbox(&["up", lab("three")]);
-    is_known("three");
+    host.pgbox(&["freeze", "primary"]);
+    host.pgbox(&["run", "--rm", "x", "postgres:15", "--", "true"]);
+    host.pgbox(&["thaw", "primary"]);
+    host.pgbox(&["restart", "r1"]);
+    lab.are_kept("two", "three");
+    lab.is_let_in();
+    lab.up("three");
+    lab.is_known("three");
+    // A full disk leaves an empty file, which is no password.
+    lab.cut_off("");
+    lab.is_let_in();
+    fs::write(&lab.files[0], "").unwrap();
+    fs::write(lab.files[0].with_extension("new"), "three").unwrap();
+    lab.is_let_in();
+    host.pgbox(&["restart", "r1"]);
     // The node goes before anybody has found out.
-    cut_off("four");
-    host.pgbox(&["psql", "primary", "-c", "ALTER ROLE postgres PASSWORD 'four'"]);
+    lab.cut_off("four");
+    lab.alter("four");
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["rm", "primary"]);
     host.pgbox(&["run", "primary", "postgres:15"]);
+    lab.is_known("four");
+    // And the next one is given a third one.
+    lab.cut_off("five");
+    lab.alter("five");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["rm", "primary"]);
+    let made = host.try_pgbox(&["run", "primary", "postgres:15", "-e", "POSTGRES_PASSWORD=wrong"]);
+    let said = text(&made.stderr);
+    assert!(made.status.success() && said.contains("another password than the one that was given"), "{said}");
+    assert!(said.contains("The one that counts is in"), "{said}");
+    lab.is_known("five");
+}
+
+#[test]
+fn a_standby_that_is_behind_does_not_say_which_password_counts() {
+    let Some(host) = Host::new() else { return };
+    let lab = Changed::new(&host, "delay = '5min'");
+    lab.cut_off("two");
+    lab.alter("two");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["limit", "r1", "--memory", "1g"]);
+    host.pgbox(&["restart", "r1"]);
+    lab.are_kept("one", "two");
+    let started = host.try_pgbox(&["start", "primary"]);
+    let said = text(&started.stderr);
+    assert!(started.status.success() && !said.contains("password"), "{said}");
+    lab.is_known("two");
+}
+
+/// The statement of a command that is killed goes on in the server, and waits for whoever holds the row.
+#[test]
+fn a_password_that_a_server_gets_after_the_command_was_killed_is_known() {
+    let Some(host) = Host::new() else { return };
+    let lab = Changed::new(&host, "");
+    let count = |what: &str| {
+        let sql = format!("SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE%' AND {what}");
+        host.pgbox(&["psql", "primary", "-Atc", &sql]).trim().to_owned()
+    };
+    let uri = host.pgbox(&["uri", "primary"]);
+    let mut holder = Command::new("psql").args(["-Xq", uri.trim()]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = holder.stdin.take().unwrap();
+    writeln!(input, "BEGIN; ALTER ROLE postgres CONNECTION LIMIT 50;").unwrap();
+    until("the row is held", 20, || count("state = 'idle in transaction'") == "1");
+
+    let mut up = lab.command("two").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    until("the server waits for it", 20, || count("wait_event_type = 'Lock'") == "1");
+    lab.are_kept("one", "two");
+    // Nobody beside it, nor after it, takes that away.
     host.pgbox(&["limit", "primary", "--memory", "1g"]);
-    is_known("four");
+    up.kill().unwrap();
+    up.wait().unwrap();
+    host.pgbox(&["limit", "primary", "--memory", "2g"]);
+    host.pgbox(&["restart", "r1"]);
+    lab.are_kept("one", "two");
+
+    writeln!(input, "ROLLBACK;").unwrap();
+    drop(input);
+    assert!(holder.wait().unwrap().success());
+    until("the orphan is done", 20, || count("state <> 'idle'") == "0");
+    lab.is_let_in();
+    // The limit is the file's again.
+    lab.up("two");
+    lab.is_known("two");
 }
 
 /// What the server was not given the next `up` gives it.

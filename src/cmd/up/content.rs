@@ -49,6 +49,7 @@ pub fn user(context: &Context, name: &str, given: Option<&str>, need: Need) -> R
 /// Keeps a password before the server has it: the next `up` sees that the server has another one, and goes on. With the
 /// superuser's pgbox itself must get in until then, so both are kept.
 fn before(context: &Context, name: &str, password: &str) -> Result<bool> {
+    let _lock = context.lock()?;
     let cluster = cluster::main(&context.root, &context.lab)?;
     let is_superuser = cluster.head().login()?.user == name;
     match is_superuser {
