@@ -12,7 +12,7 @@ use crate::{
     cli,
     engine::{
         failover::{self, Pause},
-        loss,
+        leftover, loss,
     },
     facts::{
         cluster::{self, Cluster},
@@ -49,7 +49,7 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
             super::note(context, &format!("`{}` goes on with the takeover that was begun", target.name));
         }
         Some(head) => leave_behind(context, args, &cluster, head, target)?,
-        None => {}
+        None => spare_others(context, args, target)?,
     }
     if args.dry_run {
         println!("promote: `{}`", target.name);
@@ -75,6 +75,22 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         super::note(context, &format!("`{0}` comes back as a standby with `pgbox rejoin {0}`", head.name));
     }
     Ok(0)
+}
+
+/// Refuses to promote a standby whose primary is gone, if somebody else has more: nobody else would have it then.
+fn spare_others(context: &Context, args: &cli::Failover, target: &Node) -> Result<()> {
+    let ahead = leftover::ahead(&context.root, target)?;
+    let Some(first) = ahead.first() else { return Ok(()) };
+    let told = ahead.iter().map(|other| other.told(&target.name)).collect::<Vec<_>>().join("; ");
+    if args.dry_run || args.accept_loss {
+        println!("{told}");
+        return Ok(());
+    }
+    let way_out = match (first.is_volume, &first.name) {
+        (true, name) => format!("`pgbox run {name}` brings back the node that has left it"),
+        (false, name) => format!("`pgbox promote {name}`"),
+    };
+    Err(advise(told, format!("{way_out}; or give that up: `pgbox promote {} --accept-loss`", target.name)))
 }
 
 /// Refuses to promote what is left of a cluster whose primary is gone beside another primary that may be of the same one.

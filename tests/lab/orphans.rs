@@ -285,3 +285,28 @@ fn data_that_a_standby_has_left_are_gone_on_with_as_is_said() {
     host.pgbox(&["run", "r1", "postgres:15"]);
     assert_eq!(host.sql("r1", &[], "INSERT INTO t VALUES (8) RETURNING i"), "8");
 }
+
+/// Without a primary, who has most of what it wrote is asked of the disks of all that is left.
+#[test]
+fn nobody_is_promoted_past_one_who_has_more() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    until("1", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["stop", "r2"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (2)");
+    host.pgbox(&["rm", "-f", "primary"]);
+    let told =
+        "the volume `primary` has 2 transactions that `r1` lacks; `r2` has 1 transaction that `r1` lacks";
+    assert!(host.pgbox(&["promote", "r1", "--dry-run"]).contains(told));
+    let said = host.fails(1, &["promote", "r1"]);
+    assert!(said.contains(told) && said.contains("`pgbox run primary` brings back"), "{said}");
+    host.pgbox(&["volume", "rm", "primary"]);
+    assert!(host.fails(1, &["promote", "r1"]).contains("hint:  `pgbox promote r2`; or give that up"));
+    host.pgbox(&["start", "r2"]);
+    host.pgbox(&["promote", "r2"]);
+    assert_eq!(host.sql("r2", &[], "SELECT count(*) FROM t").trim(), "1");
+}
