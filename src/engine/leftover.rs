@@ -1,7 +1,10 @@
 //! Data that nodes have left which are gone. A node that starts on them as they are is what the one was that left them: a
 //! primary, and perhaps the second one.
 
-use std::{cmp::Reverse, path::PathBuf};
+use std::{
+    cmp::Reverse,
+    path::{Path, PathBuf},
+};
 
 use anyhow::Result;
 
@@ -88,7 +91,7 @@ pub fn ahead(root: &Root, target: &Node) -> Result<Vec<Ahead>> {
 }
 
 /// What the data in a volume have that the promoted one lacks, if anything.
-fn lack(volume: &Name, data: &PathBuf, promoted: &Node, received: Lsn) -> Option<String> {
+fn lack(volume: &Name, data: &Path, promoted: &Node, received: Lsn) -> Option<String> {
     let name = &promoted.name;
     match Place::alone(data).lost(received).map(|scan| scan.commits - scan.idle) {
         Ok(0) => None,

@@ -108,7 +108,7 @@ pub fn refuse_primary(rivals: &[Rival], own: &Node) -> Result<()> {
     }
 }
 
-/// Who may have more than the data in a volume that no node uses.
+/// Who may have more than the data in a directory.
 ///
 /// # Errors
 /// As [`of`].
@@ -116,7 +116,7 @@ pub fn of_data(root: &Root, lab: &Name, nodes: &[Node], data: &Path) -> Result<V
     let place = Some(Place::alone(data));
     let mut rivals = among_volumes(root, lab, nodes, place)?;
     rivals.retain(|rival| root.volume_dir(lab, &rival.name).join("data") != data);
-    rivals.extend(among_nodes(nodes, place, |_| true));
+    rivals.extend(among_nodes(nodes, place, |node| node.state.data.as_deref() != Some(data)));
     Ok(sorted(rivals))
 }
 

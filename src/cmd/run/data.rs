@@ -13,7 +13,13 @@ use super::How;
 use crate::{
     cmd::{self, Context},
     engine::holder,
-    facts::{self, lab::content, node, wal::Place},
+    facts::{
+        self,
+        lab::content,
+        node,
+        rival::{self, What},
+        wal::Place,
+    },
     hint::advise,
     plan::{self, changes::Data},
     postgres::{standby::SIGNAL, version},
@@ -111,19 +117,25 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         Some((
             by.clone(),
             format!(
-                "make a standby of `{by}` from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
+                "make a standby from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
             ),
         ))
     };
     let nodes = facts::nodes(&context.root, &context.lab)?;
     let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
+    let nodes = node::all(&context.root, &context.lab)?;
+    let rivals = rival::of_data(&context.root, &context.lab, &nodes, data)?;
     let way_out = match facts::load(&context.root, &context.lab, &by)? {
         Some(_) => way_out,
-        // Without that one nobody's commits are in danger, and these data may be all that is left.
-        None if !facts::lab::has_data(&context.root, &context.lab, &by) => return Ok(()),
-        None => format!(
+        None if facts::lab::has_data(&context.root, &context.lab, &by) => format!(
             "bring the lab up as it was: `pgbox up`; or give up what `{by}` has: `pgbox volume rm {by}`"
         ),
+        // Others may have taken the place of that one since. Without any, these data may be all that is left.
+        None => match rivals.first() {
+            Some(rival) if rival.what == What::Primary => way_out,
+            Some(rival) => rival.way_out(),
+            None => return Ok(()),
+        },
     };
     Err(advise(
         format!(
