@@ -21,7 +21,7 @@ use crate::{
     },
     plan::changes::{self, Action, Changes},
     show,
-    spec::name::DEFAULT_LAB,
+    spec::{Name, name::DEFAULT_LAB},
 };
 
 mod apply;
@@ -59,6 +59,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         return Ok(0);
     }
     first.notes.iter().for_each(|note| super::note(context, note));
+    tell_of_volumes(context, wanted)?;
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
     if args.diff {
@@ -91,6 +92,25 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     let but = if code == 0 { "" } else { ", but for what was refused" };
     println!("lab `{}` is as it is wanted{but} ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
     Ok(code)
+}
+
+/// Says which data are there that neither a node has nor one is to be made for, where no file says what is meant.
+fn tell_of_volumes(context: &Context, wanted: &Wanted) -> Result<()> {
+    let (root, lab) = (&context.root, &context.lab);
+    let is_idle = |volume: &Name| -> Result<bool> {
+        let is_meant = wanted.nodes.iter().any(|node| node.spec.node == *volume);
+        Ok(!is_meant && facts::volume::users(root, &root.volume_dir(lab, volume))?.is_empty())
+    };
+    let volumes = if wanted.exact { Vec::new() } else { root.volumes(lab)? };
+    for volume in volumes {
+        if is_idle(&volume)? {
+            let text = format!(
+                "no node has the volume `{volume}`: `pgbox run {volume}` goes on with its data, see `pgbox volume ls`"
+            );
+            super::note(context, &text);
+        }
+    }
+    Ok(())
 }
 
 fn refuse_wrong(changes: &Changes) -> Result<()> {

@@ -577,3 +577,14 @@ fn ctrl_c_ends_an_up_that_has_tried_settings() {
         .unwrap();
     until("ended", || if child.try_wait().unwrap().is_some() { "ended".to_owned() } else { String::new() });
 }
+
+#[test]
+fn data_that_no_node_has_are_told_of_where_no_file_says_what_is_meant() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "db", "postgres:15"]);
+    host.pgbox(&["down"]);
+    let said = host.try_pgbox(&["up", "--diff"]);
+    assert!(text(&said.stderr).contains("no node has the volume `db`: `pgbox run db` goes on"), "{said:?}");
+    host.pgbox(&["run", "db", "postgres:15"]);
+    assert!(!text(&host.try_pgbox(&["up", "--diff"]).stderr).contains("volume"));
+}

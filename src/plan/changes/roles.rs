@@ -65,9 +65,12 @@ fn settle_cluster(
         return;
     }
     let Some(head) = head else { return };
-    changes.notes.push(format!(
-        "`{head}` is the primary now, and not `{root}` as it was meant; to change that: `pgbox switchover {root}`"
-    ));
+    // Without a file nobody has said who it should be of nodes that only happen to be there.
+    if wanted.exact || members.len() > 1 {
+        changes.notes.push(format!(
+            "`{head}` is the primary now, and not `{root}` as it was meant; to change that: `pgbox switchover {root}`"
+        ));
+    }
     for node in nodes.iter_mut().filter(|node| leads_to(wanted, &node.spec.node, root)) {
         if node.spec.node == head {
             node.spec.follow = None;

@@ -120,6 +120,10 @@ fn a_lab_as_it_is_wanted_is_left_alone() {
     let inexact = Wanted { exact: false, ..wanted(&three()) };
     let other = with(&three(), "*", |spec| spec.image = "postgres:16".to_owned());
     check(&inexact, &actual(&other), &[]);
+    // Without a file nobody was meant to be the primary.
+    let plain = Wanted { exact: false, ..wanted(&[node("a", None), node("p", None)]) };
+    let found = changes(&plain, &actual(&[node("a", None), node("p", Some("a"))]), false);
+    assert!(found.notes.is_empty() && said(&found).is_empty(), "{:?}", found.notes);
 }
 
 #[test]
