@@ -81,6 +81,8 @@ fn look_inside<T: Send>(
         overlay::mount(lowers, None, place, overlay::Options { volatile: false, read_only: true })?;
         f(&Jail::open(place)?)
     };
+    // This process may become pid 1 of a node.
+    crate::sys::memory::share_heap();
     std::thread::scope(|scope| match scope.spawn(look).join() {
         Ok(result) => result,
         Err(panic) => std::panic::resume_unwind(panic),

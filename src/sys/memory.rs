@@ -14,6 +14,13 @@ pub fn total() -> Result<u64> {
     Ok(info.ram_total())
 }
 
+/// Has threads that begin from now on share the heap of the first one. What is free at the top of a heap of their own is never
+/// given back, not by malloc_trim(3) and not when they end (mallopt(3), `M_ARENA_MAX`).
+pub fn share_heap() {
+    // SAFETY: a parameter and its value.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Bytes of a page.
 pub fn page_size() -> u64 {
     let size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE);
