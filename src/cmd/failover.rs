@@ -12,7 +12,8 @@ use crate::{
     cli,
     engine::{
         failover::{self, Pause},
-        leftover, loss,
+        leftover::{self, Ahead},
+        loss,
     },
     facts::{
         cluster::{self, Cluster},
@@ -26,7 +27,7 @@ use crate::{
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
-    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
+    let name = which::standby(context, args.node.as_ref())?;
     let _lock = context.lock()?;
     take_over(context, args, name)
 }
@@ -79,9 +80,11 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
 
 /// Refuses to promote a standby whose primary is gone, if somebody else has more: nobody else would have it then.
 fn spare_others(context: &Context, args: &cli::Failover, target: &Node) -> Result<()> {
-    let ahead = leftover::ahead(&context.root, target)?;
-    let Some(first) = ahead.first() else { return Ok(()) };
-    let told = ahead.iter().map(|other| other.told(&target.name)).collect::<Vec<_>>().join("; ");
+    let (known, unknown): (Vec<Ahead>, Vec<Ahead>) =
+        leftover::ahead(&context.root, target)?.into_iter().partition(|other| other.commits.is_ok());
+    unknown.iter().for_each(|other| super::warn(context, &other.told(&target.name)));
+    let Some(first) = known.first() else { return Ok(()) };
+    let told = known.iter().map(|other| other.told(&target.name)).collect::<Vec<_>>().join("; ");
     if args.dry_run || args.accept_loss {
         println!("{told}");
         return Ok(());

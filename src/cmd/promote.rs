@@ -25,7 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox promote")?;
-    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
+    let name = which::standby(context, args.node.as_ref())?;
     let lock = context.lock()?;
     if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name) {
         let head = cluster.head();

@@ -42,7 +42,7 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     need_root("pgbox switchover")?;
-    let Some(name) = which::standby(context, args.node.as_ref())? else { return Ok(which::USAGE) };
+    let name = which::standby(context, args.node.as_ref())?;
     crate::sys::exe::reexec_read_only()?;
     let lock = context.lock()?;
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;

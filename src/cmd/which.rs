@@ -13,9 +13,8 @@ use crate::{
         cluster,
         node::{self, Node},
     },
-    hint::advise,
+    hint::misuse,
     postgres::report::Reason,
-    show::error::print,
     spec::Name,
     state::Role,
 };
@@ -51,14 +50,13 @@ pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<
     Ok(chosen.map(|node| node.name.clone()).collect())
 }
 
-/// The exit code of a command line that says too little.
-pub const USAGE: i32 = 2;
-
-/// The standby that is to become the primary; `None` after it was said that none is named, and which there are. It is never
-/// chosen: the primary may be well.
-pub fn standby<'n>(context: &Context, named: Option<&'n Name>) -> Result<Option<&'n Name>> {
-    if named.is_some() {
-        return Ok(named);
+/// The standby that is to become the primary. It is never chosen: the primary may be well.
+///
+/// # Errors
+/// Of usage, with those that there are, when none is named.
+pub fn standby<'n>(context: &Context, named: Option<&'n Name>) -> Result<&'n Name> {
+    if let Some(name) = named {
+        return Ok(name);
     }
     let mut nodes = node::all(&context.root, &context.lab)?;
     nodes.retain(|node| matches!(node.state.role(), Role::Standby { .. }));
@@ -67,8 +65,7 @@ pub fn standby<'n>(context: &Context, named: Option<&'n Name>) -> Result<Option<
         "" => format!("lab `{}` has none; `pgbox replica r1 --of NODE` makes one", context.lab),
         _ => format!("name one: {names}; with --dry-run it says what would be done"),
     };
-    print(&advise("which standby is to become the primary?", way_out), &context.options);
-    Ok(None)
+    Err(misuse("which standby is to become the primary?", way_out))
 }
 
 /// Whether `--all` means a node to run: not one whose place was taken, nor a command that has done what it had to.

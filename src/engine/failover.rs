@@ -165,11 +165,11 @@ pub fn promote(
     let orphans = orphans(root, target)?;
     let followers = head.into_iter().flat_map(|head| cluster.followers(&head.name));
     let others: Vec<&Node> = followers.chain(&orphans).filter(|node| node.name != target.name).collect();
+    let mut warnings = Vec::new();
     // Of an old primary that is there it is its state that says so.
-    let mut warnings = match head {
-        Some(_) => Vec::new(),
-        None => leftover::mark(root, target)?,
-    };
+    if head.is_none() {
+        leftover::note(root, target)?;
+    }
     // It is dead by now. Whoever has left that to others has it done here.
     head.map_or(Ok(()), |head| takeover::fence(root, head))?;
     if !others.is_empty() {

@@ -11,9 +11,10 @@ use crate::{
     replica::until,
 };
 
-const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
+pub const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
 
-fn trio(host: &Host) {
+/// A primary and two standbys.
+pub fn trio(host: &Host) {
     host.pgbox(&["run", "primary", "postgres:15"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
     host.pgbox(&["replica", "r2", "--of", "primary"]);

@@ -8,17 +8,10 @@ use std::{
 };
 
 use crate::{
+    failover::{STREAMS, trio},
     harness::{Host, run, text},
     replica::until,
 };
-
-const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
-
-fn trio(host: &Host) {
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
-    host.pgbox(&["replica", "r2", "--of", "primary"]);
-}
 
 fn note(host: &Host, args: &[&str]) -> String {
     let output = host.try_pgbox(args);

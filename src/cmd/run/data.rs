@@ -72,14 +72,14 @@ pub fn check(
 }
 
 /// Refuses data of the cluster of another primary of the lab, wherever they lie: an old primary's, of which there is no note, or
-/// a copy of the other one's.
+/// a copy of the other one's. Only what is known counts here, unlike in `facts::rival`: a server in its initdb has no origin yet,
+/// and keeps nobody from his data.
 fn check_rival(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let Ok(own) = Place::alone(data).control() else { return Ok(()) };
     let is_rival = |node: &node::Node| {
-        let theirs = node.state.data.as_deref().filter(|theirs| !holder::is_same(theirs, data));
-        let is_primary = node.state.role() == Role::Primary && node.name != spec.node;
-        is_primary
-            && theirs.is_some()
+        let is_other = node.state.data.as_deref().is_some_and(|theirs| !holder::is_same(theirs, data));
+        is_other
+            && node.state.role() == Role::Primary
             && Place::of(&node.state).and_then(Place::control).is_ok_and(|c| c.system == own.system)
     };
     let rival = node::all(&context.root, &context.lab)?.into_iter().find(is_rival);
