@@ -453,17 +453,17 @@ impl Cli {
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
     let args = watch::lab_is_meant(std::env::args_os());
-    let command = match args.iter().any(|arg| arg == "--help") {
+    let command = || match args.iter().any(|arg| arg == "--help") {
         true => Cli::command(),
         false => overview::first_help(Cli::command()),
     };
-    let matches = command.clone().try_get_matches_from(&args).unwrap_or_else(|error| {
+    let matches = command().try_get_matches_from(&args).unwrap_or_else(|error| {
         if !error.use_stderr() {
             error.exit();
         }
         // What the environment says would stand in the usage line as if it had to be given.
-        let bare = command.mut_args(|arg| arg.env(None::<&str>));
-        bare.try_get_matches_from(args).err().unwrap_or(error).exit()
+        let bare = command().mut_args(|arg| arg.env(None::<&str>));
+        bare.try_get_matches_from(&args).err().unwrap_or(error).exit()
     });
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
