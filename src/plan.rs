@@ -255,13 +255,16 @@ pub fn set_publish(
     old
 }
 
-/// Hidden and protected as the OCI runtimes do by default.
-const MASKED: [&str; 9] = [
+/// Hidden and protected as Docker does by default.
+const MASKED: [&str; 12] = [
     "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/timer_list",
+    "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
     "/sys/firmware",

@@ -696,6 +696,25 @@ fn a_mount_is_read_only_and_goes_away() {
     }
 }
 
+/// `c 1:3` is /dev/null: whoever may open it, by its number alone, may as well open a disk.
+#[test]
+fn a_mount_to_look_at_opens_no_device_and_lends_no_rights() {
+    let scratch = scratch!();
+    let device = || Tar::of([Head::new(b'3', "null", 0o666).device(1, 3)]);
+    for (name, layers) in [("one", vec![device()]), ("two", vec![base(), device()])] {
+        Layout::of(&layers).write(&scratch.path(name));
+        let image = import(&scratch, &scratch.path(name));
+        let target = scratch.path("mnt");
+        std::fs::create_dir_all(&target).unwrap();
+        pgbox::image::mount(&image, &target).unwrap();
+        let error = std::fs::File::open(target.join("null")).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{name}: {error}");
+        let flags = nix::sys::statvfs::statvfs(&target).unwrap().flags();
+        assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID), "{name}: {flags:?}");
+        pgbox::image::umount(&target).unwrap();
+    }
+}
+
 #[test]
 fn an_upper_directory_takes_the_changes() {
     let scratch = scratch!();

@@ -158,10 +158,10 @@ impl InnerStep {
                 title: format!("mount the overlay of {} layers at {}", lowers.len(), merged.display()),
                 why: "The layers are shared by all containers and never change; what is written lands in upper. It is \
                       mounted in here so that a crash leaves no mount on the host. `volatile` skips syncs: the data \
-                      that matters is on a volume.",
+                      that matters is on a volume. `nodev`: a device node that an image brings opens nothing.",
                 see: "https://docs.kernel.org/filesystems/overlayfs.html",
                 shell: format!(
-                    "rm -rf {work}/work\nmount -t overlay overlay -o volatile,lowerdir={},upperdir={},workdir={work} {}",
+                    "rm -rf {work}/work\nmount -t overlay overlay -o nodev,volatile,lowerdir={},upperdir={},workdir={work} {}",
                     lowers.iter().map(|l| l.display().to_string()).collect::<Vec<_>>().join(":"),
                     upper.display(),
                     merged.display(),

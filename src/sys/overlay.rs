@@ -29,6 +29,9 @@ const LONGEST_STRING: usize = 255;
 
 /// Mounts `lowers` (topmost first) at the directory `target`, with `upper` and work directory if given. The upper
 /// directory's own attributes become those of the merged root.
+///
+/// No device node in a layer can be opened through the mount: a number is all that it takes to reach the host's disk. Without
+/// an upper the mount is for looking, and runs no program with rights of its owner either.
 pub fn mount(
     lowers: &[PathBuf],
     upper: Option<(&Path, &Path)>,
@@ -122,8 +125,9 @@ fn mount_by_parts(
     created
         .map_err(std::io::Error::from)
         .with_context(|| format!("create the overlay for {}{said}", target.display()))?;
-    let attributes =
-        if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, upper.is_none());
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only(upper, options));
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let made = told(&context, made, || "fsmount overlay".into())?;
     mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -178,7 +182,9 @@ fn string_mount(
     data.extend(text.into_bytes());
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
     nix::unistd::chdir(parent).with_context(|| format!("chdir {}", parent.display()))?;
-    let flags = if read_only(upper, options) { MountFlags::RDONLY } else { MountFlags::empty() };
+    let mut flags = MountFlags::NODEV;
+    flags.set(MountFlags::NOSUID, upper.is_none());
+    flags.set(MountFlags::RDONLY, read_only(upper, options));
     let data = std::ffi::CString::new(data)?;
     mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
         .map_err(std::io::Error::from)
@@ -199,8 +205,9 @@ fn read_only(upper: Option<(&Path, &Path)>, options: Options) -> bool {
 fn bind_read_only(source: &Path, target: &Path) -> Result<()> {
     let shown = || format!("bind {} read-only at {}", source.display(), target.display());
     mount::mount_bind(source, target).map_err(std::io::Error::from).with_context(shown)?;
-    // The bind itself ignores MS_RDONLY; only a remount of it makes it read-only.
-    let result = mount::mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "");
+    // The bind itself ignores these flags; only a remount of it sets them.
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+    let result = mount::mount_remount(target, flags, "");
     if result.is_err() {
         umount(target)?;
     }

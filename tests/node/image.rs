@@ -24,7 +24,10 @@ pub fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
     run("umoci", &["unpack", "--image", &format!("{path}:{}", names[0]), root.to_str().unwrap()]);
     fs::create_dir_all(root.join("rootfs/bin")).unwrap();
     fs::copy("/bin/busybox", root.join("rootfs/bin/busybox")).unwrap();
-    std::os::unix::fs::symlink("busybox", root.join("rootfs/bin/echo")).unwrap();
+    for applet in ["echo", "cat"] {
+        std::os::unix::fs::symlink("busybox", root.join("rootfs/bin").join(applet)).unwrap();
+    }
+    run("mknod", &["-m", "666", root.join("rootfs/null").to_str().unwrap(), "c", "1", "3"]);
     run("umoci", &["repack", "--image", &format!("{path}:{}", names[0]), root.to_str().unwrap()]);
     for name in &names[1..] {
         run("umoci", &["tag", "--image", &format!("{path}:{}", names[0]), name]);
@@ -62,6 +65,18 @@ fn an_image_is_imported_with_all_its_names_and_from_every_form() {
     for image in ["from:oci", "busy:saved"] {
         assert_eq!(host.pgbox(&["run", "--rm", "t", image, "--", "/bin/echo", image]), format!("{image}\n"));
     }
+}
+
+/// `/null` of the image is the kernel's null device by its number, as another one would be the host's disk.
+#[test]
+fn a_device_that_an_image_brings_opens_nothing() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    assert_eq!(host.pgbox(&["run", "--rm", "t", "busy:1", "--", "/bin/cat", "/dev/null"]), "");
+    let said = host.fails(1, &["run", "--rm", "t", "busy:1", "--", "/bin/cat", "/null"]);
+    assert!(said.contains("/null") && said.contains("Permission denied"), "{said}");
 }
 
 #[test]
