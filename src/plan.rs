@@ -323,7 +323,7 @@ fn inner_steps(
         InnerStep::MaskPaths { paths: MASKED.map(PathBuf::from).to_vec() },
         InnerStep::ProtectPaths { paths: PROTECTED.map(PathBuf::from).to_vec() },
         InnerStep::SetHostname { name: spec.node.to_string() },
-        InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec(), seccomp: true },
+        InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec() },
         InnerStep::StartInit { command: shown_command(init), user: init.user.name.clone() },
     ]);
     steps

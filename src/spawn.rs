@@ -326,10 +326,10 @@ impl Birth<'_> {
     /// What a process of the image keeps of root's power.
     fn privileges(&self) -> Result<CapabilitySet> {
         let names = self.plan.inner.iter().find_map(|step| match step {
-            InnerStep::DropPrivileges { keep, .. } => Some(keep.join(",")),
+            InnerStep::DropPrivileges { keep } => Some(keep.join(",")),
             _ => None,
         });
-        capability::parse(&names.unwrap_or_default())
+        capability::parse(&names.context("the plan does not say what privileges to keep")?)
     }
 }
 

@@ -281,6 +281,7 @@ fn removing_takes_what_no_other_image_has() {
     let one = store.import(&scratch.path("one"), Some("one"), &Silent).unwrap();
     let two = store.import(&scratch.path("two"), Some("two"), &Silent).unwrap();
     store.import(&scratch.path("two"), Some("also"), &Silent).unwrap();
+    store.note(&two.manifest, b"what it is").unwrap();
     let error = store.remove(&two.manifest.to_string(), || Ok(vec![two.manifest])).unwrap_err().to_string();
     assert!(error.contains("in use"), "{error}");
     let removed = store.remove("also", || Ok(vec![two.manifest])).unwrap();
@@ -288,6 +289,7 @@ fn removing_takes_what_no_other_image_has() {
     let removed = store.remove("two", || Ok(vec![one.manifest])).unwrap();
     assert!(removed.image && removed.layers == 1 && removed.bytes > 0, "{removed:?}");
     assert!(one.layers[0].dir.is_dir() && store.resolve("one").is_ok() && store.resolve("two").is_err());
+    assert_eq!(names(&scratch.path("root/images")), ["blobs", "index.json", "lock"]);
     store.remove("one", || Ok(vec![])).unwrap();
     assert_eq!(names(&scratch.path("root/layers")), [""; 0]);
     assert_eq!(names(&scratch.path("root/images/blobs/sha256")), [""; 0]);

@@ -106,23 +106,13 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         }
         _ => None,
     };
-    let of_volume = || {
-        // A standby is refused in words of its own, by `check_role`.
-        if spec.follow.is_some() {
-            return None;
-        }
-        let volume = context.root.volume_home(&context.lab, data)?;
-        let by = state::load_volume(&volume).ok()??.superseded_by?;
-        let volume = volume.file_name()?.to_string_lossy().into_owned();
-        Some((
-            by.clone(),
-            format!(
-                "make a standby from a new base backup: `pgbox volume rm {volume}`, then `pgbox replica`"
-            ),
-        ))
-    };
     let nodes = facts::nodes(&context.root, &context.lab)?;
-    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
+    let loser = match nodes.into_iter().find_map(of_node) {
+        // A standby is refused in words of its own, by `check_role`.
+        None if spec.follow.is_none() => marked_volume(context, data)?,
+        found => found,
+    };
+    let Some((by, way_out)) = loser else { return Ok(()) };
     let nodes = node::all(&context.root, &context.lab)?;
     let rivals = rival::of_data(&context.root, &context.lab, &nodes, data)?;
     let way_out = match facts::load(&context.root, &context.lab, &by)? {
@@ -144,6 +134,23 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         ),
         way_out,
     ))
+}
+
+/// Who was promoted in the place of the data in a volume, and how these can be used all the same.
+fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)>> {
+    let Some(volume) = context.root.volume_home(&context.lab, data) else { return Ok(None) };
+    let shown = volume.file_name().unwrap_or_default().display().to_string();
+    let known = state::load_volume(&volume).map_err(|error| {
+        advise(
+            format!(
+                "whether another node was promoted in the place of volume `{shown}` can't be told: {error:#}"
+            ),
+            format!("if none was, remove {}", volume.join("volume.json").display()),
+        )
+    })?;
+    let way_out =
+        || format!("make a standby from a new base backup: `pgbox volume rm {shown}`, then `pgbox replica`");
+    Ok(known.and_then(|known| known.superseded_by).map(|by| (by, way_out())))
 }
 
 /// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
