@@ -285,6 +285,20 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     assert!(host.fails(1, &["start", "primary"]).contains("pgbox rejoin primary"));
     let said = host.fails(1, &["failover", "r2"]);
     assert!(said.contains("`r1` was about to take over") && said.contains("pgbox failover r1"), "{said}");
+    // That is another thing than a standby that somebody else has promoted.
+    let begun = |promoted: bool, said: &str| {
+        let cluster = &host.json(&["status", "--json"])["clusters"][0];
+        let takeover = serde_json::json!({ "old": "primary", "new": "r1", "promoted": promoted });
+        assert_eq!(cluster["unfinished_takeover"], takeover);
+        assert_eq!(cluster["nodes"][1]["stray"], serde_json::Value::Null);
+        let text = format!(
+            "`r1` was about to take the place of `primary`, which was not finished{said}: `pgbox failover r1`"
+        );
+        assert!(host.pgbox(&["status"]).contains(&text));
+    };
+    begun(false, "");
+    host.sql("r1", &[], "SELECT pg_promote()");
+    begun(true, "; it takes writes already, and nobody is led to it");
     host.pgbox(&["failover", "r1"]);
     host.pgbox(&["rejoin", "primary"]);
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
