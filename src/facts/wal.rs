@@ -51,6 +51,11 @@ impl<'a> Place<'a> {
         Ok(Place { data, plan: Some(&state.plan) })
     }
 
+    /// Those that a node with this plan will have.
+    pub fn planned(data: &'a Path, plan: &'a Plan) -> Place<'a> {
+        Place { data, plan: Some(plan) }
+    }
+
     /// Those of a server that has nothing outside its data directory.
     pub fn alone(data: &'a Path) -> Place<'a> {
         Place { data, plan: None }

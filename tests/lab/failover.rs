@@ -622,3 +622,26 @@ fn a_standby_that_is_ahead_of_the_new_primary_does_not_stream_from_it() {
     host.pgbox(&["rejoin", "r2"]);
     until("r2 streaming", || host.sql("r1", &[], STREAMS));
 }
+
+#[test]
+fn data_of_another_cluster_do_not_rejoin_and_it_is_said_what_does() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["run", "other", "postgres:15"]);
+    let origin = |node: &str| host.sql(node, &[], "SELECT system_identifier FROM pg_control_system()");
+    let (own, theirs) = (origin("primary"), origin("other"));
+    host.pgbox(&["stop", "r1", "other"]);
+    let [r1, other] = ["r1", "other"].map(|node| host.root.join("volumes/default").join(node).join("data"));
+    std::fs::remove_dir_all(&r1).unwrap();
+    run("cp", &["-a", other.to_str().unwrap(), r1.to_str().unwrap()]);
+    for args in [&["rejoin", "r1"][..], &["rejoin", "r1", "--dry-run"]] {
+        let said = host.fails(1, args);
+        let told =
+            format!("the data of `r1` are of another cluster, {theirs}, than those of `primary`, {own}");
+        assert!(said.contains(&told) && said.contains("`pgbox reinit r1`"), "{said}");
+    }
+    host.pgbox(&["reinit", "r1"]);
+    assert_eq!(origin("r1"), own);
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
+}
