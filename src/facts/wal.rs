@@ -22,6 +22,7 @@ use crate::{
     postgres::{
         control::Control,
         lsn::Lsn,
+        standby::RENEWED,
         timeline::{Switch, parse_history},
         wal::{self, PAGE, Scan, Timelines},
     },
@@ -33,6 +34,8 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     data: &'a Path,
+    /// The directory above it that a node had no hand in, where the node is gone and its data were not at the top of a volume.
+    top: Option<&'a Path>,
     /// How the node sees the host, where that is known.
     plan: Option<&'a Plan>,
 }
@@ -47,12 +50,22 @@ impl<'a> Place<'a> {
     /// When it runs no server.
     pub fn of(state: &'a NodeState) -> Result<Place<'a>> {
         let data = state.data.as_deref().context("it has no data directory")?;
-        Ok(Place { data, plan: Some(&state.plan) })
+        Ok(Place { data, top: None, plan: Some(&state.plan) })
+    }
+
+    /// Those that a node with this plan will have.
+    pub fn planned(data: &'a Path, plan: &'a Plan) -> Place<'a> {
+        Place { data, top: None, plan: Some(plan) }
     }
 
     /// Those of a server that has nothing outside its data directory.
     pub fn alone(data: &'a Path) -> Place<'a> {
-        Place { data, plan: None }
+        Place { data, top: None, plan: None }
+    }
+
+    /// The same, somewhere below the top of a volume.
+    pub fn below(top: &'a Path, data: &'a Path) -> Place<'a> {
+        Place { data, top: Some(top), plan: None }
     }
 
     /// The control file.
@@ -114,14 +127,24 @@ impl<'a> Place<'a> {
     /// # Errors
     /// When it can't be read.
     pub fn altered(self) -> Result<String> {
+        self.text("postgresql.auto.conf")
+    }
+
+    /// The stamp of the last order to renew the data that was carried out.
+    ///
+    /// # Errors
+    /// When it can't be read, or there was none.
+    pub fn renewed(self) -> Result<String> {
+        Ok(self.text(RENEWED)?.trim().to_owned())
+    }
+
+    fn text(self, name: &str) -> Result<String> {
         let read = || -> io::Result<String> {
             let mut text = String::new();
-            fs::file_beneath(&self.opened()?, b"postgresql.auto.conf")?
-                .take(1 << 20)
-                .read_to_string(&mut text)?;
+            fs::file_beneath(&self.opened()?, name.as_bytes())?.take(1 << 20).read_to_string(&mut text)?;
             Ok(text)
         };
-        read().with_context(|| format!("read {}/postgresql.auto.conf", self.data.display()))
+        read().with_context(|| format!("read {}/{name}", self.data.display()))
     }
 
     /// The directory of the log, which may be another volume's (initdb --waldir, `POSTGRES_INITDB_WALDIR`): then `pg_wal` is
@@ -167,9 +190,10 @@ impl<'a> Place<'a> {
 
     /// The data directory too may be a link that the node has made, where it lies below the top of a volume.
     fn opened(self) -> io::Result<OwnedFd> {
-        match self.plan.and_then(plan::data_below) {
-            Some(Below { top, rest }) => fs::open_dir_below(&top, &rest),
-            None => fs::open_dir(self.data),
+        match (self.plan.and_then(plan::data_below), self.top) {
+            (Some(Below { top, rest }), _) => fs::open_dir_below(&top, &rest),
+            (None, Some(top)) => fs::open_dir_below(top, self.data.strip_prefix(top).unwrap_or(self.data)),
+            (None, None) => fs::open_dir(self.data),
         }
     }
 
