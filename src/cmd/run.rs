@@ -194,6 +194,7 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if state.postgres().is_some() {
         passfile::settle_unlocked(&context.root, &context.lab)?;
         super::settle(context);
+        set::lower(context, &state.spec.node);
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, talk,
+    need_root, set, talk,
     which::{self, Going},
 };
 use crate::{
@@ -151,6 +151,7 @@ fn bring_up(
             );
         }
         super::settle(context);
+        set::lower(context, name);
     }
     Ok(Some((state, spawned)))
 }

@@ -139,7 +139,7 @@ impl Init<'_> {
     /// Runs the server once.
     fn run_server(&mut self, postgres: &PostgresPayload, data: &DataDir) -> Result<Run> {
         self.write_passfile()?;
-        self.write_settings(postgres)?;
+        self.talk.status.raised = self.write_settings(postgres)?;
         self.events.log().forget_tail();
         let mut program = Program::new(server_argv(postgres), self.server_env(postgres));
         program.extra = vec![data.fd()];

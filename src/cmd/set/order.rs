@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a parameter of a node will be: as the generated file will say, or as it is without that.
-fn planned(node: &Node, change: Option<&Change>, name: &str, known: &[Parameter]) -> Result<i64> {
+pub fn planned(node: &Node, change: Option<&Change>, name: &str, known: &[Parameter]) -> Result<i64> {
     let mut asked = node.state.spec.settings.clone();
     let mut orders = node.state.postgres().map_or_else(Vec::new, |postgres| postgres.orders.settings.clone());
     if let Some(change) = change {
@@ -82,7 +82,10 @@ fn refuse_on_standby(cluster: &Cluster, node: &Node, change: &Change, value: i64
             format!("lower it on the primary first, or everywhere: pgbox set --all {name}={value}"),
         ));
     }
-    // The primary may have had more a moment ago.
+    // The primary may have had more a moment ago. One that starts sees to that itself.
+    if node.pidfd.is_none() {
+        return Ok(());
+    }
     goal::write_lsn(head).and_then(|written| goal::has_replayed(node, written)).map_err(|why| {
         advise(
             format!("`{}` may have to replay a time when its primary had more: {why:#}", node.name),
