@@ -9,7 +9,7 @@ use super::{Context, need_root, start, stop};
 use crate::{
     cli,
     engine::{
-        goal,
+        follower, goal,
         settings::{self as engine, Change},
         sync,
     },
@@ -167,7 +167,7 @@ fn try_lower(context: &Context, node: &Node) -> Result<()> {
             "`{name}` goes by {with}, as its primary does: with {parameter}={told} it could not replay"
         );
     }
-    if node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_some()) {
+    if follower::is_late(&node.state) {
         let text =
             format!("{}; less when it has replayed the change: `pgbox restart {name}` then", goes_on());
         super::note(context, &text);
@@ -198,8 +198,12 @@ pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
     replayed(context, name, goal::write_lsn(cluster.head())?)
 }
 
-/// Waits until a standby knows what its primary had written.
+/// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
+/// start, if it knows by then (see [`lower`]).
 fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
+    if follower::is_late(&node::find(&context.root, &context.lab, name)?.state) {
+        return Ok(());
+    }
     let deadline = Instant::now() + REPLAY;
     while let Err(why) = goal::reached(&context.root, &context.lab, name, goal::Goal::Replayed(wanted)) {
         if Instant::now() >= deadline {
@@ -239,14 +243,17 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
         say("from its next start on");
         return Ok(());
     };
-    if !said.iter().any(|parameter| parameter.pending_restart) {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let pending: Vec<&Parameter> = said.iter().filter(|parameter| parameter.pending_restart).collect();
+    if pending.is_empty() {
         say("in effect");
+    } else if follower::is_late(&node.state) && order::are_lowered(&node, &pending, &said)? {
+        return Ok(say("from its next start on: it applies late, and may need what it has until then"));
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;
         say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
     }
-    let node = node::find(&context.root, &context.lab, name)?;
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
     for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
         super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));

@@ -12,7 +12,7 @@ use super::events::Event;
 use super::program::{set_variable, variable};
 use super::{Ended, Init, at, ownership};
 use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
-use crate::postgres::launch::{PostgresPayload, Source};
+use crate::postgres::launch::{PostgresPayload, Source, Standby};
 use crate::postgres::report::Phase;
 use crate::postgres::{control::Control, parameter, settings, standby, version};
 use crate::sys::{self, execute::DEFAULT_PATH};
@@ -108,20 +108,21 @@ impl Init<'_> {
         std::time::Duration::from_secs(self.config.stop_timeout)
     }
 
-    /// Writes the generated settings and makes postgresql.conf include them; gives the names of those that are higher than they
-    /// were told to be.
-    pub(super) fn write_settings(&mut self, postgres: &PostgresPayload) -> Result<Vec<String>> {
+    /// Writes the generated settings and makes postgresql.conf include them. For a start, those that a standby was told too
+    /// little of are higher; gives their names.
+    pub(super) fn write_settings(&mut self, postgres: &PostgresPayload, start: bool) -> Result<Vec<String>> {
         let user = &self.config.user;
         let orders = self.talk.orders(&postgres.orders);
         let conf = postgres.pgdata.join("postgresql.conf");
         let mut settings = orders.settings;
-        let raised = match &orders.standby {
-            Some(standby) => {
-                settings.extend(standby::settings(standby));
-                too_low(&postgres.pgdata, &settings, &conf)
+        let mut raised = Vec::new();
+        if let Some(standby) = &orders.standby {
+            let standby = Standby { delay_ms: standby.delay_ms.filter(|_| !self.fresh), ..standby.clone() };
+            settings.extend(standby::settings(&standby));
+            if start {
+                raised = too_low(&postgres.pgdata, &settings, &conf);
             }
-            None => Vec::new(),
-        };
+        }
         settings.extend(raised.iter().cloned());
         let text = settings::render(&settings)?;
         replace(&postgres.pgdata.join(settings::FILE), &text, user.uid, user.gid)?;
