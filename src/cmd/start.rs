@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, set, talk,
+    need_root, rm, set, talk,
     which::{self, Going},
 };
 use crate::{
@@ -249,7 +249,12 @@ pub fn attend(
     // Another command may have removed it, or started it again.
     let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
-    if attention.remove {
+    if attention.remove
+        && let Err(error) = rm::refuse_loss(&node)
+    {
+        super::warn(context, &format!("{error}; so `{}` stays, stopped", state.spec.node));
+        halt::take_down(&node)?;
+    } else if attention.remove {
         halt::remove(&context.root, &node)?;
         note_of_data(context, state);
     } else {

@@ -69,6 +69,13 @@ fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
     settings.iter().map(|(name, value)| Change { name: name.clone(), value: value.clone() }).collect()
 }
 
+/// What would be lost by an action that removes a node.
+pub fn loss(context: &Context, action: &Action) -> Option<String> {
+    let Action::Remove { node } = action else { return None };
+    let node = facts::node::find(&context.root, &context.lab, node).ok()?;
+    rm::refuse_loss(&node).err().map(|error| error.to_string())
+}
+
 /// Removes what a killed command has left of a node that never had a process.
 fn clear(context: &Context, name: &Name) -> Result<()> {
     let _lock = context.lock()?;
