@@ -31,6 +31,7 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox stop")?;
+    let _stop = context.root.lock_stop(&context.lab)?;
     let nodes = which::nodes(context, &args.which, Going::Down)?;
     each(context, &nodes, |name| stop(context, args, name))
 }
