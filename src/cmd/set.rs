@@ -9,7 +9,7 @@ use super::{Context, need_root, start, stop};
 use crate::{
     cli,
     engine::{
-        follower, goal,
+        goal,
         settings::{self as engine, Change},
         sync,
     },
@@ -167,7 +167,7 @@ fn try_lower(context: &Context, node: &Node) -> Result<()> {
             "`{name}` goes by {with}, as its primary does: with {parameter}={told} it could not replay"
         );
     }
-    if follower::is_late(&node.state) {
+    if node.state.applies_late() {
         let text =
             format!("{}; less when it has replayed the change: `pgbox restart {name}` then", goes_on());
         super::note(context, &text);
@@ -201,7 +201,7 @@ pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
 /// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
 /// start, if it knows by then (see [`lower`]).
 fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
-    if follower::is_late(&node::find(&context.root, &context.lab, name)?.state) {
+    if node::find(&context.root, &context.lab, name)?.state.applies_late() {
         return Ok(());
     }
     let deadline = Instant::now() + REPLAY;
@@ -247,7 +247,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let pending: Vec<&Parameter> = said.iter().filter(|parameter| parameter.pending_restart).collect();
     if pending.is_empty() {
         say("in effect");
-    } else if follower::is_late(&node.state) && order::are_lowered(&node, &pending, &said)? {
+    } else if node.state.applies_late() && order::are_lowered(&node, &pending, &said)? {
         return Ok(say("from its next start on: it applies late, and may need what it has until then"));
     } else {
         let begun = Instant::now();
