@@ -245,18 +245,25 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     };
     let node = node::find(&context.root, &context.lab, name)?;
     let pending: Vec<&Parameter> = said.iter().filter(|parameter| parameter.pending_restart).collect();
-    if pending.is_empty() {
-        say("in effect");
+    let how = if pending.is_empty() {
+        "in effect".to_owned()
     } else if node.state.applies_late() && order::are_lowered(&node, &pending, &said)? {
         return Ok(say("from its next start on: it applies late, and may need what it has until then"));
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;
-        say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
-    }
+        format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64())
+    };
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
-    for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
-        super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));
+    let now = engine::ask(&node, &names)?;
+    for change in changes {
+        match check::find(&now, &change.name).and_then(Parameter::overruled) {
+            None => println!("{name}: {change}, {how}"),
+            Some(overruled) => {
+                println!("{name}: {change}, but not in effect");
+                super::warn(context, &format!("on `{name}` {overruled}"));
+            }
+        }
     }
     if !sync::told(&node.state).is_empty()
         && node.state.sync_since.is_none()

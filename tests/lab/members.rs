@@ -186,6 +186,13 @@ fn sync_is_off_in_a_lab_with_two_clusters_too() {
         said,
         "rule       off\nin effect  a: commits wait for nobody\nin effect  b: commits wait for nobody\n"
     );
+    let output = host.try_pgbox(&["uri", "--rw"]);
+    let said = text(&output.stderr);
+    assert!(
+        output.status.success()
+            && said.contains("of several clusters, the endpoints of lab `default` lead to that of `"),
+        "{said}"
+    );
     host.pgbox(&["sync", "any 1 (ra)"]);
     assert_eq!(
         (host.sql("a", &[], NAMES), host.sql("b", &[], NAMES)),
