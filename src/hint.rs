@@ -29,13 +29,24 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
     anyhow::Error::new(Advised { message: message.into(), hint: Some(hint.into()), code: 1 })
 }
 
+/// An error and its way out on one line.
+pub fn with_way_out(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Advised>().and_then(|advised| advised.hint.as_ref()) {
+        Some(hint) => format!("{error:#}; {hint}"),
+        None => format!("{error:#}"),
+    }
+}
+
 /// What can't be meant, whatever the host is like: wrong usage, as what the parser of the command line refuses.
 pub fn misuse(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     as_misuse(advise(message, hint))
 }
 
-/// Calls an error one of usage.
+/// Calls an error one of usage. What a system call says is the host's matter, as a file that is not there.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
+    if errno_of(&error).is_some() {
+        return error;
+    }
     let hint = error.downcast_ref::<Advised>().and_then(|advised| advised.hint.clone());
     anyhow::Error::new(Advised { message: format!("{error:#}"), hint, code: 2 })
 }

@@ -121,6 +121,11 @@ impl NodeState {
         }
     }
 
+    /// Whether it is a standby that is behind on purpose. Commits do not begin to wait for it unless the user says so.
+    pub fn applies_late(&self) -> bool {
+        self.spec.follow.as_ref().and_then(|follow| follow.delay_ms).is_some_and(|delay| delay > 0)
+    }
+
     /// The server that the node runs, unless it runs another command.
     pub fn postgres(&self) -> Option<&PostgresPayload> {
         match &self.plan.init.payload {
@@ -252,6 +257,18 @@ impl Root {
     /// Takes the lock of those who compare a lab with a wanted one and make it so. Before any other lock.
     pub fn lock_up(&self, lab: &Name) -> Result<Lock> {
         self.lock_file(&format!("up-{lab}"))
+    }
+
+    /// Says that nodes of a lab are being stopped one after the other, for as long as the returned value lives. `None`: somebody
+    /// else says so already, who need not be waited for.
+    pub fn lock_stop(&self, lab: &Name) -> Result<Option<Lock>> {
+        let (file, path) = self.open_lock(&format!("stop-{lab}"))?;
+        Ok(try_lock(&file, &path)?.then_some(Lock { let_go: None, _file: file }))
+    }
+
+    /// Waits until nobody says so.
+    pub fn wait_for_stop(&self, lab: &Name) -> Result<()> {
+        self.lock_file(&format!("stop-{lab}")).map(drop)
     }
 
     /// Takes the lock on what all labs share: ports, address ranges, images. Held from the question whether
