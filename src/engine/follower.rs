@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{
     postgres::standby,
-    sql::{self, Login},
-    state::NodeState,
+    sql::{self, Login, Silent},
+    state::{NodeState, Plan},
     step::AfterStep,
 };
 
@@ -61,6 +61,21 @@ impl<'a> Follower<'a> {
         std::thread::sleep(Duration::from_millis(5));
         Answer::NotYet(why)
     }
+}
+
+/// Has the server that a standby with data of its own follows let it in. What that server says against it is no error: it
+/// may have let it in before, and may only just be coming up.
+///
+/// # Errors
+/// [`Silent`]: it would say nothing to the standby either, and to ask it anything more takes as long again.
+pub fn admit(plan: &Plan) -> anyhow::Result<()> {
+    for step in plan.host.iter().filter(|step| step.is_elsewhere()) {
+        match step.apply() {
+            Err(error) if error.is::<Silent>() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Asks a server whether it streams to the standby of this name; an error says what it does instead.
