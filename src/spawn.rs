@@ -231,14 +231,18 @@ impl Birth<'_> {
     fn live(self) -> i32 {
         for (index, step) in self.plan.inner.iter().enumerate() {
             if let Err(error) = self.apply(step) {
-                let report = Report::StepFailed { index, error: crate::hint::cause_text(&error) };
-                let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
-                // Nobody may listen any more; then nobody can be told.
-                let _ = nix::unistd::write(&self.report, line.as_bytes());
-                return 125;
+                return self.give_up(index, &error);
             }
         }
         self.become_init()
+    }
+
+    fn give_up(&self, index: usize, error: &anyhow::Error) -> i32 {
+        let report = Report::StepFailed { index, error: crate::hint::cause_text(error) };
+        let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
+        // Nobody may listen any more; then nobody can be told.
+        let _ = nix::unistd::write(&self.report, line.as_bytes());
+        125
     }
 
     fn apply(&self, step: &InnerStep) -> Result<()> {
@@ -299,7 +303,10 @@ impl Birth<'_> {
     fn become_init(self) -> i32 {
         let keep = match self.privileges() {
             Ok(keep) => keep,
-            Err(_) => return 125,
+            Err(error) => {
+                let step = |step: &InnerStep| matches!(step, InnerStep::DropPrivileges { .. });
+                return self.give_up(self.plan.inner.iter().position(step).unwrap_or(0), &error);
+            }
         };
         let program = seccomp::program(keep);
         let assume = |user: &User| {

@@ -22,11 +22,13 @@ mod hold;
 mod lab;
 mod node_dir;
 mod secret;
+mod volume;
 
 pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
 pub use secret::{read_secret, replace_secret, write_secret};
+pub use volume::remove_volume;
 
 use crate::{
     postgres::{

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::sql::Session;
 use anyhow::{Context, Result};
-use postgres::Client;
 
 use super::orders;
 use crate::{
@@ -55,7 +55,7 @@ pub fn confirm(head: &Node) -> Result<bool> {
     state.sync_since = head
         .login()?
         .ask(Duration::from_secs(2), move |client| {
-            let lsn = |client: &mut Client| {
+            let lsn = |client: &mut Session| {
                 Ok(client.query_one("SELECT pg_current_wal_lsn()::text", &[])?.get::<_, String>(0))
             };
             await_setting(client, &value)?.then(|| lsn(client)).transpose()
@@ -68,7 +68,7 @@ pub fn confirm(head: &Node) -> Result<bool> {
 /// Waits until a server goes by what it was told; one second is plenty for a file of some lines. Its senders read the file
 /// each for itself, so that they are asked, too. False also where its commits wait for nobody, whatever the rule says; a
 /// session that has chosen that for itself is not seen.
-pub(super) fn await_setting(client: &mut Client, value: &str) -> Result<bool, postgres::Error> {
+pub(super) fn await_setting(client: &mut Session, value: &str) -> Result<bool, postgres::Error> {
     let names: Vec<String> = value
         .parse()
         .map_or(Vec::new(), |rule: SyncRule| rule.names.iter().map(ToString::to_string).collect());

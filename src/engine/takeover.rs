@@ -7,8 +7,8 @@
 
 use std::{os::fd::AsFd, time::Duration};
 
+use crate::sql::Session;
 use anyhow::{Context, Result};
-use postgres::Client;
 
 use super::{orders, slots, sync, timelines};
 use crate::{
@@ -125,8 +125,8 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
 }
 
 /// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
-fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
-    let in_recovery = |client: &mut Client| -> Result<bool, postgres::Error> {
+fn promote_in(client: &mut Session) -> Result<Promoted, postgres::Error> {
+    let in_recovery = |client: &mut Session| -> Result<bool, postgres::Error> {
         Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
     };
     if in_recovery(client)? {

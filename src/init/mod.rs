@@ -29,6 +29,7 @@ mod waldir;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::postgres::launch::{Payload, User};
 use crate::postgres::report::{Exit, Phase, Reason};
@@ -88,12 +89,11 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
     let terminal = fds.terminal;
-    let mut talk = match prepare(fds) {
-        Ok(talk) => talk,
-        // Nothing to report through yet: the exit code is the report.
-        Err(_) => return 125,
-    };
-    let result = Init::new(config, &mut talk, assume, terminal).and_then(|mut init| init.payload());
+    let prepared = prepare(&fds);
+    let mut talk = Talk::new(fds);
+    let result = prepared
+        .and_then(|()| Init::new(config, &mut talk, assume, terminal))
+        .and_then(|mut init| init.payload());
     match result {
         Ok(ended) => {
             talk.ended(ended.exit, ended.reason);
@@ -114,18 +114,22 @@ struct Ended {
 }
 
 /// Lets go of everything that the caller had and this process must not have.
-fn prepare(fds: InitFds) -> Result<Talk> {
+fn prepare(fds: &InitFds) -> Result<()> {
     child::block_signals()?;
     // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
     // was made a session leader already.
     let _ = nix::unistd::setsid();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    close_foreign(&fds)?;
+    close_foreign(fds)?;
     if fds.log.is_some() {
         leave_terminal()?;
     }
     title::set();
-    Talk::new(fds)
+    match &fds.report {
+        // A caller that was stopped (Ctrl-Z) must not stop the container.
+        Some(report) => fcntl_setfl(report, OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)"),
+        None => Ok(()),
+    }
 }
 
 /// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.

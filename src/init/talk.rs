@@ -9,10 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
-use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::InitFds;
 use super::log::Log;
+use super::{InitFds, LogFds};
 use crate::postgres::launch::Orders;
 use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
 
@@ -23,7 +22,7 @@ pub struct Talk {
     secret: Option<OwnedFd>,
     orders: Option<File>,
     replicator: Option<File>,
-    log: Option<Log>,
+    log: Option<Option<LogFds>>,
     upstream: Option<Result<OwnedFd, String>>,
     /// What the status file says.
     pub status: Status,
@@ -31,29 +30,25 @@ pub struct Talk {
 
 impl Talk {
     /// Takes the descriptors over.
-    pub fn new(fds: InitFds) -> Result<Talk> {
-        let log = Log::new(fds.log).context("fstat of the log")?;
-        if let Some(report) = &fds.report {
-            // A caller that was stopped (Ctrl-Z) must not stop the container.
-            fcntl_setfl(report.as_fd(), OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;
-        }
+    pub fn new(fds: InitFds) -> Talk {
         let mut talk = Talk {
             report: fds.report.map(File::from),
             status_file: fds.status.map(File::from),
             secret: fds.secret,
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
-            log: Some(log),
+            log: Some(fds.log),
             upstream: fds.upstream,
             status: Status::default(),
         };
         talk.record();
-        Ok(talk)
+        talk
     }
 
     /// Hands the log over to the event loop.
     pub fn take_log(&mut self) -> Result<Log> {
-        self.log.take().context("the log is in use already")
+        let log = self.log.take().context("the log is in use already")?;
+        Log::new(log).context("fstat of the log")
     }
 
     /// Reads the password and closes its descriptor.

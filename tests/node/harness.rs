@@ -91,6 +91,18 @@ impl Host {
         text(&output.stderr)
     }
 
+    /// Runs pgbox until it makes a system call for the `nth` time, and kills it there.
+    #[track_caller]
+    pub fn killed_at(&self, call: &str, nth: u32, args: &[&str]) {
+        let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, PGBOX]);
+        command.args(args).env("PGBOX_ROOT", &self.root).env_remove("PGBOX_LAB");
+        let output = command.stdin(Stdio::null()).output().expect("start strace");
+        // strace ends as what it traces.
+        assert!(output.status.code().is_none(), "pgbox {args:?} was not killed: {}", text(&output.stderr));
+    }
+
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.pgbox(args)).expect("JSON")
