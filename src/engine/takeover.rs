@@ -90,7 +90,8 @@ pub fn promote(
         let is_told = is_ruled && sync::await_setting(client, &value)?;
         Ok((is_told, promote_in(client)?))
     });
-    let (is_told, promoted) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let (is_told, (timeline, lsn)) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let promoted = Promoted { timeline, lsn: lsn.parse()? };
     state.sync_since = is_told.then_some(promoted.lsn);
     // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
@@ -122,8 +123,9 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
     crate::state::write_secret(&node.dir.replicator_file(), &password)
 }
 
-/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
-fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
+/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes. Gives its timeline, and
+/// where its log ends.
+fn promote_in(client: &mut Client) -> Result<(u32, String), postgres::Error> {
     let in_recovery = |client: &mut Client| -> Result<bool, postgres::Error> {
         Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
     };
@@ -138,8 +140,7 @@ fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
         "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, pg_current_wal_lsn()::text",
         &[],
     )?;
-    let lsn = row.get::<_, String>(1).parse().unwrap_or_default();
-    Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
+    Ok((row.get::<_, i32>(0) as u32, row.get(1)))
 }
 
 /// Whether a stream to a standby is open, on its side, and how far it has received what it follows, which is on its disk.
