@@ -83,7 +83,7 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     ensure!(!target.frozen, "`{}` is frozen", target.name);
     let begun = Instant::now();
     loop {
-        let (receives, received) = takeover::reception(&server)?;
+        let (receives, received) = takeover::reception(target)?;
         let is_over = !receives || begun.elapsed() > ARRIVAL;
         same_history(head, target, received)?;
         // What the standby lacks was then acknowledged to nobody, whether it still arrives or not: there is nothing to wait
@@ -161,7 +161,7 @@ fn place(head: &Node, node: &Node) -> Option<Lsn> {
     if node.pidfd.is_none() || node.frozen {
         return None;
     }
-    let received = takeover::received(&node.login().ok()?).ok()?;
+    let received = takeover::received(node).ok()?;
     same_history(head, node, received).ok()?;
     Some(received)
 }
@@ -183,9 +183,10 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
 /// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. Mostly
 /// it was received in the last moment, from a primary that had no time left to hear of it.
 pub fn has_more(promoted: &Node, standby: &Node) -> bool {
-    let received = || takeover::received(&standby.login().ok()?).ok();
     let asked = standby.pidfd.is_some() && !standby.frozen;
-    asked && received().is_some_and(|received| same_history(promoted, standby, received).is_err())
+    asked
+        && takeover::received(standby)
+            .is_ok_and(|received| same_history(promoted, standby, received).is_err())
 }
 
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one

@@ -13,7 +13,10 @@ use postgres::Client;
 
 use super::{orders, slots, sync, timelines};
 use crate::{
-    facts::node::{self, Node},
+    facts::{
+        node::{self, Node},
+        wal::Place,
+    },
     plan::follow::{self, Upstream},
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
@@ -143,26 +146,37 @@ fn promote_in(client: &mut Client) -> Result<(u32, String), postgres::Error> {
     Ok((row.get::<_, i32>(0) as u32, row.get(1)))
 }
 
-/// Whether a stream to a standby is open, on its side, and how far it has received what it follows, which is on its disk.
-/// Where it is over, nothing comes after.
+/// Whether a stream to a standby is open, on its side. Where it is over, nothing comes after.
 ///
 /// # Errors
 /// When it can't be asked.
-pub fn reception(server: &Login) -> Result<(bool, Lsn)> {
-    let (receives, text) = server.ask(crate::sql::PATIENCE, |client| {
-        // In this order: the receiver writes what the kernel has for it, and ends only then.
-        let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        let receives: bool = client.query_one(sql, &[])?.get(0);
-        // After a restart nothing was received yet, and what is there was replayed.
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
-        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default()))
-    })?;
-    let received =
-        text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))?;
-    Ok((receives, received))
+pub fn receives(server: &Login) -> Result<bool> {
+    server.ask(crate::sql::PATIENCE, receives_in)
 }
 
-/// How far a server has received what it follows, which is on its disk.
-pub fn received(server: &Login) -> Result<Lsn> {
-    Ok(reception(server)?.1)
+fn receives_in(client: &mut Client) -> Result<bool, postgres::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+/// The same, and how far a standby has received what it follows: to the end of the log on its disk, all of which it replays
+/// before it is a primary. The server itself does not know that: what it has received counts from its last start, and what it
+/// has replayed may be long behind, on purpose or not.
+///
+/// # Errors
+/// When it can't be asked, or its log can't be read.
+pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
+    let (receives, known) = standby.login()?.ask(crate::sql::PATIENCE, |client| {
+        // In this order: the receiver writes what the kernel has for it, and ends only then.
+        let receives = receives_in(client)?;
+        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0)))
+    })?;
+    let known = known.with_context(|| format!("`{}` has not replayed anything yet", standby.name))?;
+    Ok((receives, Place::of(&standby.state)?.end(known.parse()?)?))
+}
+
+/// How far a standby has received what it follows.
+pub fn received(standby: &Node) -> Result<Lsn> {
+    Ok(reception(standby)?.1)
 }

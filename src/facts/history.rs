@@ -103,7 +103,7 @@ pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
 
 /// Where the log of a data directory ends.
 fn end(place: Place<'_>) -> Result<Lsn> {
-    Ok(place.lost(place.control()?.redo)?.end)
+    place.end(place.control()?.redo)
 }
 
 /// Timelines and where each of them ends.

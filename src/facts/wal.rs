@@ -80,6 +80,14 @@ impl<'a> Place<'a> {
         self.scan(from, wal::commits_since)
     }
 
+    /// Where the log ends, looked for from a position that it has; never before that.
+    ///
+    /// # Errors
+    /// As [`lost`](Self::lost).
+    pub fn end(self, from: Lsn) -> Result<Lsn> {
+        Ok(self.unreceived(from)?.end.max(from))
+    }
+
     fn scan(self, from: Lsn, read: Reading) -> Result<Scan> {
         let control = self.control()?;
         let mut segments = self.segments()?;
