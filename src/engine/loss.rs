@@ -10,7 +10,12 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{sync, takeover};
 use crate::{
-    facts::{cluster::Cluster, history::counted, node::Node, wal::Place},
+    facts::{
+        cluster::Cluster,
+        history::{amount, counted},
+        node::Node,
+        wal::Place,
+    },
     postgres::{
         lsn::Lsn,
         wal::{Scan, Table},
@@ -30,8 +35,10 @@ pub struct Loss {
     pub received: Lsn,
     /// Where the primary's WAL ends.
     pub end: Lsn,
-    /// Transactions that were committed in between and that somebody would miss.
+    /// Transactions that were committed in between, or prepared to, and that somebody would miss.
     pub commits: u64,
+    /// Those among them that are only prepared (PREPARE TRANSACTION).
+    pub prepared: u64,
     /// The rows that they changed; not counted where nobody was told of them.
     pub rows: u64,
     /// Whether there may be more: the WAL that is left begins later, or in the middle of a transaction.
@@ -51,7 +58,7 @@ impl Loss {
     /// `at least 1 transaction with 2 rows`, or another word for transaction.
     pub fn amount(&self, what: &str) -> String {
         let least = if self.at_least { "at least " } else { "" };
-        format!("{least}{} with {}", counted(self.commits, what), counted(self.rows, "row"))
+        format!("{least}{}", amount(self.commits, self.prepared, what, self.rows))
     }
 
     /// In words.
@@ -102,7 +109,8 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
                 scan.since
             );
             let asynchronous = sync::told(&head.state).is_empty() && !is_altered(head);
-            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous, asynchronous });
+            let Scan { end, prepared, .. } = scan;
+            return Ok(Loss { received, end, commits, prepared, rows, at_least, synchronous, asynchronous });
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -60,8 +60,10 @@ pub struct Scan {
     pub since: Lsn,
     /// Where the log ends.
     pub end: Lsn,
-    /// Transactions that committed.
+    /// Transactions that committed, or that are prepared to (PREPARE TRANSACTION).
     pub commits: u64,
+    /// Those among them that are prepared, and neither committed nor rolled back later.
+    pub prepared: u64,
     /// Those among them that left nothing which anybody would miss: they only took locks, or were autovacuum's
     /// statistics for the planner.
     pub idle: u64,
@@ -149,26 +151,33 @@ struct Work {
 fn count(reader: &mut Reader, start: Lsn, from: Lsn) -> Result<Scan> {
     let mut scan = Scan { since: start, exact: true, ..Scan::default() };
     let mut running: HashMap<u32, Work> = HashMap::new();
+    let mut prepared: HashMap<u32, Vec<u32>> = HashMap::new();
     let mut whole_from = None;
+    // Numbers wrap around, so that only their distance tells which is later.
+    let whole = |from: Option<u32>, xid: u32| from.is_some_and(|first| xid.wrapping_sub(first) < 1 << 31);
     reader.go(start);
     loop {
         let Some(record) = reader.next()? else { break };
         let xid = record::xid(record.bytes);
         match record::meaning(record.bytes, record.magic) {
             Some(Meaning::Commit { xid, children, time }) => {
+                prepared.remove(&xid);
                 let family = || children.iter().copied().chain([xid]);
                 let work: Vec<Work> = family().filter_map(|xid| running.remove(&xid)).collect();
                 if record.end > from {
-                    // Numbers wrap around, so that only their distance tells which is later.
-                    let whole = |xid: u32| whole_from.is_some_and(|first| xid.wrapping_sub(first) < 1 << 31);
-                    scan.add(work, family().all(whole), time);
+                    scan.add(work, family().all(|xid| whole(whole_from, xid)));
+                    scan.note(time);
                 }
             }
             Some(Meaning::Abort { xid, children }) => {
+                prepared.remove(&xid);
                 children.iter().chain([&xid]).for_each(|xid| drop(running.remove(xid)));
             }
+            Some(Meaning::Prepare { xid, children }) if record.end > from => {
+                prepared.insert(xid, children);
+            }
             Some(Meaning::NextXid(next)) => drop(whole_from.get_or_insert(next)),
-            Some(Meaning::Nothing) => {}
+            Some(Meaning::Nothing | Meaning::Prepare { .. }) => {}
             _ if xid == 0 => {}
             Some(Meaning::Rows(table, rows)) => {
                 *running.entry(xid).or_default().tables.entry(table).or_default() += rows;
@@ -176,13 +185,21 @@ fn count(reader: &mut Reader, start: Lsn, from: Lsn) -> Result<Scan> {
             Some(Meaning::Content) | None => running.entry(xid).or_default().content = true,
         }
     }
+    for (xid, children) in prepared {
+        let family = || children.iter().copied().chain([xid]);
+        let mut work: Vec<Work> = family().filter_map(|xid| running.remove(&xid)).collect();
+        // Somebody counts on it, whatever it did.
+        work.push(Work { content: true, ..Work::default() });
+        scan.add(work, family().all(|xid| whole(whole_from, xid)));
+        scan.prepared += 1;
+    }
     scan.end = reader.at();
     scan.exact &= scan.since <= from;
     Ok(scan)
 }
 
 impl Scan {
-    fn add(&mut self, work: Vec<Work>, whole: bool, time: i64) {
+    fn add(&mut self, work: Vec<Work>, whole: bool) {
         let mut idle = whole;
         for work in work {
             idle &= !work.content;
@@ -194,6 +211,9 @@ impl Scan {
         self.commits += 1;
         self.idle += u64::from(idle);
         self.exact &= whole;
+    }
+
+    fn note(&mut self, time: i64) {
         let unix = time + 946_684_800_000_000;
         self.first_commit = self.first_commit.or(Some(unix));
         self.last_commit = Some(unix);

@@ -35,3 +35,23 @@ fn what_a_late_standby_has_acknowledged_before_its_restart_is_not_lost_to_anothe
     guard.end();
     assert_eq!(host.sql("late", &[], "SELECT pg_is_in_recovery(), count(*) FROM t").trim(), "f|100");
 }
+
+/// Whoever was told that a transaction is prepared will have it committed, and counts on that.
+#[test]
+fn a_prepared_transaction_that_the_standby_lacks_counts() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-c", "max_prepared_transactions=5"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    let prepare = "BEGIN; INSERT INTO t SELECT generate_series(1, 100); PREPARE TRANSACTION 'x'";
+    host.sql("primary", &[], prepare);
+    let given_up = "BEGIN; INSERT INTO t SELECT generate_series(1, 10); PREPARE TRANSACTION 'y'";
+    host.sql("primary", &[], given_up);
+    host.sql("primary", &[], "ROLLBACK PREPARED 'y'");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 acknowledged transaction (1 prepared) with 100 rows"), "{said}");
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+}
