@@ -154,7 +154,23 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
         cluster.nodes.iter().filter(|node| node.name != target.name && rule.names.contains(&node.name));
     let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
     let asked = others.len() + 1;
-    asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received)
+    let is_enough = asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received);
+    is_enough && !is_waived(target)
+}
+
+/// Whether some role or database may be one whose commits wait for nobody (ALTER ROLE, ALTER DATABASE). The standby has that
+/// catalog, as far as it has applied it.
+fn is_waived(standby: &Node) -> bool {
+    let is_late = standby.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_some());
+    let asked = || {
+        standby.login()?.ask(sql::PATIENCE, |client| {
+            let sql = "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS line \
+                       WHERE line LIKE 'synchronous_commit=%' \
+                       AND lower(split_part(line, '=', 2)) NOT IN ('on', 'true', 'yes', '1', 'remote_write', 'remote_apply'))";
+            Ok(client.query_one(sql, &[])?.get(0))
+        })
+    };
+    is_late || asked().unwrap_or(true)
 }
 
 /// Whether an ALTER SYSTEM may win over what the server was told.

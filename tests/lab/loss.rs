@@ -55,3 +55,23 @@ fn a_prepared_transaction_that_the_standby_lacks_counts() {
     assert!(said.contains("lacks 1 acknowledged transaction (1 prepared) with 100 rows"), "{said}");
     host.pgbox(&["failover", "r1", "--accept-loss"]);
 }
+
+/// What a role or a database is set to wins over the rule, for its own sessions, and the server says nothing of it.
+#[test]
+fn where_a_role_does_not_wait_for_standbys_its_commits_count() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int); CREATE ROLE app LOGIN; GRANT ALL ON t TO app");
+    host.sql("primary", &[], "ALTER ROLE app SET synchronous_commit = OFF");
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    let insert = "INSERT INTO t SELECT generate_series(1, 100)";
+    host.pgbox(&["exec", "primary", "--", "psql", "-U", "app", "-c", insert, "postgres"]);
+    // Until the server writes it by itself (wal_writer_delay).
+    host.sql("primary", &[], "SELECT pg_switch_wal()");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 transaction with 100 rows"), "{said}");
+    assert!(said.contains("that may have been acknowledged"), "{said}");
+}
