@@ -161,7 +161,7 @@ fn replayed(server: &sql::Login) -> Result<Lsn> {
     let text = server.ask(sql::PATIENCE, |client| {
         Ok(client.query_one("SELECT pg_last_wal_replay_lsn()::text", &[])?.get::<_, Option<String>>(0))
     })?;
-    Ok(text.unwrap_or_default().parse().unwrap_or_default())
+    Ok(text.with_context(|| format!("{} has not replayed anything yet", server.address))?.parse()?)
 }
 
 /// Remembers that the old primary follows the new one: which has all that it has, so nothing is to be taken back.

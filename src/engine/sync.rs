@@ -60,7 +60,8 @@ pub fn confirm(head: &Node) -> Result<bool> {
             };
             await_setting(client, &value)?.then(|| lsn(client)).transpose()
         })?
-        .and_then(|lsn| lsn.parse().ok());
+        .map(|lsn| lsn.parse())
+        .transpose()?;
     orders::save(&head.dir, &state)?;
     Ok(state.sync_since.is_some())
 }

@@ -7,16 +7,18 @@
 
 use std::{os::fd::AsFd, time::Duration};
 
-use crate::sql::Session;
 use anyhow::{Context, Result};
 
 use super::{orders, slots, sync, timelines};
 use crate::{
-    facts::node::{self, Node},
+    facts::{
+        node::{self, Node},
+        wal::Place,
+    },
     plan::follow::{self, Upstream},
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
-    sql::Login,
+    sql::{Login, Session},
     state::{Role, Root},
     sys::process,
 };
@@ -92,7 +94,8 @@ pub fn promote(
         let is_told = is_ruled && sync::await_setting(client, &value)?;
         Ok((is_told, promote_in(client)?))
     });
-    let (is_told, promoted) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let (is_told, (timeline, lsn)) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let promoted = Promoted { timeline, lsn: lsn.parse()? };
     state.sync_since = is_told.then_some(promoted.lsn);
     // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
@@ -124,8 +127,9 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
     crate::state::write_secret(&node.dir.replicator_file(), &password)
 }
 
-/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
-fn promote_in(client: &mut Session) -> Result<Promoted, postgres::Error> {
+/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes. Gives its timeline, and
+/// where its log ends.
+fn promote_in(client: &mut Session) -> Result<(u32, String), postgres::Error> {
     let in_recovery = |client: &mut Session| -> Result<bool, postgres::Error> {
         Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
     };
@@ -140,30 +144,40 @@ fn promote_in(client: &mut Session) -> Result<Promoted, postgres::Error> {
         "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, pg_current_wal_lsn()::text",
         &[],
     )?;
-    let lsn = row.get::<_, String>(1).parse().unwrap_or_default();
-    Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
+    Ok((row.get::<_, i32>(0) as u32, row.get(1)))
 }
 
-/// Whether a stream to a standby is open, on its side, and how far it has received what it follows, which is on its disk.
-/// Where it is over, nothing comes after.
+/// Whether a stream to a standby is open, on its side. Where it is over, nothing comes after.
 ///
 /// # Errors
 /// When it can't be asked.
-pub fn reception(server: &Login) -> Result<(bool, Lsn)> {
-    let (receives, text) = server.ask(crate::sql::PATIENCE, |client| {
-        // In this order: the receiver writes what the kernel has for it, and ends only then.
-        let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        let receives: bool = client.query_one(sql, &[])?.get(0);
-        // After a restart nothing was received yet, and what is there was replayed.
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
-        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default()))
-    })?;
-    let received =
-        text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))?;
-    Ok((receives, received))
+pub fn receives(server: &Login) -> Result<bool> {
+    server.ask(crate::sql::PATIENCE, receives_in)
 }
 
-/// How far a server has received what it follows, which is on its disk.
-pub fn received(server: &Login) -> Result<Lsn> {
-    Ok(reception(server)?.1)
+fn receives_in(client: &mut Session) -> Result<bool, postgres::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+/// The same, and how far a standby has received what it follows: to the end of the log on its disk, all of which it replays
+/// before it is a primary. The server itself does not know that: what it has received counts from its last start, and what it
+/// has replayed may be long behind, on purpose or not.
+///
+/// # Errors
+/// When it can't be asked, or its log can't be read.
+pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
+    let (receives, known) = standby.login()?.ask(crate::sql::PATIENCE, |client| {
+        // In this order: the receiver writes what the kernel has for it, and ends only then.
+        let receives = receives_in(client)?;
+        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0)))
+    })?;
+    let known = known.with_context(|| format!("`{}` has not replayed anything yet", standby.name))?;
+    Ok((receives, Place::of(&standby.state)?.end(known.parse()?)?))
+}
+
+/// How far a standby has received what it follows.
+pub fn received(standby: &Node) -> Result<Lsn> {
+    Ok(reception(standby)?.1)
 }

@@ -15,6 +15,7 @@ mod failover;
 mod faults;
 mod guard;
 mod killed;
+mod loss;
 mod members;
 mod orphans;
 mod outage;
