@@ -217,3 +217,27 @@ fn who_is_away_does_not_sit_in_a_free_seat() {
     soon("it sits there now", 5, || host.sql("r1", &[], NAMES) == "ANY 1 (\"r2\")");
     until("r2 quorum", || host.sql("r1", &[], STATES));
 }
+
+/// What pg_basebackup has received is half a copy, though it tells the server how far it has flushed its log.
+#[test]
+fn a_base_backup_acknowledges_no_commit() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--rate", "20m", "--sync"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT repeat('x', 100) FROM generate_series(1, 600000)");
+    let mut reinit = host.command(&["reinit", "r1"]).stdout(Stdio::null()).spawn().expect("start pgbox");
+    let flows = "SELECT bool_or(state = 'backup') AND bool_or(state = 'streaming') FROM pg_stat_replication";
+    soon("the backup's log flows", 30, || host.sql("primary", &[], flows) == "t");
+    let mut commit = begin(&host, "primary", "INSERT INTO t VALUES (1)");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    soon("the commit waits", 5, || host.sql("primary", &[], waits) == "1");
+    // The backup tells every 10 seconds how far it is, and at the end of each file of its log.
+    host.sql("primary", &[], "SELECT pg_switch_wal()");
+    let ends = "SELECT bool_or(flush_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication";
+    soon("the backup has it", 15, || host.sql("primary", &[], ends) == "t");
+    assert_eq!(host.sql("primary", &[], waits), "1");
+    assert_eq!(host.sql("primary", &[], STATES), "base backup of r1 async, base backup of r1 async");
+    assert!(host.fails(1, &["wait", "r1", "--for", "streaming", "--timeout", "100ms"]).contains("r1"));
+    assert!(reinit.wait().unwrap().success() && commit.wait().unwrap().success());
+    assert_eq!(host.sql("primary", &[], STATES), "r1 quorum");
+}
