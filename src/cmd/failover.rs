@@ -149,5 +149,5 @@ fn leave_behind(
         }
         return Err(refusal);
     }
-    failover::leave_behind(&context.root, head, &target.name, pause)
+    failover::leave_behind(&context.root, head, target, pause)
 }

@@ -13,6 +13,7 @@ use super::{
     loss::{self, Loss},
     slots,
     takeover::{self, Promoted},
+    timelines,
 };
 use crate::{
     facts::{
@@ -157,9 +158,11 @@ pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
 }
 
 /// Puts the old primary out of the way: it is dead, and does not start again as it is.
-pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
+pub fn leave_behind(root: &Root, head: &Node, target: &Node, pause: Pause) -> Result<()> {
+    // What would stop the promotion is better known while there is a primary.
+    timelines::unheard_of(root, target)?;
     takeover::fence(root, head)?;
-    takeover::supersede(head, target)?;
+    takeover::supersede(head, &target.name)?;
     pause.over()
 }
 

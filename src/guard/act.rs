@@ -89,7 +89,7 @@ impl Guard<'_> {
             };
             return self.refuse(&head.name, why);
         }
-        failover::leave_behind(root, head, &target.name, pause)?;
+        failover::leave_behind(root, head, target, pause)?;
         let target = failover::furthest(cluster, head, target)?;
         (self.tell)(&Event::Fenced {
             primary: head.name.clone(),

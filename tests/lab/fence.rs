@@ -7,6 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
 use crate::{
     failover::{STREAMS, trio},
     guard::{Guard, descendant},
@@ -142,4 +147,76 @@ fn a_guard_replaces_a_primary_with_a_process_that_nothing_ends() {
     host.pgbox(&["drive", "stop"]);
     host.pgbox(&["verify"]);
     guard.end();
+}
+
+/// A file name in a directory of a container, which may be of another cluster.
+#[test]
+fn a_file_of_a_timeline_that_nobody_was_on_is_no_timeline() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "other", "postgres:15"]);
+    trio(&host);
+    let touch = |node: &str, timeline: &str| {
+        let wal = format!("volumes/default/{node}/data/pg_wal/{timeline}0000000000000001");
+        fs::write(host.root.join(&wal), "").expect("touch");
+        wal
+    };
+    touch("other", "0000000A");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.pgbox(&["failover", "r1"]);
+    assert!(said.contains("on timeline 2 since"), "{said}");
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+    // Before anything is put out of the way.
+    let file = touch("r2", "FFFFFFFF");
+    for command in ["failover", "switchover"] {
+        let said = host.fails(1, &[command, "primary"]);
+        assert!(said.contains("`r2` has a file of timeline 4294967295"), "{said}");
+        assert!(said.contains("hint:  take FFFFFFFF* away"), "{said}");
+    }
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "f");
+    fs::remove_file(host.root.join(file)).expect("unlink");
+    assert!(host.pgbox(&["switchover", "primary"]).contains("on timeline 3 since"));
+}
+
+/// It is given the time that the switchover has, and what it did not finish is not taken for its last word.
+#[test]
+fn a_switchover_goes_by_a_clean_shutdown_only() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "--stop-timeout", "1s"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+    // A server does not write its last checkpoint before all its senders are about to end.
+    let begin = |from: &str, to: &str| {
+        let address = host.json(&["uri", "--json", "r2"])["host"].as_str().expect("an address").to_owned();
+        let sender = format!("walsender replicator {address}(");
+        let mut found = None;
+        soon("it sends", 10, || {
+            found = descendant(host.init_pid(from), &sender);
+            found.is_some()
+        });
+        let sender = Pid::from_raw(found.expect("a sender"));
+        kill(sender, Signal::SIGSTOP).expect("stop it");
+        let mut command = host.command(&["switchover", to, "--timeout", "30s"]);
+        let command = command.stderr(Stdio::piped()).spawn().expect("start pgbox");
+        let asked = "received fast shutdown request";
+        soon("it is asked", 10, || host.pgbox(&["logs", from]).contains(asked));
+        (command, sender)
+    };
+    let (command, sender) = begin("primary", "r1");
+    // Its own second is over then.
+    std::thread::sleep(Duration::from_secs(2));
+    kill(sender, Signal::SIGCONT).expect("let it go on");
+    let output = command.wait_with_output().expect("wait");
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let log = host.pgbox(&["logs", "primary"]);
+    assert!(!log.contains("immediate shutdown") && log.contains("database system is shut down"), "{log}");
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+
+    let (command, _) = begin("r1", "primary");
+    kill(Pid::from_raw(host.init_pid("r1")), Signal::SIGKILL).expect("kill its pid 1");
+    let output = command.wait_with_output().expect("wait");
+    let said = text(&output.stderr);
+    assert!(!output.status.success() && said.contains("`r1` has ended without a clean shutdown"), "{said}");
+    assert!(said.contains("`r1` is the primary again"), "{said}");
+    host.sql("r1", &[], "CREATE TABLE t ()");
 }
