@@ -80,7 +80,12 @@ pub fn promote(
     let own = own_followers(root, target)?;
     let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let rule = sync::as_they_run(root, target, &followers)?;
+    let runs = |node: &Node| node.pidfd.is_some() && !node.frozen;
+    let rule = sync::due(root, target, &followers, "", |node, is_named| match is_named {
+        true => sync::is_made(node),
+        // Nobody can stream from it yet, and whoever is away is not to stop commits only because a seat is free.
+        false => runs(node),
+    })?;
     let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
     let value = rule.unwrap_or_default();
     if is_ruled {

@@ -241,3 +241,24 @@ fn a_base_backup_acknowledges_no_commit() {
     assert!(reinit.wait().unwrap().success() && commit.wait().unwrap().success());
     assert_eq!(host.sql("primary", &[], STATES), "r1 quorum");
 }
+
+/// A base backup can take hours. Who has the data of a standby is waited for, as the user says, also where it is away.
+#[test]
+fn a_rule_waits_for_nobody_whose_data_are_being_made() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let mut made = host.command(&["replica", "r1", "--of", "primary", "--rate", "8m"]);
+    let mut made = made.stdout(Stdio::null()).spawn().expect("start pgbox");
+    let copied = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'";
+    soon("it is copied", 20, || host.sql("primary", &[], copied) == "1");
+    let said = host.try_pgbox(&["sync", "any 1 (r1)"]);
+    assert!(said.status.success() && text(&said.stderr).contains("wait for nobody"), "{said:?}");
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    assert_eq!(host.sql("primary", &[], copied), "1", "it did not wait until that was over");
+    assert!(made.wait().unwrap().success());
+    soon("commits wait for it", 5, || host.sql("primary", &[], STATES) == "r1 quorum");
+    host.pgbox(&["sync", "off"]);
+    host.pgbox(&["stop", "r1"]);
+    host.pgbox(&["sync", "any 1 (r1)"]);
+    assert_eq!(host.sql("primary", &[], NAMES), "ANY 1 (\"r1\")");
+}
