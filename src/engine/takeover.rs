@@ -5,9 +5,12 @@
 //! synchronous standbys like any other, and the old primary, the one standby that the rule may name now, is dead. What
 //! the new primary is told must be right *before* it is promoted.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::{orders, slots, sync, timelines};
 use crate::{
@@ -26,6 +29,9 @@ use crate::{
 /// How long a promotion may take: it replays what was received first.
 const PROMOTION: Duration = Duration::from_secs(120);
 
+/// How long a node may take to die.
+const FENCE: Duration = Duration::from_secs(10);
+
 /// A server that has become a primary.
 #[derive(Debug, Clone, Copy)]
 pub struct Promoted {
@@ -35,22 +41,25 @@ pub struct Promoted {
 }
 
 /// Ends a node at once, also a frozen one, so that it can't acknowledge anything any more. Its network stays until it is
-/// taken down: its kernel tells its clients that their connections are no more.
+/// taken down: its kernel tells its clients that their connections are no more. One of its processes may stay, and with it
+/// pid 1, for as long as it waits in the kernel for a dead disk: it is killed as well, and runs no code of its own again.
+///
+/// # Errors
+/// When that is not so after a while.
 pub fn fence(root: &Root, node: &Node) -> Result<()> {
     let Some(pidfd) = &node.pidfd else { return Ok(()) };
     let group = node.cgroup(root)?;
-    // Each process of it, before any of them gets on: while only its pid 1 dies, a backend that thaws has the time to commit, and
-    // to say so.
+    // All of them, before it thaws: pid 1 takes the others along only when it ends, and they would run until then.
     group.kill()?;
-    // What is frozen dies when it thaws.
+    // What is frozen by v1 dies when it thaws.
     group.thaw()?;
-    let ended = process::has_ended(pidfd.as_fd(), Duration::from_secs(10))?;
-    anyhow::ensure!(
-        ended,
-        "node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel",
-        node.name
-    );
-    Ok(())
+    let deadline = Instant::now() + FENCE;
+    loop {
+        if process::has_ended(pidfd.as_fd(), Duration::from_millis(200))? || group.is_dead()? {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "node `{}` does not end, not even by SIGKILL", node.name);
+    }
 }
 
 /// Remembers that `by` is primary in the node's place. From here on it does not start again as it is.
@@ -73,7 +82,12 @@ pub fn promote(
     let own = own_followers(root, target)?;
     let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let rule = sync::as_they_run(root, target, &followers)?;
+    let runs = |node: &Node| node.pidfd.is_some() && !node.frozen;
+    let rule = sync::due(root, target, &followers, "", |node, is_named| match is_named {
+        true => sync::is_made(node),
+        // Nobody can stream from it yet, and whoever is away is not to stop commits only because a seat is free.
+        false => runs(node),
+    })?;
     let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
     let value = rule.unwrap_or_default();
     if is_ruled {

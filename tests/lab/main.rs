@@ -13,6 +13,7 @@ mod endpoint;
 mod environment;
 mod failover;
 mod faults;
+mod fence;
 mod guard;
 mod killed;
 mod loss;

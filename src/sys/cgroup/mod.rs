@@ -26,6 +26,7 @@ mod hierarchy;
 mod life;
 mod limits;
 mod stats;
+mod still;
 
 pub use hierarchy::{Controller, Hierarchy, Kind, Mount, detect};
 pub use limits::{CpuQuota, Limits, UNLIMITED, Unmet, Value, Write, unmet, writes};
