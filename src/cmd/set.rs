@@ -248,7 +248,8 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let how = if pending.is_empty() {
         "in effect".to_owned()
     } else if node.state.applies_late() && order::are_lowered(&node, &pending, &said)? {
-        return Ok(say("from its next start on: it applies late, and may need what it has until then"));
+        say("from its next start on: it applies late, and may need what it has until then");
+        return Ok(());
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;
