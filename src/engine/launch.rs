@@ -151,18 +151,18 @@ pub fn wait_until_up(
         }
         let _lock = root.lock(&state.spec.lab)?;
         let node = root.node(&state.spec.lab, name);
-        Err(match is_still(&node, spawned) {
-            true => give_up(root, state, reach, failure),
+        Err(match still(&node, spawned) {
+            Some(now) => give_up(root, &now, reach, failure),
             // Whoever has taken it from us has taken back what was ours.
-            false => told(state, failure, bereft(&node, name), Vec::new()),
+            None => told(state, failure, bereft(&node, name), Vec::new()),
         })
     })
 }
 
-/// Whether a node is the one that was brought up. While nobody held the lock, it may have been removed, made anew under the
-/// same name, or stopped and started again.
-fn is_still(node: &NodeDir, spawned: &Spawned) -> bool {
-    matches!(node.load(), Ok(Some(now)) if now.init == Some(spawned.init))
+/// The node that was brought up, as it is now: it may have been given other orders. `None`: while nobody held the lock, it was
+/// removed, or made anew under the same name, or stopped and started again.
+fn still(node: &NodeDir, spawned: &Spawned) -> Option<NodeState> {
+    node.load().ok().flatten().filter(|now| now.init == Some(spawned.init))
 }
 
 /// What has become of a node that is not what it was.
@@ -248,7 +248,7 @@ fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());
     }
-    if !is_still(node, spawned) {
+    if still(node, spawned).is_none() {
         return Err(broken(Error::msg(bereft(node, &state.spec.node))));
     }
     let status = node.status().map_err(broken)?;

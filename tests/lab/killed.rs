@@ -25,3 +25,25 @@ fn a_start_killed_at_the_clone_is_taken_back_whatever_it_had_planned() {
     host.pgbox(&["rm", "-v", "p"]);
     host.is_forgotten();
 }
+
+#[test]
+fn ports_that_are_published_by_a_command_that_is_killed_are_known() {
+    let Some(host) = Host::new() else { return };
+    let file = |publish: &str| {
+        let file = host.scratch("lab").join("lab.toml");
+        let text = format!("lab = \"default\"\n[nodes.p]\nimage = \"postgres:15\"\n{publish}");
+        std::fs::write(&file, text).unwrap();
+        file.to_str().unwrap().to_owned()
+    };
+    // Files are renamed into their place, the node's state among them.
+    for nth in 1.. {
+        host.pgbox(&["up", &file("")]);
+        let was_killed = host.try_killed_at("rename", nth, &["up", &file("publish = ['5433:5432']")]);
+        host.pgbox(&["rm", "-f", "p"]);
+        host.is_clean();
+        if !was_killed {
+            assert!(nth > 1, "nothing was killed");
+            break;
+        }
+    }
+}
