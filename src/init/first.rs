@@ -77,7 +77,7 @@ impl Init<'_> {
         self.phase(Phase::Scripts);
         let env = script_env(self.server_env(first.postgres), first.names, first.password.as_deref());
         let server = self.start_private(first.postgres, first.data)?;
-        let result = self.run_scripts(first, &scripts, &env);
+        let result = self.run_scripts(first, &scripts, env);
         let stopped = self.stop_private(server);
         // The scripts' own error says more than what it did to the server.
         result.and(stopped)
@@ -190,6 +190,8 @@ fn script_env(
     for name in ["PGHOST", "PGHOSTADDR"] {
         set_variable(&mut env, name, "");
     }
+    // Read already; a script's `file_env` would take the two for a contradiction.
+    env.retain(|(name, _)| !name.starts_with("POSTGRES_") || !name.ends_with("_FILE"));
     set_variable(&mut env, "POSTGRES_USER", names.superuser.as_str());
     set_variable(&mut env, "POSTGRES_DB", names.database.as_str());
     set_variable(&mut env, "POSTGRES_INITDB_ARGS", names.initdb_args.as_str());

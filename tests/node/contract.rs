@@ -60,6 +60,46 @@ fn init_scripts_run_in_order_once() {
 }
 
 #[test]
+fn sourced_scripts_have_what_the_official_entrypoint_gives_them() {
+    let Some(host) = Host::new() else { return };
+    let scripts = host.scratch("scripts");
+    let more = scripts.join("more");
+    fs::create_dir(&more).unwrap();
+    let script = |name: &str, text: &str| fs::write(scripts.join(name), text).unwrap();
+    script("1.sh", "\"${psql[@]}\" <<Q\ncreate table two(a int);\nQ\n");
+    script("2.sh", "\"${psql[@]}\" --username \"$POSTGRES_USER\" -c 'create table three()'\n");
+    script(
+        "3.sh",
+        "export SCHEMA='a \"b'; printf 'from a file\\n' > /tmp/value; export VALUE_FILE=/tmp/value\n",
+    );
+    script(
+        "4.sh",
+        "file_env VALUE; file_env OTHER default; file_env POSTGRES_PASSWORD; docker_process_sql -v s=\"$SCHEMA\" -v v=\"$VALUE $OTHER\" <<'Q'\ncreate schema :\"s\"; comment on schema :\"s\" is :'v';\nQ\n",
+    );
+    script("5.sh", "docker_process_init_files /docker-entrypoint-initdb.d/more/*\n");
+    fs::write(more.join("1.sql"), "create table four(a int);").unwrap();
+    fs::write(more.join("2.sh"), "docker_process_sql -c 'create table five()'").unwrap();
+    // An executable one is another program, and has the exports as well.
+    script("6.sh", "#!/bin/sh\npsql -U \"$POSTGRES_USER\" -c \"insert into two values (${#SCHEMA})\"\n");
+    use std::os::unix::fs::PermissionsExt;
+    fs::set_permissions(scripts.join("6.sh"), fs::Permissions::from_mode(0o755)).unwrap();
+    fs::write(host.scratch("secret").join("password"), "secret\n").unwrap();
+    let mount = format!("{}:/docker-entrypoint-initdb.d:ro", scripts.display());
+    let secret = format!("{}:/secret:ro", host.scratch("secret").display());
+    let file = "POSTGRES_PASSWORD_FILE=/secret/password";
+    host.pgbox(&["run", "n", "postgres:15", "-v", &mount, "-v", &secret, "-e", file]);
+    assert_eq!(
+        host.sql("n", &[], "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_stat_user_tables"),
+        "five four three two"
+    );
+    assert_eq!(
+        host.sql("n", &[], "SELECT obj_description(oid) FROM pg_namespace WHERE nspname = 'a \"b'"),
+        "from a file default"
+    );
+    assert_eq!(host.sql("n", &[], "SELECT a FROM two"), "4");
+}
+
+#[test]
 fn a_failed_init_script_is_told_and_its_data_is_not_taken_for_whole() {
     let Some(host) = Host::new() else { return };
     let scripts = host.scratch("scripts");
