@@ -19,7 +19,7 @@ use super::program::{Program, set_variable, variable};
 use super::start::{Names, read};
 use super::{Init, at};
 use crate::postgres::contract::check_secret;
-use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, sample_candidates};
+use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, locale_named, sample_candidates};
 use crate::postgres::launch::{Password, PostgresPayload, Source};
 use crate::postgres::report::{Exit, Phase};
 use crate::postgres::{hba, quote};
@@ -114,7 +114,12 @@ impl Init<'_> {
                 }
                 return Ok(());
             }
-            if !locale_missing(&self.events.log().tail()) {
+            let tail = self.events.log().tail();
+            if locale.is_none() && locale_named(&tail) {
+                let words = self.events.log().last_words();
+                bail!("POSTGRES_INITDB_ARGS names a locale that the image does not have: {words}");
+            }
+            if !locale_missing(&tail) {
                 bail!("initdb failed with {exit}: {}", self.events.log().last_words());
             }
         }

@@ -29,6 +29,26 @@ fn a_read_only_cgroup_mount_is_named_and_nothing_is_left() {
 }
 
 #[test]
+fn a_host_without_a_controller_is_told_the_way_out() {
+    let Some(host) = Host::new() else { return };
+    // In this test's own mount namespace.
+    for line in std::fs::read_to_string("/proc/self/mounts").unwrap().lines().rev() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        if fields[2].starts_with("cgroup") {
+            run("umount", &["-l", fields[1]]);
+        }
+    }
+    for more in [&[][..], &["--memory", "256m"]] {
+        let said = host.fails(1, &[&["run", "n", "postgres:15"][..], more].concat());
+        assert!(said.contains("controller memory, nor cpu, nor pids"), "{said}");
+        assert!(said.contains("hint:") && said.contains("mount -t cgroup2"), "{said}");
+        assert_eq!(said.matches("error: ").count(), 1, "{said}");
+        host.is_clean();
+    }
+    assert_eq!(host.pgbox(&["ps", "-q"]) + &host.pgbox(&["volume", "ls", "-q"]), "");
+}
+
+#[test]
 fn what_is_somebody_elses_is_not_taken_back() {
     let Some(host) = Host::new() else { return };
     let names = pgbox::spec::ObjectNames::new(&host.root, &"default".parse().unwrap(), &"n".parse().unwrap());

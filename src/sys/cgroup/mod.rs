@@ -27,7 +27,7 @@ mod life;
 mod limits;
 mod stats;
 
-pub use hierarchy::{Controller, Hierarchy, Kind, Mount, detect};
+pub use hierarchy::{Controller, Hierarchy, Kind, Missing, Mount, detect};
 pub use limits::{CpuQuota, Limits, UNLIMITED, Unmet, Value, Write, unmet, writes};
 pub use stats::Stats;
 
