@@ -38,7 +38,7 @@ use crate::{
 pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
-pub const POSTGRES_PORT: u16 = 5432;
+pub const POSTGRES_PORT: u16 = crate::spec::SERVER_PORT;
 
 /// The log is moved aside at this many bytes; two of them are kept.
 const LOG_CAP: u64 = 16 << 20;

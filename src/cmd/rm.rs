@@ -82,15 +82,15 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
         }
         other => other?,
     };
-    if args.dry_run {
-        foretell(context, args, &node);
-        return Ok(Vec::new());
-    }
     if node.pidfd.is_some() && !args.force {
         return Err(advise(
             format!("node `{name}` runs"),
             format!("stop it first, or use: pgbox rm --force {name}"),
         ));
+    }
+    if args.dry_run {
+        foretell(context, args, &node);
+        return Ok(Vec::new());
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
     leave_rule(context, name);

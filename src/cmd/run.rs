@@ -32,7 +32,7 @@ use crate::{
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource, quantity::Bound},
     state::{self, NodeState},
 };
 
@@ -136,6 +136,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     data::check_single_user(&facts, &spec, &plan)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);
+        data::note_of_variables(context, &spec, data);
     }
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
@@ -213,6 +214,10 @@ fn stdio(state: &NodeState, how: &How) -> Stdio {
 fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
         return Err(misuse(text, "leave one of them out"));
+    }
+    if let Some(text) = spec.deaf_port() {
+        let host = spec.publish.iter().find(|publish| publish.port != SERVER_PORT).map_or(0, |p| p.host_port);
+        return Err(misuse(text, format!("write -p {host}:{SERVER_PORT}")));
     }
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {

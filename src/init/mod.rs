@@ -194,6 +194,8 @@ impl<'a> Init<'a> {
     }
 
     fn payload(&mut self) -> Result<Ended> {
+        // An image may name a working directory that it does not have. Where it can't be made, the chdir says what is wrong.
+        let _ = std::fs::create_dir_all(&self.config.cwd);
         match &self.config.payload {
             Payload::Postgres(postgres) => self.postgres(postgres),
             Payload::Command { argv } => self.command(argv),

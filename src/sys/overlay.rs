@@ -14,7 +14,10 @@ use rustix::mount::{
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use super::mount::unescape;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,6 +56,45 @@ pub fn umount(target: &Path) -> Result<()> {
     mount::unmount(target, UnmountFlags::NOFOLLOW)
         .map_err(std::io::Error::from)
         .with_context(|| format!("umount {}", target.display()))
+}
+
+/// Where exactly these directories (topmost first) are mounted, as this process sees it: by an overlay, or the only one by a bind.
+pub fn mount_points(lowers: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let lowers: Vec<PathBuf> = lowers.iter().map(|lower| real(lower)).collect();
+    let home = lowers.first().and_then(|lower| lower.parent()).unwrap_or(Path::new("/"));
+    let is_bound = |point: &Path| match (&lowers[..], std::fs::metadata(point)) {
+        ([only], Ok(seen)) => {
+            std::fs::metadata(only).is_ok_and(|own| (own.dev(), own.ino()) == (seen.dev(), seen.ino()))
+        }
+        _ => false,
+    };
+    let table = super::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mut points = Vec::new();
+    for line in String::from_utf8_lossy(&table).lines() {
+        let Some((mount, overlay)) = line.split_once(" - ") else { continue };
+        let point = PathBuf::from(unescape(mount.split(' ').nth(4).unwrap_or_default()));
+        // A name alone is one beside the others.
+        let seen: Vec<PathBuf> = match overlay.strip_prefix("overlay ") {
+            Some(rest) => lower_directories(rest).map(|lower| real(&home.join(lower))).collect(),
+            None => Vec::new(),
+        };
+        if seen == lowers || is_bound(&point) {
+            points.push(point);
+        }
+    }
+    Ok(points)
+}
+
+/// The lower directories in the source and options of an overlay, proc_pid_mountinfo(5).
+fn lower_directories(text: &str) -> impl Iterator<Item = PathBuf> {
+    let options = text.split(' ').nth(1).unwrap_or_default().split(',');
+    let values = options.filter_map(|option| match option.split_once('=')? {
+        ("lowerdir+", one) => Some(vec![one]),
+        ("lowerdir", all) => Some(all.split(':').collect()),
+        _ => None,
+    });
+    values.flatten().map(|value| PathBuf::from(unescape(value)))
 }
 
 /// Removes the work directory of an overlay that is mounted nowhere any more. What a `volatile` mount leaves in it is

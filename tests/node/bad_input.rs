@@ -172,6 +172,14 @@ fn volumes_and_ports_that_exclude_each_other() {
     misuse(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
     misuse(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
     misuse(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
+    for port in ["5433:80", "5433"] {
+        misuse(&["-p", port], &["nothing would answer on 0.0.0.0:5433->", "write -p 5433:5432"]);
+    }
+    for more in
+        [&["--", "sleep", "1"][..], &["-e", "PGPORT=80"], &["--", "-c", "port=80"], &["--", "-p", "80"]]
+    {
+        host.pgbox(&[&["run", "--dry-run", "n", "postgres:15", "-p", "5433:80"], more].concat());
+    }
     misuse(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
     misuse(&["--cpus", "-1"], &["`-1` CPUs", "least is 0.01"]);
     run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);

@@ -127,6 +127,48 @@ fn an_image_that_a_stopped_node_needs_is_not_removed() {
 }
 
 #[test]
+fn a_working_directory_that_the_image_lacks_is_made() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    let path = format!("{}:busy:1", layout.display());
+    run("umoci", &["config", "--image", &path, "--config.workingdir", "/not/there"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    let said = host.pgbox(&["run", "--rm", "t", "busy:1", "--", "/bin/busybox", "pwd"]);
+    assert_eq!(said, "/not/there\n");
+}
+
+#[test]
+fn an_image_that_is_mounted_is_not_removed_below_it() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    // Of two layers, which takes an overlay.
+    let (from, root) = (format!("{}:busy:1", layout.display()), host.scratch("second"));
+    run("umoci", &["unpack", "--image", &from, root.to_str().unwrap()]);
+    fs::write(root.join("rootfs/more"), "x").unwrap();
+    run("umoci", &["repack", "--image", &format!("{}:busy:2", layout.display()), root.to_str().unwrap()]);
+    host.pgbox(&["image", "import", &format!("{}:busy:2", layout.display())]);
+    let at = host.scratch("mnt of it");
+    let path = at.to_str().unwrap();
+    // The other one is not mounted: its layers are those of one that stays.
+    for (image, other) in [("busy:2", "busy:1"), ("busy:1", "")] {
+        host.pgbox(&["image", "mount", image, path]);
+        let said = host.fails(1, &["image", "rm", image]);
+        assert!(said.contains(&format!("is mounted at {path}")) && said.contains("image umount"), "{said}");
+        if !other.is_empty() {
+            host.pgbox(&["image", "rm", other]);
+            host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+        }
+        assert!(at.join("bin/busybox").exists(), "its files are gone");
+        host.pgbox(&["image", "umount", path]);
+        host.pgbox(&["image", "rm", image]);
+    }
+    assert_eq!(names(&host), Vec::<String>::new());
+}
+
+#[test]
 fn an_image_can_be_mounted_to_look_around_in_it() {
     let Some(host) = Host::new() else { return };
     let at = host.scratch("mnt");

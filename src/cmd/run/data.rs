@@ -23,6 +23,7 @@ use crate::{
     hint::advise,
     plan::{self, changes::Data},
     postgres::{
+        contract,
         launch::{Renew, RenewHow},
         standby::SIGNAL,
         version,
@@ -288,6 +289,18 @@ pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
         known.join(", ")
     );
     cmd::note(context, &text);
+}
+
+/// Says which of the variables came too late.
+pub fn note_of_variables(context: &Context, spec: &NodeSpec, data: &Path) {
+    let is_given = |name: &&str| spec.env.iter().any(|(given, _)| given == name);
+    let late: Vec<&str> = contract::WHEN_MADE.into_iter().filter(is_given).collect();
+    if content(data) == Data::None || spec.follow.is_some() || late.is_empty() {
+        return;
+    }
+    let (counts, are) = if late.len() == 1 { ("counts", "is") } else { ("count", "are") };
+    let (late, name) = (late.join(", "), &spec.node);
+    cmd::note(context, &format!("{late} {counts} when the data of `{name}` are made, and {are} as then"));
 }
 
 /// A time in its largest unit.
