@@ -26,7 +26,8 @@ pub struct Replica {
     /// The image; that of the other node unless given, whatever its name stands for by now
     #[arg(long, value_name = "IMAGE")]
     pub image: Option<String>,
-    /// Make it even if its C library is another one, under which indexes on text may miss rows
+    /// Make it even if its C library is another one, under which indexes on text may miss rows, or if its volume has data that
+    /// have gone their own way: what only they have is given up
     #[arg(short, long)]
     pub force: bool,
     /// Bytes a second that the base backup may take, for example 20m

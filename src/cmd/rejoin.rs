@@ -70,6 +70,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let before = cluster::by_data(&context.root, &context.lab, name)?;
     let node = before.node(name).context("the cluster has lost a node")?;
     check(context, &before, node)?;
+    check_origin(before.head(), node, how)?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
         let (how, why) = choose(how, &node.state, before.head(), before.head())?;
@@ -82,6 +83,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
     let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
     check(context, &cluster, node)?;
+    check_origin(primary, node, how)?;
     ensure!(
         primary.name == before.head().name,
         "`{}` has become the primary at this moment; try again",
@@ -137,6 +139,11 @@ fn checkpoint(primary: &Node) -> Result<()> {
     server.ask(Duration::from_secs(300), |client| client.batch_execute("CHECKPOINT"))
 }
 
+/// The same for a node that is yet to be made and will follow `of`.
+pub fn checkpoint_above(context: &Context, of: &Name) -> Result<()> {
+    checkpoint(cluster::of(&context.root, &context.lab, of)?.head())
+}
+
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
@@ -154,6 +161,21 @@ fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
             format!("start it first: `pgbox start {}`", primary.name),
         )),
         _ => primary.awake().map(drop),
+    }
+}
+
+/// Refuses to keep anything of data that come from another initdb. Where that can't be read, pg_rewind finds out.
+fn check_origin(primary: &Node, node: &Node, how: RenewHow) -> Result<()> {
+    let system = |node: &Node| Some(Place::of(&node.state).ok()?.control().ok()?.system);
+    match (system(node), system(primary)) {
+        (Some(own), Some(theirs)) if own != theirs && how != RenewHow::Clone => Err(advise(
+            format!(
+                "the data of `{}` are of another cluster, {own}, than those of `{}`, {theirs}: nothing of them can be kept",
+                node.name, primary.name
+            ),
+            format!("to put a new base backup in their place: `pgbox reinit {}`", node.name),
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, need_root, run, set, trial};
+use super::{Context, need_root, rejoin, run, set, trial};
 use crate::{
     cli,
     engine::sync,
@@ -44,6 +44,9 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
     spec.settings.extend(settings.iter().cloned());
     if !args.dry_run && !args.explain {
         trial::check(context, &spec, &settings)?;
+    }
+    if args.force && !args.dry_run && !args.explain {
+        rejoin::checkpoint_above(context, &args.of)?;
     }
     let code = run::create(context, spec, None, &how)?;
     if args.sync && !args.dry_run && !args.explain {

@@ -80,7 +80,7 @@ pub struct How {
     pub foreground: bool,
     /// To be removed when it ends.
     pub remove: bool,
-    /// A standby may have another C library than the server that it follows.
+    /// A standby may have another C library than the server that it follows, and what only its data have is given up.
     pub force: bool,
     /// A command, too, is left to itself.
     pub detach: bool,
@@ -123,7 +123,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     // From here on `image rm` waits, and then finds the node that needs the image.
     store.confirm(&resolved.manifest)?;
     let facts = facts::gather(&context.root, &spec, image)?;
-    let plan = planned(&spec, &facts, how)?;
+    let mut plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
@@ -131,7 +131,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    data::check(context, &spec, &facts, &plan, data.as_deref(), how)?;
+    data::check(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
     data::check_single_user(&facts, &spec, &plan)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);

@@ -29,7 +29,7 @@ use crate::{
         ready::Answer,
     },
     enter,
-    facts::{self, cluster, node},
+    facts::{self, cluster, node, stray},
     hint::{advise, misuse},
     plan::{
         self,
@@ -120,6 +120,7 @@ fn bring_up(
         node = node::find(&context.root, &context.lab, name)?;
     }
     check_role(&node.state)?;
+    check_stray(context, &node)?;
     check_data(context, &node.state)?;
     collation::warn_of_data(context, name, node.state.data.as_deref(), node.state.libc.as_deref());
     halt::take_down(&node)?;
@@ -212,6 +213,12 @@ fn check_role(state: &NodeState) -> Result<()> {
         )),
         _ => Ok(()),
     }
+}
+
+/// Refuses a standby that was promoted behind pgbox' back. Its pid 1 would, too, and not know why.
+fn check_stray(context: &Context, node: &node::Node) -> Result<()> {
+    let told = stray::told(&node::all(&context.root, &context.lab)?, node);
+    told.map_or(Ok(()), |text| Err(anyhow::Error::msg(text)))
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {

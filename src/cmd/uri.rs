@@ -15,6 +15,7 @@ use crate::{
     facts::{
         cluster,
         node::{self, Node},
+        stray,
     },
     hint::advise,
     plan::POSTGRES_PORT,
@@ -94,15 +95,18 @@ pub fn place(context: &Context, whom: &cli::Whom, published: bool, hosts: bool) 
 fn servers(context: &Context, endpoint: Endpoint) -> Result<Vec<Node>> {
     let leads = context.root.load_lab(&context.lab)?.map(|state| state.leads).unwrap_or_default();
     let mut nodes = node::all(&context.root, &context.lab)?;
+    let names = |nodes: Vec<&Node>| nodes.into_iter().map(|node| node.name.clone()).collect::<Vec<_>>();
     if endpoint == Endpoint::Ro {
-        let names = |left: Vec<&Node>| left.into_iter().map(|node| node.name.clone()).collect::<Vec<_>>();
         let left = names(cluster::without_primary(&nodes, &leads.ro));
         if !left.is_empty() {
             nodes.retain(|node| left.contains(&node.name));
             return Ok(nodes);
         }
     }
-    Ok(cluster::choose(nodes, &context.lab, leads.head.as_ref())?.nodes)
+    let mut nodes = cluster::choose(nodes, &context.lab, leads.head.as_ref())?.nodes;
+    let astray = names(nodes.iter().filter(|node| stray::leads_away(&nodes, node)).collect());
+    nodes.retain(|node| !astray.contains(&node.name));
+    Ok(nodes)
 }
 
 /// Where the server of a node is reached from this host.

@@ -15,6 +15,7 @@ use crate::{
     facts::{
         cluster::{self, Cluster},
         node::{self, Node},
+        stray,
     },
     hint::advise,
     plan::POSTGRES_PORT,
@@ -114,11 +115,12 @@ fn leads(cluster: &Cluster) -> Leads {
     Leads {
         head: Some(head.name.clone()),
         rw: takes_writes.then(|| head.name.clone()),
-        ro: readers(&cluster.nodes),
+        ro: readers(cluster.nodes.iter().filter(|node| !stray::leads_away(&cluster.nodes, node))),
     }
 }
 
-/// Reads go to each standby that answers, but for those that are behind on purpose.
+/// Reads go to each standby that answers, but for those that are behind on purpose. Who was promoted behind pgbox' back has gone
+/// another way, and has taken along whoever follows it.
 fn readers<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> Vec<Name> {
     let takes_reads = |node: &&Node| {
         let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());

@@ -10,7 +10,13 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::{sync, takeover};
 use crate::{
-    facts::{cluster::Cluster, history::counted, node::Node, wal::Place},
+    facts::{
+        cluster::Cluster,
+        history::{self, Standing, counted},
+        node::Node,
+        stray,
+        wal::Place,
+    },
     postgres::{
         lsn::Lsn,
         wal::{Scan, Table},
@@ -81,6 +87,9 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     let old = Place::of(&head.state)?;
     let server = target.login()?;
     ensure!(!target.frozen, "`{}` is frozen", target.name);
+    if stray::has_left(target) {
+        return beside(head, target, &server);
+    }
     let begun = Instant::now();
     loop {
         let (receives, received) = takeover::reception(&server)?;
@@ -101,11 +110,37 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
                 head.name,
                 scan.since
             );
-            let asynchronous = sync::told(&head.state).is_empty() && !is_altered(head);
+            let asynchronous = is_asynchronous(head);
             return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous, asynchronous });
         }
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The same for a standby that was promoted by somebody else, maybe long ago: it has gone its own way, and may have rows that the
+/// primary lacks.
+fn beside(head: &Node, target: &Node, server: &Login) -> Result<Loss> {
+    let (old, new) = (Place::of(&head.state)?, Place::of(&target.state)?);
+    let (received, scan) = match history::compare(old, new)? {
+        Standing::Apart { since, scan } => (since, scan),
+        Standing::Within => {
+            let scan = old.lost(old.lost(old.control()?.redo)?.end)?;
+            (scan.end, scan)
+        }
+    };
+    Ok(Loss {
+        received,
+        end: scan.end,
+        commits: scan.commits - scan.idle,
+        rows: rows(&scan, server),
+        at_least: !scan.exact || scan.since > received,
+        synchronous: false,
+        asynchronous: is_asynchronous(head),
+    })
+}
+
+fn is_asynchronous(head: &Node) -> bool {
+    sync::told(&head.state).is_empty() && !is_altered(head)
 }
 
 /// The rows that users know of. A value too large for its row is some rows of a table of TOAST, and which tables those

@@ -11,6 +11,7 @@ use super::{
     cluster,
     history::{self, WayBack},
     node::{self, Life, Node},
+    stray,
     wal::Place,
 };
 use crate::{
@@ -161,7 +162,8 @@ fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
         (Life::Running, _) => Condition::ComingUp,
     };
     let alone = cluster::left_alone(root, nodes, node);
-    Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone }
+    let stray = stray::told(nodes, node);
+    Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone, stray }
 }
 
 /// What is in the volume that a new node of this name would get.

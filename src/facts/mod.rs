@@ -11,6 +11,7 @@ pub mod owner;
 pub mod recovery;
 pub mod replication;
 pub mod rival;
+pub mod stray;
 pub mod volume;
 pub mod wal;
 

@@ -4,7 +4,7 @@
 //! The rule that surprises people: a frozen or cut off server doesn't refuse a question, it says nothing for ever. So
 //! every answer has a limit, and a node that gives none is a fact like any other.
 
-use std::{net::Ipv4Addr, thread, time::Duration};
+use std::{collections::BTreeMap, net::Ipv4Addr, thread, time::Duration};
 
 use anyhow::Result;
 use serde::Serialize;
@@ -13,6 +13,7 @@ use super::{
     cluster::{self, Cluster},
     node::{self, Life, Node},
     recovery::{self, Recovery},
+    stray,
 };
 use crate::{
     postgres::{
@@ -45,8 +46,19 @@ pub struct Lab {
 pub struct Picture {
     pub nodes: Vec<Member>,
     pub sync: Sync,
+    /// A standby that was about to take the place of the primary, which is marked and out of the way, when that was interrupted.
+    pub unfinished_takeover: Option<Takeover>,
     /// What somebody should look at.
     pub warnings: Vec<String>,
+}
+
+/// A change of the primary that was begun and not finished.
+#[derive(Debug, Serialize)]
+pub struct Takeover {
+    pub old: Name,
+    pub new: Name,
+    /// Whether it takes writes already; `None` when it can't be asked.
+    pub promoted: Option<bool>,
 }
 
 /// Every commit waits for a moment; who has waited for longer is worth a warning.
@@ -76,6 +88,8 @@ pub struct Member {
     #[serde(skip)]
     pub depth: usize,
     pub state: String,
+    /// What there is to say of a standby that was promoted behind pgbox' back.
+    pub stray: Option<String>,
     pub address: Ipv4Addr,
     pub timeline: Option<u32>,
     pub sent_lsn: Option<Lsn>,
@@ -107,18 +121,25 @@ struct Seen {
     answer: Option<Result<Answer>>,
     recovery: Option<Recovery>,
     usage: Stats,
+    stray: Option<String>,
 }
 
 /// Looks at a whole lab.
 pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
-    let (clusters, others) = cluster::sort(node::all(root, lab)?);
+    let nodes = node::all(root, lab)?;
+    let mut strays: BTreeMap<Name, String> =
+        nodes.iter().filter_map(|node| Some((node.name.clone(), stray::told(&nodes, node)?))).collect();
+    let (clusters, others) = cluster::sort(nodes);
     // All of them at once: several that say nothing must not add up.
     let mut groups: Vec<Vec<Node>> = clusters.into_iter().map(|Cluster { nodes }| nodes).collect();
     groups.push(others);
     let mut seen: Vec<Vec<Seen>> = thread::scope(|scope| {
-        let ask = |node: Node| scope.spawn(move || see(root, node));
+        let mut ask = |node: Node| {
+            let stray = strays.remove(&node.name);
+            scope.spawn(move || see(root, node, stray))
+        };
         let asked: Vec<Vec<_>> =
-            groups.into_iter().map(|nodes| nodes.into_iter().map(ask).collect()).collect();
+            groups.into_iter().map(|nodes| nodes.into_iter().map(&mut ask).collect()).collect();
         let join = |threads: Vec<thread::ScopedJoinHandle<'_, Seen>>| {
             threads.into_iter().map(|t| t.join().expect("no panic while asking")).collect()
         };
@@ -131,13 +152,13 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     Ok(Lab { lab: lab.clone(), sync_rule: rule.map(|rule| rule.to_string()), clusters, others })
 }
 
-fn see(root: &Root, node: Node) -> Seen {
+fn see(root: &Root, node: Node, stray: Option<String>) -> Seen {
     // Words for all else say that nobody would answer: stopped, frozen, at its base backup...
     let answer = (node.word() == during_work() && node.state.postgres().is_some()).then(|| ask(&node));
     let starting = node.life == Life::Running && node.status.phase == Phase::Starting;
     let recovery = if starting { recovery::of(root, &node).ok().flatten() } else { None };
     let usage = node.pidfd.as_ref().and_then(|_| node.cgroup(root).ok()?.stats().ok()).unwrap_or_default();
-    Seen { node, answer, recovery, usage }
+    Seen { node, answer, recovery, usage, stray }
 }
 
 fn during_work() -> &'static str {
@@ -178,14 +199,32 @@ impl Seen {
 
 fn picture(nodes: &[Seen], rule: Option<&SyncRule>) -> Picture {
     let Some(head) = nodes.first() else {
-        return Picture { nodes: Vec::new(), sync: Sync::default(), warnings: Vec::new() };
+        let sync = Sync::default();
+        return Picture { nodes: Vec::new(), sync, unfinished_takeover: None, warnings: Vec::new() };
     };
     let mut members = vec![member(head, None, Some(head), 0)];
     below(nodes, head, head, 1, &mut members);
     let sync = sync(head, &members);
+    let unfinished_takeover = unfinished(nodes, head);
     let mut warnings = warnings(nodes, &members, &sync);
+    warnings.extend(unfinished_takeover.as_ref().map(told));
     warnings.extend(rule.and_then(|rule| not_in_effect(nodes, rule)));
-    Picture { nodes: members, sync, warnings }
+    Picture { nodes: members, sync, unfinished_takeover, warnings }
+}
+
+/// Who was to take the place of the head of a cluster, and still follows it.
+fn unfinished(nodes: &[Seen], head: &Seen) -> Option<Takeover> {
+    let Role::Superseded { by } = head.node.state.role() else { return None };
+    let new = nodes.iter().find(|one| one.node.name == by)?;
+    let promoted = new.said().map(|said| !said.in_recovery);
+    Some(Takeover { old: head.node.name.clone(), new: by, promoted })
+}
+
+fn told(Takeover { old, new, promoted }: &Takeover) -> String {
+    let but = if *promoted == Some(true) { "; it takes writes already, and nobody is led to it" } else { "" };
+    format!(
+        "`{new}` was about to take the place of `{old}`, which was not finished{but}: `pgbox failover {new}`"
+    )
 }
 
 /// Adds what follows a node, and what follows that.
@@ -220,6 +259,7 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
         follows: one.above(),
         depth,
         state: state(one, sender),
+        stray: one.stray.clone(),
         address: node.state.address.addr(),
         timeline: said.and_then(|said| said.timeline),
         sent_lsn: sender.and_then(|sender| sender.sent_lsn),
@@ -246,6 +286,7 @@ fn state(one: &Seen, sender: Option<&Sender>) -> String {
         (Some(Err(_)), _) => "silent",
         (Some(Ok(_)), Some(sender)) => sender.state.as_deref().unwrap_or("connecting"),
         (Some(Ok(said)), None) if said.in_recovery => "disconnected",
+        (Some(Ok(_)), None) if one.stray.is_some() => "promoted",
         (Some(Ok(_)), None) => one.node.word(),
     };
     word.to_owned()
@@ -307,15 +348,9 @@ fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
         });
     }
     for one in nodes {
-        let name = &one.node.name;
-        match (one.said().map(|said| said.in_recovery), one.node.state.role()) {
-            (Some(false), Role::Standby { of }) => warnings.push(format!(
-                "`{name}` takes writes, and is to be a standby of `{of}`; was it promoted behind pgbox' back?"
-            )),
-            (Some(true), Role::Primary) => {
-                warnings.push(format!("`{name}` is to be the primary, and is in recovery"));
-            }
-            _ => {}
+        warnings.extend(one.stray.clone());
+        if one.said().is_some_and(|said| said.in_recovery) && one.node.state.role() == Role::Primary {
+            warnings.push(format!("`{}` is to be the primary, and is in recovery", one.node.name));
         }
     }
     warnings

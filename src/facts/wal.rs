@@ -22,6 +22,7 @@ use crate::{
     postgres::{
         control::Control,
         lsn::Lsn,
+        standby::RENEWED,
         timeline::{Switch, parse_history},
         wal::{self, PAGE, Scan, Timelines},
     },
@@ -48,6 +49,11 @@ impl<'a> Place<'a> {
     pub fn of(state: &'a NodeState) -> Result<Place<'a>> {
         let data = state.data.as_deref().context("it has no data directory")?;
         Ok(Place { data, plan: Some(&state.plan) })
+    }
+
+    /// Those that a node with this plan will have.
+    pub fn planned(data: &'a Path, plan: &'a Plan) -> Place<'a> {
+        Place { data, plan: Some(plan) }
     }
 
     /// Those of a server that has nothing outside its data directory.
@@ -114,14 +120,24 @@ impl<'a> Place<'a> {
     /// # Errors
     /// When it can't be read.
     pub fn altered(self) -> Result<String> {
+        self.text("postgresql.auto.conf")
+    }
+
+    /// The stamp of the last order to renew the data that was carried out.
+    ///
+    /// # Errors
+    /// When it can't be read, or there was none.
+    pub fn renewed(self) -> Result<String> {
+        Ok(self.text(RENEWED)?.trim().to_owned())
+    }
+
+    fn text(self, name: &str) -> Result<String> {
         let read = || -> io::Result<String> {
             let mut text = String::new();
-            fs::file_beneath(&self.opened()?, b"postgresql.auto.conf")?
-                .take(1 << 20)
-                .read_to_string(&mut text)?;
+            fs::file_beneath(&self.opened()?, name.as_bytes())?.take(1 << 20).read_to_string(&mut text)?;
             Ok(text)
         };
-        read().with_context(|| format!("read {}/postgresql.auto.conf", self.data.display()))
+        read().with_context(|| format!("read {}/{name}", self.data.display()))
     }
 
     /// The directory of the log, which may be another volume's (initdb --waldir, `POSTGRES_INITDB_WALDIR`): then `pg_wal` is

@@ -1,12 +1,17 @@
 //! The standbys of the primary that is watched: one line when one is no more, and one when it is back. It is the kernel and
 //! its pid 1 that say so, not the primary: whether it streams is another question.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
 use super::{event::Event, watch::Guard};
-use crate::{facts::cluster::Cluster, postgres::report::Phase, spec::Name, state::Role};
+use crate::{
+    facts::{cluster::Cluster, stray},
+    postgres::report::Phase,
+    spec::Name,
+    state::Role,
+};
 
 impl Guard<'_> {
     /// Tells what has become of the standbys since the last look. Of one that is new nothing is told.
@@ -26,6 +31,19 @@ impl Guard<'_> {
             seen.insert(standby, is_up);
         }
         self.standbys = seen;
+        self.tell_strays(cluster)
+    }
+
+    /// Tells once of each that was promoted behind pgbox' back.
+    fn tell_strays(&mut self, cluster: &Cluster) -> Result<()> {
+        let strays = cluster.nodes.iter().filter(|node| stray::is_one(&cluster.nodes, node));
+        let strays: BTreeSet<Name> = strays.map(|node| node.name.clone()).collect();
+        for name in strays.difference(&self.strays) {
+            if let Some(what) = cluster.node(name).and_then(|node| stray::told(&cluster.nodes, node)) {
+                (self.tell)(&Event::Warning { what })?;
+            }
+        }
+        self.strays = strays;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! change what it is about to do.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     future::{Future, poll_fn},
     os::fd::AsFd,
     pin::pin,
@@ -73,6 +73,7 @@ pub fn watch(
             alone: None,
             refusal: None,
             standbys: BTreeMap::new(),
+            strays: BTreeSet::new(),
             astray: None,
         };
         let signal = guard.run().await?;
@@ -108,6 +109,8 @@ pub struct Guard<'a> {
     pub refusal: Option<Refusal>,
     /// The standbys as they were seen last: whether each of them is up.
     pub standbys: BTreeMap<Name, bool>,
+    /// Those that were promoted behind pgbox' back, as they were told.
+    pub strays: BTreeSet<Name>,
     /// Why reads go elsewhere than they should, as it was told.
     pub astray: Option<String>,
 }

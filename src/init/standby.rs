@@ -20,11 +20,8 @@ use super::{Init, at};
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
-use crate::postgres::standby::{self, SIGNAL};
+use crate::postgres::standby::{self, RENEWED, SIGNAL};
 use crate::postgres::uri;
-
-/// The stamp of the last order to renew the directory that was carried out.
-const RENEWED: &str = "pgbox.renewed";
 
 impl Init<'_> {
     /// Copies the server that is followed into an empty data directory.

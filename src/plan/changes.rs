@@ -44,6 +44,8 @@ pub struct Existing {
     pub condition: Condition,
     /// What to say of it where the one that it follows, or that took its place, is gone.
     pub alone: Option<String>,
+    /// What to say of it where it was promoted behind pgbox' back.
+    pub stray: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -11,6 +11,9 @@ use super::{backup, hba::REPLICATOR, launch::Standby, quote, uri::conninfo_value
 /// Its presence in the data directory makes a server a standby.
 pub const SIGNAL: &str = "standby.signal";
 
+/// Holds the stamp of the last order to renew the data directory that was carried out.
+pub const RENEWED: &str = "pgbox.renewed";
+
 /// The replication role's password file inside a node, in libpq's format: the server's user's, mode 0600.
 pub const PASSFILE: &str = "/run/pgbox/pgpass";
 

@@ -177,6 +177,7 @@ mod tests {
 
     fn member(name: &str, depth: usize) -> Member {
         Member {
+            stray: None,
             node: name.parse().unwrap(),
             role: if depth == 0 { "primary" } else { "standby" },
             follows: None,

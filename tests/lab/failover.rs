@@ -285,6 +285,20 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     assert!(host.fails(1, &["start", "primary"]).contains("pgbox rejoin primary"));
     let said = host.fails(1, &["failover", "r2"]);
     assert!(said.contains("`r1` was about to take over") && said.contains("pgbox failover r1"), "{said}");
+    // That is another thing than a standby that somebody else has promoted.
+    let begun = |promoted: bool, said: &str| {
+        let cluster = &host.json(&["status", "--json"])["clusters"][0];
+        let takeover = serde_json::json!({ "old": "primary", "new": "r1", "promoted": promoted });
+        assert_eq!(cluster["unfinished_takeover"], takeover);
+        assert_eq!(cluster["nodes"][1]["stray"], serde_json::Value::Null);
+        let text = format!(
+            "`r1` was about to take the place of `primary`, which was not finished{said}: `pgbox failover r1`"
+        );
+        assert!(host.pgbox(&["status"]).contains(&text));
+    };
+    begun(false, "");
+    host.sql("r1", &[], "SELECT pg_promote()");
+    begun(true, "; it takes writes already, and nobody is led to it");
     host.pgbox(&["failover", "r1"]);
     host.pgbox(&["rejoin", "primary"]);
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
@@ -607,4 +621,27 @@ fn a_standby_that_is_ahead_of_the_new_primary_does_not_stream_from_it() {
     assert_eq!(is_still, "1");
     host.pgbox(&["rejoin", "r2"]);
     until("r2 streaming", || host.sql("r1", &[], STREAMS));
+}
+
+#[test]
+fn data_of_another_cluster_do_not_rejoin_and_it_is_said_what_does() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["run", "other", "postgres:15"]);
+    let origin = |node: &str| host.sql(node, &[], "SELECT system_identifier FROM pg_control_system()");
+    let (own, theirs) = (origin("primary"), origin("other"));
+    host.pgbox(&["stop", "r1", "other"]);
+    let [r1, other] = ["r1", "other"].map(|node| host.root.join("volumes/default").join(node).join("data"));
+    std::fs::remove_dir_all(&r1).unwrap();
+    run("cp", &["-a", other.to_str().unwrap(), r1.to_str().unwrap()]);
+    for args in [&["rejoin", "r1"][..], &["rejoin", "r1", "--dry-run"]] {
+        let said = host.fails(1, args);
+        let told =
+            format!("the data of `r1` are of another cluster, {theirs}, than those of `primary`, {own}");
+        assert!(said.contains(&told) && said.contains("`pgbox reinit r1`"), "{said}");
+    }
+    host.pgbox(&["reinit", "r1"]);
+    assert_eq!(origin("r1"), own);
+    until("r1 streaming", || host.sql("primary", &[], STREAMS));
 }

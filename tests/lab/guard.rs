@@ -52,7 +52,7 @@ impl Guard {
 
     /// Waits for an event of this kind, and gives it.
     #[track_caller]
-    fn sees(&self, kind: &str, check: impl Fn(&Value) -> bool) -> Value {
+    pub fn sees(&self, kind: &str, check: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         loop {
             let found = self.events().into_iter().find(|event| event["event"] == kind && check(event));

@@ -21,5 +21,6 @@ mod replica;
 mod rules;
 mod settings;
 mod status;
+mod stray;
 mod torture;
 mod up;

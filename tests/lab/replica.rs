@@ -165,3 +165,38 @@ fn a_volume_that_was_left_serves_who_can_go_on_with_it_and_nobody_else() {
     host.pgbox(&["volume", "rm", "z"]);
     assert_eq!(said(&["replica", "z", "--of", "a"]), "");
 }
+
+/// They are ahead of the new primary, which was promoted without them.
+#[test]
+fn kept_data_that_have_gone_another_way_are_refused_and_brought_back_where_that_is_asked_for() {
+    let Some(host) = Host::new() else { return };
+    crate::failover::trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (7)");
+    until("1", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["rm", "-f", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
+    let said = host.fails(1, &["replica", "r2", "--of", "r1"]);
+    let why = "the data that `r2` would go on with do not follow `r1` as they are\n  hint:  `r2` has gone its own way since ";
+    assert!(
+        said.contains(why)
+            && said.contains("given up: 1 transaction with 1 row; `pgbox replica r2 --of r1 --force`"),
+        "{said}"
+    );
+    assert!(!host.root.join("labs/default/nodes/r2").exists());
+    let output = host.try_pgbox(&["replica", "r2", "--of", "r1", "--force"]);
+    assert!(
+        output.status.success() && text(&output.stderr).contains("given up: 1 transaction"),
+        "{output:?}"
+    );
+    until("r2 streaming", || host.sql("r1", &[], crate::failover::STREAMS));
+    until("8", || host.sql("r2", &[], "SELECT string_agg(i::text, ' ') FROM t"));
+    host.pgbox(&["rm", "-f", "r2"]);
+    // As it is, where it has nothing of its own.
+    host.sql("r1", &[], "INSERT INTO t VALUES (9)");
+    assert!(host.pgbox(&["replica", "r2", "--of", "r1"]).starts_with("r2 streams from r1"));
+}

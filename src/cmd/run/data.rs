@@ -14,7 +14,7 @@ use crate::{
     cmd::{self, Context},
     engine::holder,
     facts::{
-        self,
+        self, cluster, history,
         lab::content,
         node,
         rival::{self, What},
@@ -22,18 +22,23 @@ use crate::{
     },
     hint::advise,
     plan::{self, changes::Data},
-    postgres::{standby::SIGNAL, version},
+    postgres::{
+        launch::{Renew, RenewHow},
+        standby::SIGNAL,
+        version,
+    },
     spec::{Follow, Name, NodeSpec},
     state::{self, NodeState, Plan, Role},
     step::InnerStep,
 };
 
-/// Refuses a data directory that this image can't serve, before anything is made.
+/// Refuses a data directory that this image can't serve, before anything is made. Data that have to become a standby's first, and
+/// may, do so by the plan.
 pub fn check(
     context: &Context,
     spec: &NodeSpec,
     facts: &plan::Facts,
-    plan: &Plan,
+    plan: &mut Plan,
     data: Option<&Path>,
     how: &How,
 ) -> Result<()> {
@@ -67,8 +72,12 @@ pub fn check(
         return Ok(());
     }
     check_loser(context, spec, data)?;
-    check_role(context, spec, data)?;
-    check_rival(context, spec, data)
+    let renew = check_role(context, spec, data, Place::planned(data, plan), how.force)?;
+    check_rival(context, spec, data)?;
+    if let Some(how) = renew {
+        plan::follow::renew(plan, Renew { stamp: cmd::rejoin::stamp(), how });
+    }
+    Ok(())
 }
 
 /// Refuses data of the cluster of another primary of the lab, wherever they lie: an old primary's, of which there is no note, or
@@ -157,20 +166,26 @@ pub fn check_single_user(facts: &plan::Facts, spec: &NodeSpec, plan: &Plan) -> R
     })
 }
 
-/// Refuses data of another role, or of another cluster than the one that is to be followed: a standby would wait for WAL that
-/// never comes.
-fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
+/// Refuses data of another role, or of another cluster than the one that is to be followed, or that have gone another way: a
+/// standby would wait for WAL that never comes. The last ones can be brought back, which gives up what only they have.
+fn check_role(
+    context: &Context,
+    spec: &NodeSpec,
+    data: &Path,
+    own: Place<'_>,
+    force: bool,
+) -> Result<Option<RenewHow>> {
     let name = &spec.node;
     let what = match (&spec.follow, content(data)) {
-        (_, Data::None) | (None, Data::Primary | Data::Superseded(_)) => return Ok(()),
+        (_, Data::None) | (None, Data::Primary | Data::Superseded(_)) => return Ok(None),
         (None, Data::Standby) => format!("a standby's, and `{name}` would be a primary"),
-        (Some(_), Data::Primary | Data::Superseded(_)) => {
-            "a primary's: it was promoted, or never a standby's".to_owned()
-        }
-        (Some(follow), Data::Standby) if is_strange(context, follow, data)? => {
+        (Some(follow), _) if is_strange(context, follow, data)? => {
             format!("of another cluster than `{}`", follow.of)
         }
-        (Some(_), Data::Standby) => return Ok(()),
+        (Some(_), Data::Primary | Data::Superseded(_)) if !force => {
+            "a primary's: it was promoted, or never a standby's".to_owned()
+        }
+        (Some(follow), _) => return bring_back(context, name, follow, own, force),
     };
     let removal = volume_of(context, data).map(|volume| format!("`pgbox volume rm {volume}` removes them"));
     let removal = removal.unwrap_or_else(|| "give it an empty directory".to_owned());
@@ -179,6 +194,33 @@ fn check_role(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         None => format!("{}; {removal}", going_on(context, name, data)?),
     };
     Err(advise(format!("the data in {} are {what}", data.display()), way_out))
+}
+
+/// What it takes until the data of an earlier node follow, by the same comparison as `rejoin` makes; refused unless they follow as
+/// they are, or it is asked for.
+fn bring_back(
+    context: &Context,
+    name: &Name,
+    follow: &Follow,
+    own: Place<'_>,
+    force: bool,
+) -> Result<Option<RenewHow>> {
+    let of = node::find(&context.root, &context.lab, &follow.of)?;
+    let cluster = cluster::of(&context.root, &context.lab, &follow.of);
+    let primary = cluster.as_ref().map_or(&of, |cluster| cluster.head());
+    let (theirs, upstream) = (Place::of(&primary.state)?, Place::of(&of.state)?);
+    let back = history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream));
+    match (back.how, force) {
+        (RenewHow::Sign, false) => Ok(None),
+        (how, true) => {
+            cmd::note(context, &back.why);
+            Ok(Some(how))
+        }
+        (_, false) => Err(advise(
+            format!("the data that `{name}` would go on with do not follow `{}` as they are", of.name),
+            format!("{}; `pgbox replica {name} --of {} --force` does that", back.why, of.name),
+        )),
+    }
 }
 
 /// How the data of a standby are gone on with.

@@ -58,7 +58,11 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
         replica::check_upstream(context, &follow.of)?;
     }
     let renew = match on {
-        Data::Superseded(how) => Some(how),
+        Data::Superseded(how) => {
+            let of = node.spec.follow.as_ref().map(|follow| &follow.of);
+            of.map_or(Ok(()), |of| rejoin::checkpoint_above(context, of))?;
+            Some(how)
+        }
         _ => None,
     };
     let how = run::How { timeout, renew, tell_of_data: true, ..run::How::detached() };

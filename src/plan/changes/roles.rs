@@ -100,7 +100,7 @@ fn refuse_orphans(head: &Name, actual: &Actual, nodes: &mut Vec<WantedNode>, cha
     true
 }
 
-/// Leaves an old primary out that has what nobody else has.
+/// Leaves out who has what nobody else has: an old primary, or who was promoted by somebody else.
 fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
     let left = actual.left.get(name);
     if let Some(Left { by, .. }) = left
@@ -112,6 +112,10 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
         return false;
     }
     let there = actual.node(name);
+    if let Some(text) = there.and_then(|there| there.stray.as_ref()) {
+        changes.refused.push(text.clone());
+        return false;
+    }
     if let (Some(Existing { role: Role::Superseded { .. }, alone: Some(text), .. }), None) = (there, left) {
         changes.refused.push(text.clone());
         return false;

@@ -34,7 +34,7 @@ fn there(spec: &NodeSpec, condition: Condition) -> Existing {
         Some(follow) => Role::Standby { of: follow.of.clone() },
         None => Role::Primary,
     };
-    Existing { spec: spec.clone(), role, condition, alone: None }
+    Existing { spec: spec.clone(), role, condition, alone: None, stray: None }
 }
 
 const PARAMETERS: [(&str, bool); 4] =
@@ -258,6 +258,15 @@ fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
     lab.nodes[0].role = Role::Standby { of: name("p") };
     let refused = changes(&wanted(&three()[1..]), &lab, false).refused;
     assert!(refused[0].contains("pgbox failover b"), "{refused:?}");
+}
+
+#[test]
+fn a_standby_that_was_promoted_by_somebody_else_is_refused_and_left_alone() {
+    let mut lab = actual(&three());
+    lab.nodes[1].stray = Some("`b` was promoted".to_owned());
+    lab.nodes[1].condition = Condition::Stopped;
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!((said(&found), found.refused), (Vec::new(), vec!["`b` was promoted".to_owned()]));
 }
 
 #[test]
