@@ -29,6 +29,14 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
     anyhow::Error::new(Advised { message: message.into(), hint: Some(hint.into()), code: 1 })
 }
 
+/// An error and its way out on one line.
+pub fn with_way_out(error: &anyhow::Error) -> String {
+    match error.downcast_ref::<Advised>().and_then(|advised| advised.hint.as_ref()) {
+        Some(hint) => format!("{error:#}; {hint}"),
+        None => format!("{error:#}"),
+    }
+}
+
 /// What can't be meant, whatever the host is like: wrong usage, as what the parser of the command line refuses.
 pub fn misuse(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     as_misuse(advise(message, hint))

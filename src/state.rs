@@ -254,6 +254,18 @@ impl Root {
         self.lock_file(&format!("up-{lab}"))
     }
 
+    /// Says that nodes of a lab are being stopped one after the other, for as long as the returned value lives. `None`: somebody
+    /// else says so already, who need not be waited for.
+    pub fn lock_stop(&self, lab: &Name) -> Result<Option<Lock>> {
+        let (file, path) = self.open_lock(&format!("stop-{lab}"))?;
+        Ok(try_lock(&file, &path)?.then_some(Lock { let_go: None, _file: file }))
+    }
+
+    /// Waits until nobody says so.
+    pub fn wait_for_stop(&self, lab: &Name) -> Result<()> {
+        self.lock_file(&format!("stop-{lab}")).map(drop)
+    }
+
     /// Takes the lock on what all labs share: ports, address ranges, images. Held from the question whether
     /// something is free until it is written down whose it is. Whoever needs a lab's lock as well takes that one
     /// first.

@@ -37,6 +37,9 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         super::note(context, &nothing_there(&context.lab, &kept));
         return Ok(0);
     }
+    if !args.volumes {
+        nodes.iter().try_for_each(rm::refuse_loss)?;
+    }
     if args.dry_run {
         return foretell(context, &nodes, volumes);
     }

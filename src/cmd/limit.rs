@@ -12,11 +12,11 @@ use crate::{
     hint::{advise, misuse},
     plan, show,
     spec::{
-        Name, NodeLimits,
+        Name, NodeLimits, NodeSpec,
         quantity::{Bound, human_bytes},
     },
     step::HostStep,
-    sys::cgroup::{self, Cgroup, CpuQuota, Limits, UNLIMITED, Unmet},
+    sys::cgroup::{self, Cgroup, CpuQuota, Hierarchy, Limits, UNLIMITED, Unmet},
 };
 
 pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
@@ -66,12 +66,7 @@ fn change_by(
     let limits = &mut node.state.spec.limits;
     let old = limits.clone();
     change_limits(limits);
-    facts::check_cpus(limits)?;
-    if let Some(text) = node.state.spec.contradiction() {
-        return Err(advise(text, "leave one of them out, or change both"));
-    }
-    let hierarchy = cgroup::detect()?;
-    plan::check_limits(&node.state.spec, &hierarchy)?;
+    let hierarchy = check(&node.state.spec)?;
     let wanted = plan::limits(&node.state.spec);
     if node.pidfd.is_some() {
         let group = node.cgroup(&context.root)?;
@@ -85,6 +80,28 @@ fn change_by(
     }
     node.dir.save(&node.state)?;
     Ok((old, node))
+}
+
+/// Refuses limits that can't be given to a node on this host.
+pub fn check(spec: &NodeSpec) -> Result<Hierarchy> {
+    facts::check_cpus(&spec.limits)?;
+    if let Some(text) = spec.contradiction() {
+        return Err(advise(text, "leave one of them out, or change both"));
+    }
+    let hierarchy = cgroup::detect()?;
+    plan::check_limits(spec, &hierarchy)?;
+    Ok(hierarchy)
+}
+
+/// Refuses limits that a node can't be given at this moment.
+pub fn check_now(context: &Context, name: &Name, limits: &NodeLimits) -> Result<()> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let mut spec = node.state.spec.clone();
+    spec.limits = limits.clone();
+    match node.pidfd {
+        Some(_) => check_use(&node.cgroup(&context.root)?, &plan::limits(&spec)),
+        None => Ok(()),
+    }
 }
 
 /// Sets all of the limits, or none.

@@ -25,6 +25,9 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
     each(context, &args.nodes, |name| {
+        if let (false, Ok(node)) = (args.volumes, node::find(&context.root, &context.lab, name)) {
+            refuse_loss(&node)?;
+        }
         let volumes = remove(context, args, name)?;
         if !args.dry_run {
             println!("{}", hint::with_options(&removed(name, &volumes), &context.options));
@@ -46,6 +49,27 @@ fn removed(name: &Name, volumes: &[PathBuf]) -> String {
             let kept = kept.join(" ");
             format!("{name} is removed; its data are kept: `pgbox volume rm {kept}` removes them")
         }
+    }
+}
+
+/// Refuses to remove a container with a part of the data in it, of which the rest would stay.
+pub fn refuse_loss(node: &Node) -> Result<()> {
+    let inside = volume::in_no_volume(&node.state.plan);
+    let shown = |path: &PathBuf| path.display().to_string();
+    match inside.iter().map(shown).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => Ok(()),
+        inside => Err(advise(
+            format!(
+                "`{0}` has a part of its data in no volume: {inside} would go with the container, and the rest of the data \
+                 be of no use",
+                node.name
+            ),
+            format!(
+                "to remove all data: `pgbox rm -f -v {0}`; a tablespace can be emptied and dropped (ALTER TABLE ... SET \
+                 TABLESPACE pg_default), the next one be in a volume (`pgbox run -v NAME:DIR`)",
+                node.name
+            ),
+        )),
     }
 }
 

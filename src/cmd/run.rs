@@ -14,7 +14,8 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, StepFailed,
+        Reach, StepFailed, follower,
+        goal::{self, Goal},
         interrupt::Interrupts,
         launch::{self, Patience},
         passfile,
@@ -194,6 +195,7 @@ fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answ
     if state.postgres().is_some() {
         passfile::settle_unlocked(&context.root, &context.lab)?;
         super::settle(context);
+        set::lower(context, &state.spec.node);
     }
     Ok(())
 }
@@ -392,11 +394,13 @@ fn announce(context: &Context, state: &NodeState) {
         return;
     }
     let address = state.address.addr();
+    // One that applies late may not yet, which it was said.
+    let streams = || goal::reached(&context.root, &context.lab, node, Goal::Streaming).is_ok();
     match &state.spec.follow {
-        Some(follow) => {
+        Some(follow) if !follower::is_late(state) || streams() => {
             println!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
         }
-        None => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
+        _ => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
     }
     for port in &state.spec.publish {
         let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };

@@ -9,7 +9,7 @@ use super::{Context, need_root, start, stop};
 use crate::{
     cli,
     engine::{
-        goal,
+        follower, goal,
         settings::{self as engine, Change},
         sync,
     },
@@ -132,16 +132,51 @@ fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Chang
                 replayed(context, &node.name, changed)?;
                 bring(context, &node.name, &last)?;
             }
-            // It has yet to replay the time when the primary had more.
-            None => super::warn(
-                context,
-                &format!(
-                    "`{0}` is stopped and stays as it is; once it streams: pgbox set {0} {1}",
-                    node.name,
-                    words(&last)
-                ),
-            ),
+            // It has yet to replay the time when the primary had more, and starts with that.
+            None => bring(context, &node.name, &last)?,
         }
+    }
+    Ok(())
+}
+
+/// After the start of a standby that had to start with more of a parameter than it was told to (see [`parameter::too_low`]):
+/// once it has replayed that its primary has less, it restarts with less. That this can't be yet is no failure.
+///
+/// [`parameter::too_low`]: crate::postgres::parameter::too_low
+pub fn lower(context: &Context, name: &Name) {
+    let lowered = node::find(&context.root, &context.lab, name).and_then(|node| try_lower(context, &node));
+    if let Err(error) = lowered {
+        super::warn(context, &format!("{error:#}"));
+    }
+}
+
+fn try_lower(context: &Context, node: &Node) -> Result<()> {
+    let (name, raised) = (&node.name, &node.status.raised);
+    if node.pidfd.is_none() || raised.is_empty() {
+        return Ok(());
+    }
+    let cluster = cluster::of(&context.root, &context.lab, name)?;
+    let known = engine::ask(node, raised)?;
+    let with = known.iter().map(|p| format!("{}={}", p.name, p.setting)).collect::<Vec<_>>().join(", ");
+    let goes_on = || format!("`{name}` goes by {with}, as its primary did");
+    let has = engine::ask(cluster.head(), raised).with_context(goes_on)?;
+    for Parameter { name: parameter, setting, .. } in &has {
+        let told = order::planned(node, None, parameter, &known)?;
+        anyhow::ensure!(
+            told >= setting.parse()?,
+            "`{name}` goes by {with}, as its primary does: with {parameter}={told} it could not replay"
+        );
+    }
+    if follower::is_late(&node.state) {
+        let text =
+            format!("{}; less when it has replayed the change: `pgbox restart {name}` then", goes_on());
+        super::note(context, &text);
+        return Ok(());
+    }
+    replayed(context, name, goal::write_lsn(cluster.head())?).with_context(goes_on)?;
+    restart_in_place(context, name)?;
+    for parameter in engine::ask(&node::find(&context.root, &context.lab, name)?, raised)? {
+        println!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
     }
     Ok(())
 }
@@ -163,8 +198,12 @@ pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
     replayed(context, name, goal::write_lsn(cluster.head())?)
 }
 
-/// Waits until a standby knows what its primary had written.
+/// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
+/// start, if it knows by then (see [`lower`]).
 fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
+    if follower::is_late(&node::find(&context.root, &context.lab, name)?.state) {
+        return Ok(());
+    }
     let deadline = Instant::now() + REPLAY;
     while let Err(why) = goal::reached(&context.root, &context.lab, name, goal::Goal::Replayed(wanted)) {
         if Instant::now() >= deadline {
@@ -204,14 +243,17 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
         say("from its next start on");
         return Ok(());
     };
-    if !said.iter().any(|parameter| parameter.pending_restart) {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let pending: Vec<&Parameter> = said.iter().filter(|parameter| parameter.pending_restart).collect();
+    if pending.is_empty() {
         say("in effect");
+    } else if follower::is_late(&node.state) && order::are_lowered(&node, &pending, &said)? {
+        return Ok(say("from its next start on: it applies late, and may need what it has until then"));
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;
         say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
     }
-    let node = node::find(&context.root, &context.lab, name)?;
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
     for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
         super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));
@@ -228,14 +270,15 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     Ok(())
 }
 
+fn restart_in_place(context: &Context, name: &Name) -> Result<()> {
+    let which = cli::Which { nodes: Vec::new(), all: false };
+    let args = cli::Stop { which, timeout: None, mode: cli::Mode::Fast };
+    stop::restart_one(context, &args, name).map(drop)
+}
+
 /// Restarts the server in place. If it does not come up like this, it is started as it was.
 fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
-    let args = cli::Stop {
-        which: cli::Which { nodes: Vec::new(), all: false },
-        timeout: None,
-        mode: cli::Mode::Fast,
-    };
-    let Err(error) = stop::restart_one(context, &args, name) else { return Ok(()) };
+    let Err(error) = restart_in_place(context, name) else { return Ok(()) };
     let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
     // What a start finds first it says without a level.
     let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:").or(line.split_once("postgres: ")));
@@ -243,7 +286,7 @@ fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change
     engine::restore(&context.root, &context.lab, name, before, changes)?;
     let node = node::find(&context.root, &context.lab, name)?;
     let back = match node.pidfd {
-        Some(_) => stop::restart_one(context, &args, name).map(drop),
+        Some(_) => restart_in_place(context, name),
         None => start::start(context, name, START, start::STREAM),
     };
     match back {

@@ -4,7 +4,7 @@ use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
     path::Path,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, talk,
+    need_root, rm, set, talk,
     which::{self, Going},
 };
 use crate::{
@@ -35,7 +35,7 @@ use crate::{
         self,
         follow::{self, Upstream},
     },
-    postgres::version,
+    postgres::{report::Phase, version},
     spawn::{Spawned, Stdio},
     spec::Name,
     state::{NodeDir, NodeState, Role},
@@ -45,6 +45,11 @@ use crate::{
 pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     need_root("pgbox start")?;
     crate::sys::exe::reexec_read_only()?;
+    // Nodes that it has not come to yet run, and will not.
+    if context.root.lock_stop(&context.lab)?.is_none() {
+        super::note(context, "another command stops nodes of this lab; they are started when it is done");
+        context.root.wait_for_stop(&context.lab)?;
+    }
     let nodes = which::nodes(context, &args.which, Going::Up)?;
     if !args.foreground {
         return each(context, &nodes, |name| start(context, name, args.timeout, STREAM));
@@ -63,13 +68,17 @@ pub const STREAM: Duration = Duration::from_secs(10);
 /// Starts a node; the same after a stop, a crash and a reboot. `stream` is how long a standby that answers may take until it
 /// streams.
 pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration) -> Result<()> {
+    wait_while_it_stops(context, name, timeout)?;
     let interrupts = Interrupts::block()?;
     let patience = Patience { timeout, stream, interrupts: &interrupts };
     let Some((state, _)) = bring_up(context, name, Stdio::Log, &patience)? else {
-        let frozen = node::find(&context.root, &context.lab, name)?.frozen;
-        let text = match frozen {
-            true => format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}"),
-            false => format!("`{name}` runs already"),
+        let node = node::find(&context.root, &context.lab, name)?;
+        let text = match node.status.phase {
+            _ if node.frozen => {
+                format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}")
+            }
+            Phase::Stopping => format!("`{name}` was told to stop, and has not ended yet"),
+            _ => format!("`{name}` runs already"),
         };
         super::note(context, &text);
         return Ok(());
@@ -82,6 +91,7 @@ pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration
 }
 
 fn start_in_foreground(context: &Context, name: &Name, timeout: Duration) -> Result<i32> {
+    wait_while_it_stops(context, name, timeout)?;
     let interrupts = Interrupts::block()?;
     let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
     let node = node::find(&context.root, &context.lab, name)?;
@@ -152,8 +162,24 @@ fn bring_up(
             );
         }
         super::settle(context);
+        set::lower(context, name);
     }
     Ok(Some((state, spawned)))
+}
+
+/// Waits for the end of a node that was told to stop by somebody who does not wait for it; or for its server, if that only
+/// restarts.
+fn wait_while_it_stops(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        let node = node::find(&context.root, &context.lab, name)?;
+        let Some(pidfd) = node.pidfd.filter(|_| node.status.phase == Phase::Stopping && !node.frozen) else {
+            return Ok(());
+        };
+        if process::has_ended(pidfd.as_fd(), Duration::from_millis(50))? || Instant::now() >= deadline {
+            return Ok(());
+        }
+    }
 }
 
 /// Puts the server that a standby follows into its plan as it is now: it may have been removed, and made again at another
@@ -255,7 +281,12 @@ pub fn attend(
     // Another command may have removed it, or started it again.
     let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
-    if attention.remove {
+    if attention.remove
+        && let Err(error) = rm::refuse_loss(&node)
+    {
+        super::warn(context, &format!("{error}; so `{}` stays, stopped", state.spec.node));
+        halt::take_down(&node)?;
+    } else if attention.remove {
         halt::remove(&context.root, &node)?;
         note_of_data(context, state);
     } else {

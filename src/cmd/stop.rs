@@ -31,6 +31,7 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox stop")?;
+    let _stop = context.root.lock_stop(&context.lab)?;
     let nodes = which::nodes(context, &args.which, Going::Down)?;
     each(context, &nodes, |name| stop(context, args, name))
 }
@@ -130,10 +131,15 @@ fn wait_until_it_streams(context: &Context, node: &Node) {
         Err(error) => Err(format!("{error:#}")),
     };
     let begun = Instant::now();
+    let waits = || node.login().is_ok_and(|own| follower::applies_late(&own).1);
     loop {
         let answer = server.as_ref().map_or_else(|| Err(format!("`{of}` does not run")), ask);
         match answer {
             Ok(()) => return,
+            Err(why) if follower::is_late(&node.state) && waits() => {
+                let text = format!("`{}` does not stream yet: {}", node.name, follower::late(&why));
+                return super::note(context, &text);
+            }
             Err(_) if server.is_some() && begun.elapsed() < start::STREAM => {
                 std::thread::sleep(Duration::from_millis(10));
             }

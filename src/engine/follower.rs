@@ -1,21 +1,27 @@
 //! A standby that comes up, seen from the server that it follows: how far its base backup is, and whether it streams.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddrV4,
+    time::{Duration, Instant},
+};
 
 use super::{
     launch::{Patience, Talk},
     ready::Answer,
 };
 use crate::{
+    plan,
     postgres::standby,
     sql::{self, Login},
-    state::NodeState,
+    state::{NodeDir, NodeState},
     step::AfterStep,
 };
 
 /// What is known of a node that comes up. A primary follows nobody, and then there is nothing to know.
 pub struct Follower<'a> {
     stream: Option<(&'a Login, &'a str)>,
+    state: &'a NodeState,
+    node: &'a NodeDir,
     /// When it answered first, and what: it need not be asked again.
     answered: Option<Instant>,
     pub answer: Option<Answer>,
@@ -23,12 +29,12 @@ pub struct Follower<'a> {
 }
 
 impl<'a> Follower<'a> {
-    pub fn new(state: &'a NodeState) -> Self {
+    pub fn new(state: &'a NodeState, node: &'a NodeDir) -> Self {
         let stream = state.plan.after.iter().find_map(|step| match step {
             AfterStep::WaitUntilStreaming { server, name } => Some((server, name.as_str())),
             AfterStep::WaitUntilReady { .. } => None,
         });
-        Self { stream, answered: None, answer: None, told: Instant::now() }
+        Self { stream, state, node, answered: None, answer: None, told: Instant::now() }
     }
 
     /// Tells how far the base backup is, not more often than a person can read.
@@ -49,7 +55,19 @@ impl<'a> Follower<'a> {
     /// while: it is of use, and goes on trying by itself.
     pub fn judge(&mut self, answer: Answer, patience: &Patience<'_>, talk: &mut dyn Talk) -> Answer {
         let Some((server, name)) = self.stream.filter(|_| answer.is_ready()) else { return answer };
-        let Err(why) = streams(server, name) else { return answer };
+        let own = SocketAddrV4::new(self.state.address.addr(), plan::POSTGRES_PORT);
+        let own = self.node.login(own).ok().filter(|_| is_late(self.state));
+        let why = match (streams(server, name), own) {
+            (Ok(()), None) => return answer,
+            // Until it is told so it applies what it gets at once.
+            (Ok(()), Some(own)) if applies_late(&own).0 => return answer,
+            (Ok(()), Some(_)) => format!("`{name}` does not apply late yet"),
+            (Err(why), Some(own)) if applies_late(&own).1 => {
+                talk.note(&format!("`{name}` answers queries, but does not stream yet: {}", late(&why)));
+                return answer;
+            }
+            (Err(why), _) => why,
+        };
         let answered = *self.answered.get_or_insert_with(Instant::now);
         if answered.elapsed() >= patience.stream {
             talk.note(&format!(
@@ -61,6 +79,22 @@ impl<'a> Follower<'a> {
         std::thread::sleep(Duration::from_millis(5));
         Answer::NotYet(why)
     }
+}
+
+/// Whether a node is a standby that is to apply late.
+pub fn is_late(state: &NodeState) -> bool {
+    state.spec.follow.as_ref().and_then(|follow| follow.delay_ms).is_some_and(|delay| delay > 0)
+}
+
+/// What a standby says of that: whether it knows, and whether that is all that it waits for.
+pub fn applies_late(standby: &Login) -> (bool, bool) {
+    let said = standby.ask(sql::PATIENCE, |client| client.query_one(standby::APPLIES_LATE, &[]));
+    said.map_or((false, false), |row| (row.get(0), row.get(1)))
+}
+
+/// Why a standby that only waits until it may apply what it has does not stream.
+pub fn late(why: &str) -> String {
+    format!("{why}, because it applies late, and receives more when it has applied what it has")
 }
 
 /// Asks a server whether it streams to the standby of this name; an error says what it does instead.

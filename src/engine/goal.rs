@@ -71,7 +71,9 @@ fn streams(root: &Root, node: &Node) -> Result<()> {
     let Role::Standby { of } = node.state.role() else { anyhow::bail!("it is no standby") };
     let server = node::find(root, &node.lab, &of)?;
     server.running()?;
-    follower::streams(&server.login()?, node.name.as_str()).map_err(anyhow::Error::msg)
+    let Err(why) = follower::streams(&server.login()?, node.name.as_str()) else { return Ok(()) };
+    let waits = follower::is_late(&node.state) && follower::applies_late(&node.login()?).1;
+    Err(anyhow::Error::msg(if waits { follower::late(&why) } else { why }))
 }
 
 fn has_role(node: &Node, standby: bool) -> Result<()> {

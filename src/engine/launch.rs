@@ -162,7 +162,7 @@ fn listen(
     let deadline = Instant::now() + patience.timeout;
     let broken = |error| Failure::of_init(state, error, 1);
     let mut phase = Phase::Preparing;
-    let mut follower = Follower::new(state);
+    let mut follower = Follower::new(state, &node);
     loop {
         // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
         let pause = if phase == Phase::Running { 1 } else { 20 };

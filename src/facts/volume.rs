@@ -1,14 +1,22 @@
 //! Named volumes as they are on disk: whose they are, what is in them, and how much.
 
 use std::{
+    ffi::OsString,
     fs, io,
-    os::unix::fs::MetadataExt,
+    os::unix::{ffi::OsStringExt, fs::MetadataExt},
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result};
 
-use crate::{postgres::datadir, spec::Name, state::Root, step::InnerStep};
+use crate::{
+    plan,
+    postgres::datadir,
+    spec::Name,
+    state::{Plan, Root},
+    step::InnerStep,
+    sys::fs as sys,
+};
 
 /// A named volume.
 pub struct Volume {
@@ -43,6 +51,26 @@ fn look(root: &Root, lab: &Name, name: &Name) -> Result<Volume> {
         failed: failed(&data),
         path,
     })
+}
+
+/// Directories, as the node sees them, that its data need and that are in no volume, so that they go with the container:
+/// tablespaces, and a write-ahead log outside the data directory. Both are symbolic links in the data (PostgreSQL manual 73.1).
+pub fn in_no_volume(plan: &Plan) -> Vec<PathBuf> {
+    let Some(data) = plan::data_below(plan) else { return Vec::new() };
+    let links = |dir: &str| -> io::Result<Vec<PathBuf>> {
+        let dir = sys::open_dir_below(&data.top, &data.rest.join(dir))?;
+        let targets = sys::names(&dir)?.into_iter().filter_map(|name| sys::readlinkat(&dir, &name).ok());
+        Ok(targets.map(|target| PathBuf::from(OsString::from_vec(target))).collect())
+    };
+    let linked = ["", "pg_tblspc"].into_iter().flat_map(|dir| links(dir).unwrap_or_default());
+    // What the node has put there may be anything; what is no directory of its own is none that it would lose.
+    let is_in_upper = |target: &PathBuf| match plan::found_below(plan, target) {
+        Some(below) => {
+            plan::mount_of(plan, target).is_none() && sys::open_dir_below(&below.top, &below.rest).is_ok()
+        }
+        None => false,
+    };
+    linked.filter(is_in_upper).collect()
 }
 
 /// The nodes of all labs that have the volume or a part of it mounted.

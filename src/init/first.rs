@@ -69,7 +69,7 @@ impl Init<'_> {
     /// Makes the new cluster the user's own: who may connect, settings, the first database, the scripts.
     fn furnish(&mut self, first: &First<'_>) -> Result<()> {
         self.append_hba(first.postgres)?;
-        self.write_settings(first.postgres)?;
+        self.write_settings(first.postgres, true)?;
         let scripts = super::sql::list(&first.postgres.scripts_dir)?;
         if scripts.is_empty() && create_database(&first.names.database).is_none() {
             return Ok(());

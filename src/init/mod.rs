@@ -167,6 +167,8 @@ struct Init<'a> {
     terminal: bool,
     /// Its standing with the OOM killer is not the usual one, and its children's neither until they give it up.
     shielded: bool,
+    /// The data are a base backup of just now, and what came with it is not applied late: see `standby`.
+    fresh: bool,
     events: Events,
 }
 
@@ -184,7 +186,7 @@ impl<'a> Init<'a> {
         let shielded = std::fs::write(OOM_SCORE_ADJ, "-1000").is_ok()
             // It may have come with another one, from whoever has started pgbox.
             || read_text_at_once(OOM_SCORE_ADJ).is_ok_and(|score| score.trim() != "0");
-        Ok(Init { config, talk, assume, terminal, shielded, events })
+        Ok(Init { config, talk, assume, terminal, shielded, fresh: false, events })
     }
 
     fn payload(&mut self) -> Result<Ended> {

@@ -16,6 +16,7 @@ use super::datadir::DataDir;
 use super::events::{Event, Told};
 use super::private::{POLL, accepts, server_argv};
 use super::program::Program;
+use super::standby::receives;
 use super::{Ended, Init};
 use crate::postgres::launch::{PostgresPayload, Restart};
 use crate::postgres::report::{Exit, Phase, Reason};
@@ -139,7 +140,7 @@ impl Init<'_> {
     /// Runs the server once.
     fn run_server(&mut self, postgres: &PostgresPayload, data: &DataDir) -> Result<Run> {
         self.write_passfile()?;
-        self.write_settings(postgres)?;
+        self.talk.status.raised = self.write_settings(postgres, true)?;
         self.events.log().forget_tail();
         let mut program = Program::new(server_argv(postgres), self.server_env(postgres));
         program.extra = vec![data.fd()];
@@ -159,9 +160,13 @@ impl Init<'_> {
                 }
                 self.talk.close_report();
             }
+            if self.fresh && server.came_up && receives() {
+                self.fresh = false;
+                self.read_again(postgres, pid);
+            }
             // A long recovery is no reason to wake up a hundred times a second.
             let pause = (started.elapsed() / 16).clamp(POLL, Duration::from_millis(500));
-            let poll = (!server.came_up).then(|| Instant::now() + pause);
+            let poll = (!server.came_up || self.fresh).then(|| Instant::now() + pause);
             let deadline = [poll, server.deadline].into_iter().flatten().min();
             match self.events.next(deadline)? {
                 Event::Ended(ended, exit) if ended == pid => {
@@ -194,20 +199,23 @@ impl Init<'_> {
         if server.asked != Asked::Stop {
             server.asked = asked;
         }
-        if signal == Signal::SIGHUP
-            && let Err(error) = self.write_settings(postgres)
-        {
-            self.events.log_line(&format!("the settings stay as they are: {error:#}"));
+        if signal == Signal::SIGHUP {
+            return self.read_again(postgres, server.pid);
         }
         // It may have ended in this moment; then the loop hears of that next.
         let _ = kill(server.pid, signal);
-        if signal == Signal::SIGHUP {
-            return;
-        }
         // A smart shutdown waits for the clients, however long; an immediate one needs no help.
         let patience = told.patience.unwrap_or(self.patience());
         server.deadline = (signal == Signal::SIGINT).then(|| Instant::now() + patience);
         self.phase(Phase::Stopping);
+    }
+
+    /// Has the server go by the settings as they are now.
+    fn read_again(&mut self, postgres: &PostgresPayload, server: Pid) {
+        if let Err(error) = self.write_settings(postgres, false) {
+            self.events.log_line(&format!("the settings stay as they are: {error:#}"));
+        }
+        let _ = kill(server, Signal::SIGHUP);
     }
 
     /// Ends what a postmaster that was killed has left behind. Backends in a long computation do not notice

@@ -5,6 +5,10 @@
 //! The rule that surprises people: a server is a standby because of the *file* standby.signal, whatever its settings
 //! say. pid 1 makes it together with the data and never again, and Postgres removes it in a promotion: it and the
 //! node's role must agree at every start, or a second primary would come up.
+//!
+//! Another one: a server that starts receives nothing before it has applied what it has. A standby that is to apply late
+//! would so be without a stream for all of its delay. What came with its base backup it therefore applies at once, as the
+//! rest of that; what it had at any other start it has to apply late.
 
 use std::fs;
 use std::io::Write;
@@ -22,6 +26,7 @@ use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
 use crate::postgres::standby::{self, RENEWED, SIGNAL};
 use crate::postgres::uri;
+use crate::sys::fs::read_text_at_once;
 
 impl Init<'_> {
     /// Copies the server that is followed into an empty data directory.
@@ -32,8 +37,7 @@ impl Init<'_> {
         standby: &Standby,
     ) -> Result<()> {
         data.begin_aside(&self.config.user)?;
-        let copied = self.copy(postgres, data, standby, None);
-        match copied {
+        match self.copy(postgres, data, standby, None) {
             Ok(()) => data.commit_aside(None),
             Err(error) => {
                 data.uncover()?;
@@ -121,6 +125,7 @@ impl Init<'_> {
         standby: &Standby,
         waldir: Option<&Path>,
     ) -> Result<()> {
+        self.fresh = standby.delay_ms.is_some();
         match self.try_clones(postgres, standby, waldir) {
             Ok(()) => return self.sign(postgres, standby),
             Err(error) if standby.only_clones || error.is::<super::events::Stopped>() => return Err(error),
@@ -204,6 +209,13 @@ impl Init<'_> {
         let mut file = at(fs::OpenOptions::new().append(true).open(&path), "open", &path)?;
         at(file.write_all(format!("\n{line}\n").as_bytes()), "write", &path)
     }
+}
+
+/// Whether the server receives, which it begins when it has applied what it had: its process is there.
+pub(super) fn receives() -> bool {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut titles = entries.filter_map(|entry| read_text_at_once(entry.path().join("cmdline")).ok());
+    titles.any(|title| title.starts_with("postgres: ") && title.contains("walreceiver"))
 }
 
 impl DataDir {

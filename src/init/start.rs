@@ -12,9 +12,9 @@ use super::events::Event;
 use super::program::{set_variable, variable};
 use super::{Ended, Init, at, ownership};
 use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
-use crate::postgres::launch::{PostgresPayload, Source};
+use crate::postgres::launch::{PostgresPayload, Source, Standby};
 use crate::postgres::report::Phase;
-use crate::postgres::{settings, standby, version};
+use crate::postgres::{control::Control, parameter, settings, standby, version};
 use crate::sys::{self, execute::DEFAULT_PATH};
 
 /// Where most builds of Postgres have their socket; only made if missing.
@@ -108,17 +108,32 @@ impl Init<'_> {
         std::time::Duration::from_secs(self.config.stop_timeout)
     }
 
-    /// Writes the generated settings and makes postgresql.conf include them.
-    pub(super) fn write_settings(&mut self, postgres: &PostgresPayload) -> Result<()> {
+    /// Writes the generated settings and makes postgresql.conf include them. For a start, those that a standby was told too
+    /// little of are higher; gives their names.
+    pub(super) fn write_settings(&mut self, postgres: &PostgresPayload, start: bool) -> Result<Vec<String>> {
         let user = &self.config.user;
         let orders = self.talk.orders(&postgres.orders);
+        let conf = postgres.pgdata.join("postgresql.conf");
         let mut settings = orders.settings;
-        settings.extend(orders.standby.iter().flat_map(standby::settings));
+        let mut raised = Vec::new();
+        if let Some(standby) = &orders.standby {
+            let standby = Standby { delay_ms: standby.delay_ms.filter(|_| !self.fresh), ..standby.clone() };
+            settings.extend(standby::settings(&standby));
+            if start {
+                raised = too_low(&postgres.pgdata, &settings, &conf);
+            }
+        }
+        settings.extend(raised.iter().cloned());
         let text = settings::render(&settings)?;
         replace(&postgres.pgdata.join(settings::FILE), &text, user.uid, user.gid)?;
-        let conf = postgres.pgdata.join("postgresql.conf");
+        self.include_settings(&conf)?;
+        Ok(raised.into_iter().map(|(name, _)| name).collect())
+    }
+
+    fn include_settings(&mut self, conf: &Path) -> Result<()> {
+        let user = &self.config.user;
         // Not through a link: root would follow it to wherever the server's user made it point.
-        if !fs::symlink_metadata(&conf).is_ok_and(|meta| meta.is_file()) {
+        if !fs::symlink_metadata(conf).is_ok_and(|meta| meta.is_file()) {
             self.note(&format!(
                 "{} is not a file, so the settings of this container are not included; add the line: {}",
                 conf.display(),
@@ -126,12 +141,12 @@ impl Init<'_> {
             ));
             return Ok(());
         }
-        let old = at(fs::read(&conf), "read", &conf)?;
+        let old = at(fs::read(conf), "read", conf)?;
         match settings::with_include(&String::from_utf8_lossy(&old)) {
             Some(_) if std::str::from_utf8(&old).is_err() => {
                 bail!("{} is not UTF-8 text, so no line can be added to it", conf.display())
             }
-            Some(new) => replace(&conf, &new, user.uid, user.gid),
+            Some(new) => replace(conf, &new, user.uid, user.gid),
             None => Ok(()),
         }
     }
@@ -140,6 +155,14 @@ impl Init<'_> {
     pub(super) fn next_event(&mut self, after: std::time::Duration) -> Result<Event> {
         self.events.next(Some(std::time::Instant::now() + after))
     }
+}
+
+/// What a standby is told too little of to recover. Of files that can't be read the server itself will say so.
+fn too_low(pgdata: &Path, settings: &[(String, String)], conf: &Path) -> Vec<(String, String)> {
+    let control = read_file(&pgdata.join("global/pg_control")).ok();
+    let Some(Ok(control)) = control.map(|bytes| Control::parse(&bytes)) else { return Vec::new() };
+    let conf = read_file(conf).unwrap_or_default();
+    parameter::too_low(settings, &String::from_utf8_lossy(&conf), &control.least)
 }
 
 /// Reads what may be in files.

@@ -46,6 +46,8 @@ pub struct Control {
     pub timeline: u32,
     /// The size of a WAL segment in bytes, see `initdb --wal-segsize`.
     pub segment: u32,
+    /// What the primary had of [`ORDERED`](super::parameter::ORDERED) there, in that order: a standby does not recover with less.
+    pub least: [u32; 5],
 }
 
 impl Control {
@@ -70,6 +72,10 @@ impl Control {
             segment.is_power_of_two() && (1 << 20..=1 << 30).contains(&segment),
             "pg_control says that a WAL segment has {segment} bytes"
         );
+        let mut least = [0; 5];
+        for (value, place) in least.iter_mut().zip((180..).step_by(4)) {
+            *value = u32_at(place)?;
+        }
         Ok(Control {
             system: u64_at(0)?,
             version,
@@ -79,6 +85,7 @@ impl Control {
             redo: Lsn(u64_at(40)?),
             timeline: u32_at(48)?,
             segment,
+            least,
         })
     }
 }
@@ -102,7 +109,9 @@ mod tests {
 
     fn file(version: u32, end: usize) -> Vec<u8> {
         let mut file = vec![0; 8192];
-        for (at, value) in [(8, version), (16, 6), (48, 3), (224, 8192), (228, 16 << 20)] {
+        for (at, value) in
+            [(8, version), (16, 6), (48, 3), (180, 130), (196, 64), (224, 8192), (228, 16 << 20)]
+        {
             file[at..at + 4].copy_from_slice(&value.to_ne_bytes());
         }
         for (at, value) in [(0, 77_u64), (32, 0x200_0060), (40, 0x200_0028)] {
@@ -121,6 +130,7 @@ mod tests {
             assert_eq!((control.system, control.version, control.timeline), (77, version, 3));
             assert_eq!((control.checkpoint, control.redo), (Lsn(0x200_0060), Lsn(0x200_0028)));
             assert_eq!((control.state, control.segment), (ClusterState::InProduction, 16 << 20));
+            assert_eq!(control.least, [130, 0, 0, 0, 64]);
             for at in 0..end + 4 {
                 let mut damaged = file.clone();
                 damaged[at] ^= 1;

@@ -11,7 +11,7 @@ use serde::Deserialize;
 use super::{quote, settings};
 
 /// Standbys must have at least as much of these as their primary; with what a server has that was told nothing.
-const ORDERED: [(&str, i64); 5] = [
+pub const ORDERED: [(&str, i64); 5] = [
     ("max_connections", 100),
     ("max_worker_processes", 8),
     ("max_wal_senders", 10),
@@ -147,6 +147,24 @@ pub fn ordered_default(name: &str) -> Option<i64> {
     ORDERED.iter().find(|(ordered, _)| name.eq_ignore_ascii_case(ordered)).map(|(_, default)| *default)
 }
 
+/// Those that a standby would have too little of to recover, each with what its primary had: what it is told in its generated
+/// file (`settings`) or in postgresql.conf is less than `least`, in the order of [`ORDERED`].
+pub fn too_low(settings: &[(String, String)], conf: &str, least: &[u32; 5]) -> Vec<(String, String)> {
+    let in_conf = |name: &str| {
+        let value = conf.lines().rev().filter_map(|line| line.split_once('='));
+        let mut value =
+            value.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value);
+        Some(value.next()?.split('#').next()?.trim().trim_matches('\'').to_owned())
+    };
+    let low = |((name, default), least): (&(&str, i64), &u32)| {
+        let told = settings::value(settings, name).map(str::to_owned).or_else(|| in_conf(name));
+        // What is no number the server refuses by itself.
+        let told = told.map_or(Some(*default), |told| told.trim().parse().ok())?;
+        (told < i64::from(*least)).then(|| ((*name).to_owned(), least.to_string()))
+    };
+    ORDERED.iter().zip(least).filter_map(low).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -186,6 +204,21 @@ mod tests {
         let said = "superuser_reserved_connections (3) must be less than max_connections (3)";
         assert_eq!(with("3", None).as_deref(), Some(said));
         assert!(with("4", Some("1")).unwrap().contains("(3) plus reserved_connections (1) must"));
+    }
+
+    #[test]
+    fn a_standby_is_told_what_its_data_need() {
+        let least = [130, 8, 10, 0, 64];
+        let names = |told: &[(&str, &str)], conf: &str| -> Vec<String> {
+            let told: Vec<_> =
+                told.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            too_low(&told, conf, &least).into_iter().map(|(name, value)| format!("{name}={value}")).collect()
+        };
+        assert_eq!(names(&[], "max_connections = 100\t# (change requires restart)"), ["max_connections=130"]);
+        assert_eq!(names(&[("max_connections", "110")], ""), ["max_connections=130"]);
+        assert!(names(&[], "#max_connections = 100\nmax_connections = '150' # more").is_empty());
+        let told = [("max_wal_senders", "4"), ("Max_Connections", "130")];
+        assert_eq!(names(&told, "max_connections=100"), ["max_wal_senders=10"]);
     }
 
     #[test]

@@ -147,6 +147,9 @@ pub struct Status {
     /// Exit code of the container, once it has ended.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub code: Option<i32>,
+    /// What the server has more of than it was told, see [`too_low`](super::parameter::too_low).
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub raised: Vec<String>,
     /// The superuser, once the contract's files are read.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub superuser: Option<String>,

@@ -117,6 +117,11 @@ pub fn stream_state(name: &str) -> String {
     format!("SELECT state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
 }
 
+/// Asks a standby whether it is told to apply late, and whether it does nothing but wait until it may apply what it has. When
+/// it starts, it begins to receive only after that.
+pub const APPLIES_LATE: &str = "SELECT (SELECT setting <> '0' FROM pg_settings WHERE name = 'recovery_min_apply_delay'), \
+     EXISTS (SELECT FROM pg_stat_activity WHERE backend_type = 'startup' AND wait_event = 'RecoveryApplyDelay')";
+
 /// Asks a server how commits treat a standby: `async`, `sync`, `quorum`, or `potential`.
 pub fn sync_state(name: &str) -> String {
     format!("SELECT sync_state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))

@@ -1,5 +1,7 @@
 //! A whole lab goes down and comes back, as planned and otherwise.
 
+use std::process::Stdio;
+
 use crate::{
     harness::{Host, text, until as soon},
     replica::until,
@@ -187,4 +189,44 @@ fn a_server_that_vanished_is_noticed_in_seconds() {
     soon("the primary notices", 12, || host.sql("primary", &[], STREAMS).is_empty());
     host.pgbox(&["net", "heal", "--all"]);
     soon("it streams again", 12, || host.sql("primary", &[], STREAMS) == "r1 streaming");
+}
+
+/// A session that a smart shutdown waits for.
+fn sleeper(host: &Host, node: &str) -> std::process::Child {
+    let uri = host.pgbox(&["uri", node]);
+    let mut command = std::process::Command::new("psql");
+    let child =
+        command.args(["-Xqc", "SELECT pg_sleep(3)", uri.trim()]).stdin(Stdio::null()).spawn().expect("psql");
+    let asks = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%'";
+    soon("it sleeps", 5, || host.sql(node, &[], asks) == "1");
+    child
+}
+
+#[test]
+fn a_start_waits_for_the_end_of_a_stop() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "primary"]);
+    let phase = |node: &str| host.json(&["inspect", "--json", node])[0]["status"]["phase"].clone();
+    let (mut client, smart) = (sleeper(&host, "r1"), ["stop", "--all", "--mode", "smart"]);
+    let mut stop = host.command(&smart).spawn().expect("stop");
+    soon("r1 is being stopped", 5, || phase("r1") == "stopping");
+    let output = host.try_pgbox(&["start", "--all"]);
+    let (said, noted) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success() && noted.contains("another command stops nodes of this lab"), "{noted}");
+    for node in ["primary", "r1", "r2"] {
+        assert!(said.contains(&format!("{node} is ready at")), "{said}{noted}");
+        assert_eq!(host.sql(node, &[], "SELECT 1"), "1");
+    }
+    assert!(stop.wait().unwrap().success());
+    let _ = client.wait();
+    // Whoever told it to stop may be gone.
+    let mut client = sleeper(&host, "r1");
+    let mut stop = host.command(&["stop", "r1", "--mode", "smart"]).spawn().expect("stop");
+    soon("r1 is being stopped", 5, || phase("r1") == "stopping");
+    stop.kill().expect("kill");
+    stop.wait().expect("wait");
+    assert!(host.pgbox(&["start", "r1"]).contains("r1 is ready at"));
+    let _ = client.wait();
 }

@@ -200,3 +200,54 @@ fn kept_data_that_have_gone_another_way_are_refused_and_brought_back_where_that_
     host.sql("r1", &[], "INSERT INTO t VALUES (9)");
     assert!(host.pgbox(&["replica", "r2", "--of", "r1"]).starts_with("r2 streams from r1"));
 }
+
+#[test]
+fn a_standby_that_applies_late_is_up_before_it_has_applied_anything() {
+    let Some(host) = Host::new() else { return };
+    let path = host.scratch("up").join("lab.toml");
+    let file = |connections: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\nsettings = {{ max_connections = {connections} }}\n[nodes.primary]\n\
+             [nodes.late]\nof = 'primary'\ndelay = '1h'\n[nodes.r]\nof = 'primary'\n[nodes.r-late]\nof = 'r'\ndelay = '1h'\n"
+        );
+        std::fs::write(&path, text).expect("write");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    let begun = Instant::now();
+    host.pgbox(&["up", &file("130")]);
+    // Its base backup brings WAL along that is no hour old, and it streams all the same; what comes then is applied late.
+    host.sql("primary", &[], "CREATE TABLE t ()");
+    for (node, of) in [("late", "primary"), ("r-late", "r")] {
+        assert_eq!(host.sql(of, &[], &state_of(node)), "streaming");
+        assert_eq!(host.sql(node, &[], "SHOW recovery_min_apply_delay"), "1h");
+        host.pgbox(&["wait", "r", "--for", "caught-up"]);
+        assert_eq!(host.sql(node, &[], "SELECT to_regclass('t')"), "");
+    }
+    // After a start what it has is to be applied late, and PostgreSQL receives nothing before that.
+    host.pgbox(&["down"]);
+    let output = host.try_pgbox(&["up", &file("110")]);
+    let said = text(&output.stderr);
+    assert!(output.status.success(), "{said}");
+    for node in ["late", "r-late"] {
+        assert!(said.contains(&format!("`{node}` answers queries, but does not stream yet")), "{said}");
+        assert!(
+            said.contains(&format!("`{node}` goes by max_connections=130, as its primary did")),
+            "{said}"
+        );
+        assert_eq!(host.sql(node, &[], "SELECT to_regclass('t')"), "");
+    }
+    // Nobody waits for it either where it runs and is to have less.
+    assert!(host.pgbox(&["up", &file("105")]).contains("is as it is wanted"));
+    let said = host.pgbox(&["set", "--all", "max_connections=101"]);
+    for node in ["late", "r-late"] {
+        assert!(said.contains(&format!("{node}: max_connections=101, from its next start on")), "{said}");
+        let said = text(&host.try_pgbox(&["restart", node]).stderr);
+        assert!(said.contains("because it applies late"), "{said}");
+        assert_eq!(host.sql(node, &[], "SHOW max_connections"), "130");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+fn state_of(node: &str) -> String {
+    format!("SELECT state FROM pg_stat_replication WHERE application_name = '{node}'")
+}

@@ -1,6 +1,6 @@
 //! Other settings for servers that run: checked, brought in order, taken back.
 
-use crate::harness::{Host, run, until};
+use crate::harness::{Host, run};
 
 /// What the node's server goes by.
 #[track_caller]
@@ -139,16 +139,53 @@ fn connections_are_raised_on_standbys_first_and_lowered_on_the_primary_first() {
         let now = ["max_connections", "max_wal_senders", "work_mem"].map(|name| setting(&host, node, name));
         assert_eq!(now, ["120", "8", "8MB"], "{node}");
     }
-    // A standby that is stopped takes more at its next start, and less not yet.
+    // A standby that is stopped takes more at its next start, and less when it has replayed the change.
     host.pgbox(&["stop", "r2"]);
     let said = host.pgbox(&["set", "--all", "max_connections=140"]);
     assert!(said.contains("r2: max_connections=140, from its next start on"), "{said}");
-    let output = host.try_pgbox(&["set", "--all", "max_connections=100"]);
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(output.status.success() && said.contains("pgbox set r2 max_connections=100"), "{said}");
     host.pgbox(&["start", "r2"]);
     streams();
-    host.pgbox(&["set", "r2", "max_connections=100"]);
-    until("all have the same", 5, || setting(&host, "r2", "max_connections") == "100");
+    host.pgbox(&["stop", "r2"]);
+    let said = host.pgbox(&["set", "--all", "max_connections=100"]);
+    assert!(said.contains("r2: max_connections=100, from its next start on"), "{said}");
+    let said = host.pgbox(&["start", "r2"]);
+    assert!(said.contains("r2: max_connections=100, since its primary has less"), "{said}");
+    assert_eq!(setting(&host, "r2", "max_connections"), "100");
     streams();
+}
+
+#[test]
+fn limits_that_were_lowered_while_nothing_ran_are_no_reason_not_to_start() {
+    let Some(host) = Host::new() else { return };
+    let path = host.scratch("up").join("lab.toml");
+    let file = |values: [u32; 5]| {
+        let [a, b, c, d, e] = values;
+        let settings = format!(
+            "max_connections = {a}, max_worker_processes = {b}, max_wal_senders = {c}, \
+             max_prepared_transactions = {d}, max_locks_per_transaction = {e}"
+        );
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\nsettings = {{ {settings} }}\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n\
+             [nodes.r2]\nof = 'r1'\n"
+        );
+        std::fs::write(&path, text).expect("write");
+        path.to_str().expect("UTF-8").to_owned()
+    };
+    host.pgbox(&["up", &file([130, 12, 14, 5, 80])]);
+    host.pgbox(&["down"]);
+    host.pgbox(&["up", &file([110, 9, 11, 0, 65])]);
+    for node in ["primary", "r1", "r2"] {
+        let sql = "SELECT string_agg(setting, ' ' ORDER BY name) FROM pg_settings WHERE name ~ \
+                   '^max_(connections|worker_processes|wal_senders|prepared_transactions|locks_per_transaction)$'";
+        assert_eq!(host.sql(node, &[], sql), "110 65 0 11 9", "{node}");
+    }
+    assert!(host.pgbox(&["up", path.to_str().unwrap()]).contains("nothing to do"));
+    // Less than a primary goes on with is told, and a standby goes by what it needs.
+    let output = host.try_pgbox(&["replica", "small", "--of", "primary", "-c", "max_connections=50"]);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success() && said.contains("with max_connections=50 it could not replay"),
+        "{said}"
+    );
+    assert_eq!(setting(&host, "small", "max_connections"), "110");
 }

@@ -248,6 +248,47 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
 }
 
 #[test]
+fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    let lab = |primary: &str, of: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n{primary}\n[nodes.r1]\nof = 'primary'\n\
+             [nodes.r2]\nof = '{of}'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    let wrong = |limits: &str, why: &str| {
+        let file = lab(limits, "primary");
+        for how in [&["--diff"][..], &[]] {
+            let said = host.fails(1, &[&["up", file.to_str().unwrap()], how].concat());
+            assert!(said.contains("limits of `primary`: ") && said.contains(why), "{said}");
+        }
+    };
+    let limits = [
+        ("memory = '1m'", "too small for Postgres to start; give at least --memory"),
+        ("cpus = 1000", "this machine has"),
+        ("pids = 2", "a limit of 2 processes is too small"),
+    ];
+    for (limits, why) in limits {
+        wrong(limits, why);
+        host.is_forgotten();
+    }
+    up(&host, &lab("memory = '512m'", "primary"));
+    let before = ["primary", "r1", "r2"].map(|node| host.init_pid(node));
+    limits.iter().for_each(|(limits, why)| wrong(limits, why));
+    for how in [&["--diff"][..], &[]] {
+        let file = lab("memory = '512m'", "r1");
+        let output = host.try_pgbox(&[&["up", file.to_str().unwrap()], how].concat());
+        let said = text(&output.stderr);
+        assert!(said.contains("`r2` follows `primary`, and not `r1` as the file says"), "{said}");
+        assert!(output.status.success() && text(&output.stdout).contains("nothing to do"), "{output:?}");
+    }
+    assert_eq!(["primary", "r1", "r2"].map(|node| host.init_pid(node)), before);
+    host.pgbox(&["rm", "-f", "-v", "r2"]);
+    assert!(up(&host, &lab("memory = '512m'", "r1")).contains("r2 streams from r1"));
+}
+
+#[test]
 fn a_file_describes_a_lab_with_what_is_in_it() {
     let Some(host) = Host::new() else { return };
     fs::write(host.scratch("files").join("secret"), "geheim\n").unwrap();

@@ -376,3 +376,40 @@ fn what_a_node_has_left_in_a_volume_neither_hangs_nor_leads_out() {
     assert!(crate::harness::text(&output.stderr).contains("it is not a plain file"));
     assert_eq!(fs::read_to_string(&secret).unwrap(), "of the host");
 }
+
+#[test]
+fn a_part_of_the_data_in_no_volume_does_not_go_by_itself() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "pg", "postgres:15", "-v", "kept:/kept"]);
+    host.pgbox(&["exec", "pg", "--", "install", "-d", "-o", "postgres", "/in it", "/kept/it"]);
+    host.sql("pg", &[], "CREATE TABLESPACE kept LOCATION '/kept/it'");
+    host.sql("pg", &[], "CREATE TABLESPACE lost LOCATION '/in it'");
+    host.sql("pg", &[], "CREATE TABLE t TABLESPACE lost AS SELECT 7 AS i");
+    let file = host.scratch("up").join("lab.toml");
+    std::fs::write(&file, "[nodes.other]\nimage = 'postgres:15'\n").expect("write");
+    let file = file.to_str().expect("UTF-8");
+    for args in [
+        &["rm", "-f", "pg"][..],
+        &["rm", "-f", "--dry-run", "pg"],
+        &["down"],
+        &["up", file, "--prune", "--diff"],
+        &["up", file, "--prune"],
+    ] {
+        let said = host.fails(1, args);
+        assert!(said.contains("in no volume: /in it would go"), "{args:?}: {said}");
+        assert_eq!(host.sql("pg", &[], "SELECT i FROM t"), "7", "{args:?}");
+    }
+    host.pgbox(&["stop", "pg"]);
+    assert!(host.fails(1, &["rm", "pg"]).contains("pgbox rm -f -v pg"));
+    host.pgbox(&["start", "pg"]);
+    host.sql("pg", &[], "ALTER TABLE t SET TABLESPACE kept");
+    host.sql("pg", &[], "DROP TABLESPACE lost");
+    host.pgbox(&["down"]);
+    host.pgbox(&["run", "pg", "postgres:15", "-v", "kept:/kept"]);
+    assert_eq!(host.sql("pg", &[], "SELECT i FROM t"), "7");
+    host.pgbox(&["down", "-v"]);
+    // A log that is nowhere but in the container.
+    host.pgbox(&["run", "pg", "postgres:15", "-e", "POSTGRES_INITDB_WALDIR=/var/lib/postgresql/wal"]);
+    assert!(host.fails(1, &["rm", "-f", "pg"]).contains("/var/lib/postgresql/wal"));
+    host.pgbox(&["rm", "-f", "-v", "pg"]);
+}

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 
 use super::check;
 use crate::{
-    engine::{goal, settings::Change},
+    engine::{follower, goal, settings::Change},
     facts::{cluster::Cluster, node::Node},
     hint::advise,
     postgres::{
@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// What a parameter of a node will be: as the generated file will say, or as it is without that.
-fn planned(node: &Node, change: Option<&Change>, name: &str, known: &[Parameter]) -> Result<i64> {
+pub fn planned(node: &Node, change: Option<&Change>, name: &str, known: &[Parameter]) -> Result<i64> {
     let mut asked = node.state.spec.settings.clone();
     let mut orders = node.state.postgres().map_or_else(Vec::new, |postgres| postgres.orders.settings.clone());
     if let Some(change) = change {
@@ -46,6 +46,18 @@ pub fn lowered(head: &Node, changes: &[Change], known: &[Parameter]) -> Result<V
         }
     }
     Ok(lowered)
+}
+
+/// Whether a server has more of all of these than it will have after a restart, and may need it.
+pub fn are_lowered(node: &Node, parameters: &[&Parameter], known: &[Parameter]) -> Result<bool> {
+    for parameter in parameters {
+        if !parameter::is_ordered(&parameter.name)
+            || planned(node, None, &parameter.name, known)? >= parameter.setting.parse()?
+        {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn primary_runs(head: &Node, name: &str) -> Result<()> {
@@ -82,7 +94,10 @@ fn refuse_on_standby(cluster: &Cluster, node: &Node, change: &Change, value: i64
             format!("lower it on the primary first, or everywhere: pgbox set --all {name}={value}"),
         ));
     }
-    // The primary may have had more a moment ago.
+    // The primary may have had more a moment ago. To that a start sees itself.
+    if node.pidfd.is_none() || follower::is_late(&node.state) {
+        return Ok(());
+    }
     goal::write_lsn(head).and_then(|written| goal::has_replayed(node, written)).map_err(|why| {
         advise(
             format!("`{}` may have to replay a time when its primary had more: {why:#}", node.name),

@@ -9,7 +9,7 @@ use crate::{
     cli,
     cmd::{Context, endpoint, limit, rejoin, replica, rm, run, set, start, sync, wait},
     engine::{halt, settings::Change},
-    facts,
+    facts, hint,
     lab::wanted::WantedNode,
     plan::changes::{Action, Data},
     show,
@@ -71,6 +71,13 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
 
 fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
     settings.iter().map(|(name, value)| Change { name: name.clone(), value: value.clone() }).collect()
+}
+
+/// What would be lost by an action that removes a node.
+pub fn loss(context: &Context, action: &Action) -> Option<String> {
+    let Action::Remove { node } = action else { return None };
+    let node = facts::node::find(&context.root, &context.lab, node).ok()?;
+    rm::refuse_loss(&node).err().map(|error| hint::with_way_out(&error))
 }
 
 /// Removes what a killed command has left of a node that never had a process.

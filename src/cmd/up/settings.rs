@@ -1,11 +1,12 @@
-//! Settings and images that the actions of an `up` would fail with, looked for before the first of them.
+//! Settings, images and limits that the actions of an `up` would fail with, looked for before the first of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Result;
 
 use crate::{
-    cmd::{Context, trial},
+    cmd::{Context, limit, trial},
+    hint,
     lab::wanted::Wanted,
     plan::changes::Action,
     spec::{Name, NodeSpec},
@@ -36,6 +37,28 @@ pub fn wrong(context: &Context, wanted: &Wanted, actions: &[Action]) -> Result<V
         }
     }
     Ok(texts)
+}
+
+/// What is wrong with the limits of nodes that are to be made or changed.
+pub fn wrong_limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<String> {
+    let mut texts = Vec::new();
+    for action in actions {
+        let (name, checked) = match action {
+            Action::Create { node, .. } => (&node.spec.node, limit::check(&node.spec).map(drop)),
+            Action::Remake { spec, .. } => (&spec.node, limit::check(spec).map(drop)),
+            Action::Limit { node, limits, .. } => {
+                let spec = wanted.nodes.iter().map(|wanted| &wanted.spec).find(|spec| spec.node == *node);
+                let checked = spec.map_or(Ok(()), |spec| limit::check(spec).map(drop));
+                (node, checked.and_then(|()| limit::check_now(context, node, limits)))
+            }
+            _ => continue,
+        };
+        if let Err(error) = checked {
+            texts.push(format!("limits of `{name}`: {}", hint::with_way_out(&error)));
+        }
+    }
+    texts.dedup();
+    texts
 }
 
 /// The settings that a node gets by an action, and what else is wanted of it.

@@ -16,6 +16,10 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
     for root in roots.map(|node| &node.spec.node) {
         settle_cluster(root, wanted, actual, &mut nodes, changes);
     }
+    if wanted.exact {
+        let stays = |node| stays_as_it_is(node, actual);
+        changes.notes.extend(nodes.iter().filter_map(stays));
+    }
     for node in &mut nodes {
         // Of those that are there, what they do counts.
         match actual.node(&node.spec.node).map(|there| &there.role) {
@@ -33,6 +37,23 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
     let mut sorted: Vec<(usize, WantedNode)> = depths.into_iter().zip(nodes).collect();
     sorted.sort_by_key(|(depth, _)| *depth);
     sorted.into_iter().map(|(_, node)| node).collect()
+}
+
+/// What to say of a node that follows another one than the file has above it by now.
+fn stays_as_it_is(wanted: &WantedNode, actual: &Actual) -> Option<String> {
+    let name = &wanted.spec.node;
+    let (is, means) = match (&actual.node(name)?.role, wanted.spec.follow.as_ref().map(|follow| &follow.of)) {
+        (Role::Standby { of }, Some(meant)) if of != meant => {
+            (format!("follows `{of}`"), format!("`{meant}`"))
+        }
+        (Role::Standby { of }, None) => (format!("follows `{of}`"), "nobody".to_owned()),
+        (Role::Primary, Some(meant)) => ("is a primary".to_owned(), format!("a standby of `{meant}`")),
+        _ => return None,
+    };
+    Some(format!(
+        "`{name}` {is}, and not {means} as the file says, and stays so; made anew it is as the file says: \
+         `pgbox rm -f -v {name}`, which removes its data, then `pgbox up` again"
+    ))
 }
 
 /// Finds the primary of the cluster that the file has below `root`, and lets everybody follow that.

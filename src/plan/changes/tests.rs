@@ -160,6 +160,20 @@ fn each_change_costs_as_little_as_it_can() {
 }
 
 #[test]
+fn whom_a_node_follows_stays_and_that_is_said() {
+    let mut edited = three();
+    edited[0].follow = Some(Follow::of(name("p")));
+    let said = changes(&wanted(&edited), &actual(&three()), false);
+    assert!(said.actions.is_empty() && said.notes[0].contains("`a` follows `b`, and not `p`"), "{said:?}");
+    let said = changes(&wanted(&three()[1..]), &actual(&[node("b", None), node("p", None)]), false);
+    assert!(said.notes[0].contains("`b` is a primary, and not a standby of `p`"), "{said:?}");
+    // After a switchover the file means the one that is the primary now.
+    let turned = [node("a", Some("b")), node("b", None), node("p", Some("b"))];
+    let said = changes(&wanted(&three()), &actual(&turned), false);
+    assert!(said.notes.len() == 1 && said.notes[0].contains("`b` is the primary now"), "{said:?}");
+}
+
+#[test]
 fn a_new_container_takes_its_settings_along() {
     let edited = with(&three(), "*", |spec| {
         spec.limits.shm_size = 1 << 29;
