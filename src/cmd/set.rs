@@ -248,7 +248,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     if pending.is_empty() {
         say("in effect");
     } else if follower::is_late(&node.state) && order::are_lowered(&node, &pending, &said)? {
-        return Ok(say("from its next start on: it applies late, and may need what it has until then"));
+        say("from its next start on: it applies late, and may need what it has until then");
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;

@@ -14,6 +14,7 @@ mod environment;
 mod failover;
 mod faults;
 mod guard;
+mod kept;
 mod members;
 mod orphans;
 mod outage;
