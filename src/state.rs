@@ -200,7 +200,12 @@ impl Root {
 
     /// A named volume: its data is in `data`, what is known of it beside that.
     pub fn volume_dir(&self, lab: &Name, volume: &Name) -> PathBuf {
-        self.0.join("volumes").join(lab).join(volume)
+        self.volumes_dir(lab).join(volume)
+    }
+
+    /// Where all volumes of a lab are.
+    pub fn volumes_dir(&self, lab: &Name) -> PathBuf {
+        self.0.join("volumes").join(lab)
     }
 
     /// The directory of the named volume whose data is at `data`, where pgbox keeps what it knows of it. `None` for
@@ -222,7 +227,7 @@ impl Root {
 
     /// The named volumes of a lab, also of one that has no nodes any more.
     pub fn volumes(&self, lab: &Name) -> Result<Vec<Name>> {
-        names_in(&self.0.join("volumes").join(lab))
+        names_in(&self.volumes_dir(lab))
     }
 
     /// The labs that have volumes.

@@ -82,8 +82,15 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         true => server(root, lab),
         false => None,
     };
+    let origin = |place: Place| place.control().map(|control| control.system).ok();
+    let of_node = |node: &Node| Some((node.name.clone(), origin(Place::of(&node.state).ok()?)?));
+    let of_volume = |name: &Name| Some((name.clone(), origin(Place::alone(&volume(root, lab, name)))?));
+    let origins = nodes.iter().filter_map(of_node).chain(data.keys().filter_map(of_volume)).collect();
+    let volumes = root.volumes_dir(lab);
     let lab = root.load_lab(lab)?;
     Ok(Actual {
+        origins,
+        volumes,
         nodes: nodes.iter().map(|node| existing(root, &nodes, node)).collect(),
         data,
         left,
@@ -112,9 +119,13 @@ impl There<'_> {
     /// Who has taken the place of the one that the data in a volume were of. Where nothing is left of that one, they may be all
     /// that there is.
     fn superseded_by(&self, name: &Name) -> Result<Option<Name>> {
+        let volume_of = |name: &Name| volume(self.root, self.lab, name);
         let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
         let by = volume.and_then(|volume| volume.superseded_by);
-        Ok(by.filter(|by| self.is_there(by)))
+        // What is there under that name may have nothing to do with it any more.
+        let system = |name: &Name| Some(self.place(name, &volume_of(name)).control().ok()?.system);
+        let is_strange = |by: &Name| system(name).zip(system(by)).is_some_and(|(own, theirs)| own != theirs);
+        Ok(by.filter(|by| self.is_there(by) && !is_strange(by)))
     }
 
     fn is_there(&self, name: &Name) -> bool {

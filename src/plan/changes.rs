@@ -10,7 +10,10 @@ mod node;
 mod order;
 mod roles;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 pub use content::done;
 
@@ -27,6 +30,10 @@ pub struct Actual {
     pub nodes: Vec<Existing>,
     /// What the volumes of wanted nodes have that are not there.
     pub data: BTreeMap<Name, Data>,
+    /// What tells the data of one cluster from those of another, of nodes and of such volumes, as far as it can be read.
+    pub origins: BTreeMap<Name, u64>,
+    /// Where the volumes are.
+    pub volumes: PathBuf,
     /// Those who were primaries before, whether they are there or only their data.
     pub left: BTreeMap<Name, Left>,
     pub sync: Option<SyncRule>,
@@ -241,6 +248,12 @@ impl Existing {
 impl Actual {
     fn node(&self, name: &Name) -> Option<&Existing> {
         self.nodes.iter().find(|node| node.spec.node == *name)
+    }
+
+    /// Whether the data of two are known to be of two clusters.
+    fn are_strange(&self, one: &Name, other: &Name) -> bool {
+        let origins = self.origins.get(one).zip(self.origins.get(other));
+        origins.is_some_and(|(one, other)| one != other)
     }
 
     /// Whom a node follows, or who has taken its place.

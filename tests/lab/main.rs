@@ -15,6 +15,7 @@ mod failover;
 mod faults;
 mod fence;
 mod guard;
+mod kept;
 mod killed;
 mod loss;
 mod members;

@@ -284,7 +284,7 @@ fn data_that_a_standby_has_left_are_gone_on_with_as_is_said() {
         assert!(said.contains(&format!("hint:  {hint}")), "{said}");
     };
     host.pgbox(&["rm", "-f", "r1"]);
-    run_r1("`pgbox replica r1 --of primary` goes on with them; `pgbox volume rm r1`");
+    run_r1("`pgbox replica r1 --of primary` goes on with them; `pgbox volume rm r1` removes them");
     host.pgbox(&["stop", "primary"]);
     run_r1("`pgbox start primary`, then `pgbox replica r1 --of primary` goes");
     host.pgbox(&["rm", "primary"]);

@@ -127,9 +127,9 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let rivals = rival::of_data(&context.root, &context.lab, &nodes, data)?;
     let way_out = match facts::load(&context.root, &context.lab, &by)? {
         Some(_) => way_out,
-        None if facts::lab::has_data(&context.root, &context.lab, &by) => format!(
-            "bring the lab up as it was: `pgbox up`; or give up what `{by}` has: `pgbox volume rm {by}`"
-        ),
+        None if facts::lab::has_data(&context.root, &context.lab, &by) => {
+            format!("bring the lab up as it was: `pgbox up`; or the one in its place alone: `pgbox run {by}`")
+        }
         // Others may have taken the place of that one since. Without any, these data may be all that is left.
         None => match rivals.first() {
             Some(rival) if rival.what == What::Primary => way_out,
@@ -158,8 +158,7 @@ fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)
             format!("if none was, remove {}", volume.join("volume.json").display()),
         )
     })?;
-    let way_out =
-        || format!("make a standby from a new base backup: `pgbox volume rm {shown}`, then `pgbox replica`");
+    let way_out = || format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`");
     Ok(known.and_then(|known| known.superseded_by).map(|by| (by, way_out())))
 }
 
@@ -190,27 +189,34 @@ fn check_role(
         (Some(follow), _) if is_strange(context, follow, data)? => {
             format!("of another cluster than `{}`", follow.of)
         }
-        (Some(_), Data::Primary | Data::Superseded(_)) if !force => {
-            "a primary's: it was promoted, or never a standby's".to_owned()
+        (Some(follow), content) => {
+            return bring_back(context, name, follow, own, content == Data::Standby, force);
         }
-        (Some(follow), _) => return bring_back(context, name, follow, own, force),
     };
-    let removal = volume_of(context, data).map(|volume| format!("`pgbox volume rm {volume}` removes them"));
-    let removal = removal.unwrap_or_else(|| "give it an empty directory".to_owned());
-    let way_out = match &spec.follow {
-        Some(_) => format!("{removal}; then a base backup is made"),
-        None => format!("{}; {removal}", going_on(context, name, data)?),
-    };
+    let mut ways_out = Vec::new();
+    match &spec.follow {
+        Some(follow) => ways_out.push(format!(
+            "under another name a standby gets data of its own: `pgbox replica NAME --of {}`",
+            follow.of
+        )),
+        None => ways_out.push(going_on(context, name, data)?),
+    }
+    // Not where they may be all that there is.
+    if let (Some(volume), true) = (volume_of(context, data), has_kin(context, data)?) {
+        ways_out.push(format!("`pgbox volume rm {volume}` removes them"));
+    }
+    let way_out = ways_out.join("; ");
     Err(advise(format!("the data in {} are {what}", data.display()), way_out))
 }
 
-/// What it takes until the data of an earlier node follow, by the same comparison as `rejoin` makes; refused unless they follow as
-/// they are, or it is asked for.
+/// What it takes until the data of an earlier node follow, by the same comparison as `rejoin` makes; refused unless they are a
+/// standby's and follow as they are, or it is asked for.
 fn bring_back(
     context: &Context,
     name: &Name,
     follow: &Follow,
     own: Place<'_>,
+    is_standby: bool,
     force: bool,
 ) -> Result<Option<RenewHow>> {
     let of = node::find(&context.root, &context.lab, &follow.of)?;
@@ -219,7 +225,7 @@ fn bring_back(
     let (theirs, upstream) = (Place::of(&primary.state)?, Place::of(&of.state)?);
     let back = history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream));
     match (back.how, force) {
-        (RenewHow::Sign, false) => Ok(None),
+        (RenewHow::Sign, false) if is_standby => Ok(None),
         (how, true) => {
             cmd::note(context, &back.why);
             Ok(Some(how))
@@ -231,10 +237,25 @@ fn bring_back(
     }
 }
 
+/// Whether the data of two places come from one initdb.
+fn are_kin(one: Place, other: Place) -> bool {
+    let origin = |place: Place| Some(place.control().ok()?.system);
+    origin(one).is_some_and(|own| origin(other) == Some(own))
+}
+
+/// Whether a node, or another volume, has data of the same cluster.
+fn has_kin(context: &Context, data: &Path) -> Result<bool> {
+    let own = Place::alone(data);
+    let is_kin = |node: &node::Node| Place::of(&node.state).is_ok_and(|place| are_kin(place, own));
+    let volumes = context.root.volumes(&context.lab)?;
+    let mut volumes = volumes.iter().map(|volume| context.root.volume_dir(&context.lab, volume).join("data"));
+    Ok(node::all(&context.root, &context.lab)?.iter().any(is_kin)
+        || volumes.any(|other| other != data && are_kin(Place::alone(&other), own)))
+}
+
 /// How the data of a standby are gone on with.
 fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
-    let origin = |place: Place| Some(place.control().ok()?.system);
-    let is_kin = |place: Place| origin(place).is_some_and(|other| origin(Place::alone(data)) == Some(other));
+    let is_kin = |place: Place| are_kin(place, Place::alone(data));
     let mut nodes = node::all(&context.root, &context.lab)?;
     nodes.retain(|node| Place::of(&node.state).is_ok_and(is_kin));
     if let Some(of) = nodes.iter().find(|node| node.state.role() == Role::Primary).or(nodes.first()) {

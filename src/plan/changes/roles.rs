@@ -1,9 +1,12 @@
 //! Who follows whom, as far as it is to be decided: of nodes that are there it is what it is, and new ones follow those
 //! whom the file means, which after a switchover are others than those whom it names.
 
+use std::collections::BTreeSet;
+
 use super::{Actual, Changes, Data, Existing, Left};
 use crate::{
     lab::wanted::{Wanted, WantedNode},
+    postgres::standby::SIGNAL,
     spec::{self, Follow, Name},
     state::Role,
 };
@@ -13,8 +16,9 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
     let mut nodes = wanted.nodes.clone();
     let roots =
         wanted.nodes.iter().filter(|node| node.spec.follow.is_none() && node.spec.command().is_none());
+    let mut heads: Vec<(&Name, Name)> = Vec::new();
     for root in roots.map(|node| &node.spec.node) {
-        settle_cluster(root, wanted, actual, &mut nodes, changes);
+        heads.push((root, settle_cluster(root, wanted, actual, &mut nodes, changes)));
     }
     if wanted.exact {
         let stays = |node| stays_as_it_is(node, actual);
@@ -31,6 +35,10 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
         }
     }
     nodes.retain(|node| is_member(&node.spec.node, actual, changes));
+    for (root, head) in heads {
+        let is_below = |node: &WantedNode| leads_to(wanted, &node.spec.node, root);
+        follow_who_is_there(&head, is_below, actual, &mut nodes, changes);
+    }
     let depth =
         |node: &WantedNode| spec::depth(&node.spec.node, nodes.len(), |name| follows(&nodes, name).cloned());
     let depths: Vec<usize> = nodes.iter().map(depth).collect();
@@ -56,21 +64,21 @@ fn stays_as_it_is(wanted: &WantedNode, actual: &Actual) -> Option<String> {
     ))
 }
 
-/// Finds the primary of the cluster that the file has below `root`, and lets everybody follow that.
+/// Finds the primary of the cluster that the file has below `root`, and lets everybody follow that. Returns who it is.
 fn settle_cluster(
     root: &Name,
     wanted: &Wanted,
     actual: &Actual,
     nodes: &mut Vec<WantedNode>,
     changes: &mut Changes,
-) {
+) -> Name {
     let members: Vec<&Name> =
         wanted.nodes.iter().map(|node| &node.spec.node).filter(|name| leads_to(wanted, name, root)).collect();
     let is_primary = |name: &&&Name| actual.node(name).is_some_and(|node| node.role == Role::Primary);
     let has_primary_data = |name: &&&Name| actual.data.get(**name) == Some(&Data::Primary);
     let root_data = actual.data.get(root).copied().unwrap_or_default();
     let head = match actual.node(root).map(|node| &node.role) {
-        Some(Role::Primary | Role::Command) => return,
+        Some(Role::Primary | Role::Command) => return root.clone(),
         Some(Role::Standby { of }) => Some(of.clone()),
         Some(Role::Superseded { by }) => Some(by.clone()),
         None if actual.left.contains_key(root) => actual.above(root),
@@ -78,14 +86,15 @@ fn settle_cluster(
     };
     let head = head.or_else(|| {
         let one = members.iter().filter(has_primary_data).collect::<Vec<_>>();
-        (root_data == Data::Standby && one.len() == 1).then(|| (*one[0]).clone())
+        (root_data != Data::Primary && one.len() == 1).then(|| (*one[0]).clone())
     });
     let head = head.map(|name| top(actual, name));
     let meant = head.as_ref().unwrap_or(root);
-    if refuse_orphans(meant, actual, nodes, changes) {
-        return;
+    if refuse_orphans(meant, actual, nodes, changes) || refuse_empty(meant, &members, actual, nodes, changes)
+    {
+        return meant.clone();
     }
-    let Some(head) = head else { return };
+    let Some(head) = head else { return root.clone() };
     // Without a file nobody has said who it should be of nodes that only happen to be there.
     if wanted.exact || members.len() > 1 {
         changes.notes.push(format!(
@@ -102,6 +111,103 @@ fn settle_cluster(
             follow.of = head.clone();
         }
     }
+    head
+}
+
+/// Where only standbys have left data, an empty primary would be another cluster, and theirs would be nobody's. Where several
+/// primaries have, nobody knows who is meant. True if that is so.
+fn refuse_empty(
+    head: &Name,
+    members: &[&Name],
+    actual: &Actual,
+    nodes: &mut Vec<WantedNode>,
+    changes: &mut Changes,
+) -> bool {
+    let data = |name: &Name| actual.data.get(name).copied().unwrap_or_default();
+    let left: Vec<&Name> = members.iter().copied().filter(|name| data(name) != Data::None).collect();
+    let [first, ..] = left[..] else { return false };
+    if actual.node(head).is_some() || data(head) == Data::Primary {
+        return false;
+    }
+    let names = |of: &[&Name]| of.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let primaries: Vec<&Name> = left.iter().copied().filter(|name| data(name) == Data::Primary).collect();
+    changes.refused.push(match primaries[..] {
+        [] => format!(
+            "the data of {} are no primary's, and an empty one would be another cluster; without {} those of `{first}` are \
+             a primary's: then `pgbox up` again",
+            names(&left),
+            actual.volumes.join(first.as_str()).join("data").join(SIGNAL).display()
+        ),
+        _ => format!(
+            "the data of {} are a primary's each, and those of `{head}` are not: nobody knows who is meant; name that one in \
+             the file",
+            names(&primaries)
+        ),
+    });
+    nodes.retain(|node| actual.node(&node.spec.node).is_some() || !members.contains(&&node.spec.node));
+    true
+}
+
+/// Lets the new nodes of a cluster follow its primary where the one that they are to follow does not come up, and leaves those
+/// out that can't.
+fn follow_who_is_there(
+    head: &Name,
+    is_below: impl Fn(&WantedNode) -> bool,
+    actual: &Actual,
+    nodes: &mut Vec<WantedNode>,
+    changes: &mut Changes,
+) {
+    let is_new = |node: &WantedNode| actual.node(&node.spec.node).is_none() && is_below(node);
+    loop {
+        let comes: BTreeSet<Name> = nodes.iter().map(|node| node.spec.node.clone()).collect();
+        let serves = |name: &Name| {
+            let role = actual.node(name).map(|node| &node.role);
+            comes.contains(name) || matches!(role, Some(Role::Primary | Role::Standby { .. }))
+        };
+        for node in nodes.iter_mut().filter(|node| is_new(node) && serves(head)) {
+            let name = &node.spec.node;
+            let Some(follow) = node.spec.follow.as_mut().filter(|follow| !serves(&follow.of)) else {
+                continue;
+            };
+            changes
+                .notes
+                .push(format!("`{name}` follows `{head}`, and not `{}`, which does not come up", follow.of));
+            follow.of = head.clone();
+        }
+        nodes.retain(|node| {
+            let refusal = if is_new(node) { refusal(node, head, actual, serves) } else { None };
+            let stays = refusal.is_none();
+            changes.refused.extend(refusal);
+            stays
+        });
+        // Who was left out may be followed by others.
+        if nodes.len() == comes.len() {
+            return;
+        }
+    }
+}
+
+/// Why a new node can't follow whom it is to follow, with the data that it has.
+fn refusal(
+    node: &WantedNode,
+    head: &Name,
+    actual: &Actual,
+    serves: impl Fn(&Name) -> bool,
+) -> Option<String> {
+    let (name, of) = (&node.spec.node, &node.spec.follow.as_ref()?.of);
+    let why = match actual.data.get(name).copied().unwrap_or_default() {
+        _ if !serves(of) => format!("`{of}`, which it is to follow, does not come up"),
+        Data::None => return None,
+        _ if actual.are_strange(name, head) => format!(
+            "the data in its volume are of another cluster than those of `{head}`, and stay; under another name a standby gets \
+             data of its own"
+        ),
+        Data::Primary => format!(
+            "the data in its volume are a primary's; `pgbox replica {name} --of {of}` says what it takes until they follow"
+        ),
+        Data::Standby | Data::Superseded(_) => return None,
+    };
+    Some(format!("`{name}` is left out: {why}"))
 }
 
 /// A new primary of that name would be another cluster than the one that its standbys are of. True if that is so.

@@ -315,6 +315,55 @@ fn after_down_the_data_say_who_was_the_primary() {
     check(&wanted(&three()), &lab, &expected);
 }
 
+/// `p` is the primary of the file.
+#[test]
+fn an_empty_primary_is_not_made_where_others_have_the_data() {
+    let left = |data: &[(&str, Data)]| Actual {
+        data: data.iter().map(|(node, data)| (name(node), *data)).collect(),
+        ..Actual::default()
+    };
+    // One of them was the primary.
+    let lab = left(&[("a", Data::Standby), ("b", Data::Primary), ("p", Data::None)]);
+    check(&wanted(&three()), &lab, &["create b on its data", "create a of b on its data", "create p of b"]);
+    assert!(changes(&wanted(&three()), &lab, false).notes[0].contains("`b` is the primary now, and not `p`"));
+    for (lab, way_out) in [
+        (left(&[("a", Data::Standby), ("b", Data::Standby)]), "standby.signal"),
+        (left(&[("a", Data::Primary), ("b", Data::Primary)]), "nobody knows who is meant"),
+        (left(&[("p", Data::Standby), ("a", Data::Standby), ("b", Data::None)]), "standby.signal"),
+    ] {
+        let found = changes(&wanted(&three()), &lab, false);
+        assert_eq!(said(&found), Vec::<String>::new());
+        assert!(
+            found.refused[0].contains("the data of `a`, `") && found.refused[0].contains(way_out),
+            "{:?}",
+            found.refused
+        );
+    }
+    // An empty one was made before.
+    let mut lab = left(&[("b", Data::Primary), ("p", Data::Primary)]);
+    lab.origins = [("b", 1), ("p", 2)].map(|(node, origin)| (name(node), origin)).into();
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!(said(&found), ["create p on its data", "create a of p"]);
+    assert!(found.refused[0].contains("of another cluster than those of `p`"), "{:?}", found.refused);
+}
+
+#[test]
+fn who_is_to_follow_a_node_that_does_not_come_up_follows_the_primary() {
+    let data = [("a", Data::Standby), ("b", Data::Superseded(RenewHow::Rewind)), ("p", Data::Primary)];
+    let mut lab = Actual { data: data.map(|(node, data)| (name(node), data)).into(), ..Actual::default() };
+    lab.left.insert(name("b"), left("p", Some("1 transaction")));
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!(said(&found), ["create p on its data", "create a of p on its data"]);
+    assert_eq!(found.refused.len(), 1, "{:?}", found.refused);
+    assert!(found.notes[0].contains("`a` follows `p`, and not `b`"), "{:?}", found.notes);
+    // Nobody is there to be followed.
+    let nodes = vec![there(&node("x", Some("p")), Condition::Running)];
+    let lab = Actual { nodes, ..Actual::default() };
+    let found = changes(&wanted(&three()), &lab, false);
+    assert_eq!(said(&found), Vec::<String>::new());
+    assert!(found.refused[1].contains("`b` is left out: `p`, which it is to follow"), "{:?}", found.refused);
+}
+
 #[test]
 fn an_empty_primary_is_not_put_before_standbys_that_have_data() {
     let lab = actual(&three()[..2]);
