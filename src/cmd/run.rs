@@ -136,7 +136,6 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     data::check_single_user(&facts, &spec, &plan)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);
-        data::note_of_variables(context, &spec, data);
     }
     warn(context, &spec, &facts, data.as_deref());
     let mut state = NodeState {
