@@ -186,9 +186,7 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
     let others =
         cluster.nodes.iter().filter(|node| node.name != target.name && rule.names.contains(&node.name));
     let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
-    let asked = others.len() + 1;
-    let is_enough = asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received);
-    is_enough && !is_waived(target)
+    rule.is_covered(received, &others) && !is_waived(target)
 }
 
 /// Whether some role or database may be one whose commits wait for nobody (ALTER ROLE, ALTER DATABASE). The standby has that
