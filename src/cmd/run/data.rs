@@ -226,6 +226,7 @@ fn volume_of(context: &Context, data: &Path) -> Option<String> {
 
 /// Says that a node goes on with what an earlier one has left: most often that is meant, and sometimes forgotten.
 pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
+    note_of_variables(context, spec, data);
     let Some(volume) = volume_of(context, data).filter(|_| content(data) != Data::None) else { return };
     let version = facts::data_version(data).ok().flatten().map(|version| format!("PostgreSQL {version}"));
     let age = Place::alone(data).control().ok().map(|control| {
@@ -242,7 +243,7 @@ pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
 }
 
 /// Says which of the variables came too late.
-pub fn note_of_variables(context: &Context, spec: &NodeSpec, data: &Path) {
+fn note_of_variables(context: &Context, spec: &NodeSpec, data: &Path) {
     let is_given = |name: &&str| spec.env.iter().any(|(given, _)| given == name);
     let late: Vec<&str> = contract::WHEN_MADE.into_iter().filter(is_given).collect();
     if content(data) == Data::None || spec.follow.is_some() || late.is_empty() {
