@@ -13,6 +13,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::InitFds;
 use super::log::Log;
+use super::oom::OomCounter;
 use crate::postgres::launch::Orders;
 use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
 
@@ -24,6 +25,7 @@ pub struct Talk {
     orders: Option<File>,
     replicator: Option<File>,
     log: Option<Log>,
+    oom: Option<OwnedFd>,
     upstream: Option<Result<OwnedFd, String>>,
     /// What the status file says.
     pub status: Status,
@@ -44,6 +46,7 @@ impl Talk {
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
             log: Some(log),
+            oom: fds.oom,
             upstream: fds.upstream,
             status: Status::default(),
         };
@@ -54,6 +57,11 @@ impl Talk {
     /// Hands the log over to the event loop.
     pub fn take_log(&mut self) -> Result<Log> {
         self.log.take().context("the log is in use already")
+    }
+
+    /// Hands the counter of the OOM killer over to the event loop.
+    pub fn take_oom_counter(&mut self) -> OomCounter {
+        OomCounter::new(self.oom.take())
     }
 
     /// Reads the password and closes its descriptor.
