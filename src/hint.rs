@@ -200,6 +200,9 @@ pub fn for_log_line(line: &str) -> Option<String> {
 const SHM_FULL: &str = "/dev/shm is full: give more with --shm-size";
 const PIDS: &str = "it may have no more processes: give more with --pids, or leave that out";
 
+const NO_HUGE_PAGES: &str =
+    "too few huge pages, or too little memory: `grep Huge /proc/meminfo`; huge_pages=try does without";
+
 const LOCALES: &str = "those that it has: pgbox run --rm l IMAGE -- locale -a";
 
 const NO_SETTING: &str =
@@ -209,6 +212,7 @@ const NO_SETTING: &str =
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
         ("could not resize shared memory segment", SHM_FULL),
+        ("could not map anonymous shared memory", NO_HUGE_PAGES),
         ("unrecognized configuration parameter", NO_SETTING),
         ("No space left", DISK_FULL),
         ("POSTGRES_INITDB_ARGS names a locale", LOCALES),

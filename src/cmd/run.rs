@@ -27,7 +27,7 @@ use crate::{
     plan,
     postgres::{
         contract::{self, Contract},
-        launch::{Renew, RenewHow},
+        launch::{Payload, Renew, RenewHow},
         tune,
     },
     show,
@@ -132,8 +132,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    data::check(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
-    data::check_single_user(&facts, &spec, &plan)?;
+    check_host(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);
     }
@@ -183,6 +182,24 @@ fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Pla
         plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
     }
     Ok(plan)
+}
+
+/// Refuses what this host, or the data on it, would only let fail later, when something was made.
+fn check_host(
+    context: &Context,
+    spec: &NodeSpec,
+    facts: &plan::Facts,
+    plan: &mut state::Plan,
+    data: Option<&Path>,
+    how: &How,
+) -> Result<()> {
+    data::check(context, spec, facts, plan, data, how)?;
+    data::check_single_user(facts, spec, plan)?;
+    let Payload::Postgres(postgres) = &plan.init.payload else { return Ok(()) };
+    let settings = postgres.orders.settings.iter().rev();
+    let value =
+        |name: &str| settings.clone().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+    set::check_huge_pages(value)
 }
 
 /// What is left to do for a node that has come up.

@@ -14,7 +14,9 @@ mod command;
 mod datadir;
 mod events;
 mod first;
+mod full;
 mod log;
+mod oom;
 mod ownership;
 mod private;
 mod program;
@@ -23,7 +25,6 @@ mod sql;
 mod standby;
 mod start;
 mod talk;
-mod title;
 mod waldir;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -33,7 +34,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::postgres::launch::{Payload, User};
 use crate::postgres::report::{Exit, Phase, Reason};
-use crate::sys::{child, fs::read_text_at_once};
+use crate::sys::{child, fs::read_text_at_once, title};
 
 pub use crate::postgres::launch::InitConfig;
 pub use crate::postgres::report::{Report, Status};
@@ -63,6 +64,8 @@ pub struct InitFds {
     pub replicator: Option<OwnedFd>,
     /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
     pub report: Option<OwnedFd>,
+    /// The file of the node's cgroup that counts whom the kernel's OOM killer has ended.
+    pub oom: Option<OwnedFd>,
     /// The data directory of the server that is followed, for as long as this one has none of its own, or why it could not be
     /// opened. `None`: it is not to be cloned.
     pub upstream: Option<Result<OwnedFd, String>>,
@@ -124,7 +127,7 @@ fn prepare(fds: &InitFds) -> Result<()> {
     if fds.log.is_some() {
         leave_terminal()?;
     }
-    title::set();
+    title::set(c"pgbox-init");
     match &fds.report {
         // A caller that was stopped (Ctrl-Z) must not stop the container.
         Some(report) => fcntl_setfl(report, OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)"),
@@ -144,7 +147,7 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report, &fds.oom] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     kept.extend(fds.upstream.iter().flatten().map(AsFd::as_fd));
@@ -185,7 +188,7 @@ impl<'a> Init<'a> {
     ) -> Result<Init<'a>> {
         let mut log = talk.take_log()?;
         log.set_cap(config.log_cap);
-        let events = Events::new(log)?;
+        let events = Events::new(log, talk.take_oom_counter())?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let shielded = std::fs::write(OOM_SCORE_ADJ, "-1000").is_ok()
             // It may have come with another one, from whoever has started pgbox.
@@ -196,10 +199,12 @@ impl<'a> Init<'a> {
     fn payload(&mut self) -> Result<Ended> {
         // An image may name a working directory that it does not have. Where it can't be made, the chdir says what is wrong.
         let _ = std::fs::create_dir_all(&self.config.cwd);
-        match &self.config.payload {
+        let ended = match &self.config.payload {
             Payload::Postgres(postgres) => self.postgres(postgres),
             Payload::Command { argv } => self.command(argv),
-        }
+        };
+        self.talk.status.oom_kills = self.events.oom().total();
+        ended
     }
 
     /// Says something in the log and to the caller.
@@ -209,6 +214,7 @@ impl<'a> Init<'a> {
     }
 
     fn phase(&mut self, phase: Phase) {
+        self.talk.status.oom_kills = self.events.oom().total();
         self.talk.phase(phase);
     }
 }

@@ -11,6 +11,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 use super::log::Log;
+use super::oom::OomCounter;
 use super::{InitFds, LogFds};
 use crate::postgres::launch::Orders;
 use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
@@ -23,6 +24,7 @@ pub struct Talk {
     orders: Option<File>,
     replicator: Option<File>,
     log: Option<Option<LogFds>>,
+    oom: Option<OwnedFd>,
     upstream: Option<Result<OwnedFd, String>>,
     /// What the status file says.
     pub status: Status,
@@ -38,6 +40,7 @@ impl Talk {
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
             log: Some(fds.log),
+            oom: fds.oom,
             upstream: fds.upstream,
             status: Status::default(),
         };
@@ -49,6 +52,11 @@ impl Talk {
     pub fn take_log(&mut self) -> Result<Log> {
         let log = self.log.take().context("the log is in use already")?;
         Log::new(log).context("fstat of the log")
+    }
+
+    /// Hands the counter of the OOM killer over to the event loop.
+    pub fn take_oom_counter(&mut self) -> OomCounter {
+        OomCounter::new(self.oom.take())
     }
 
     /// Reads the password and closes its descriptor.

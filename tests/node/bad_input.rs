@@ -212,6 +212,28 @@ fn volumes_and_ports_that_exclude_each_other() {
 }
 
 #[test]
+fn huge_pages_that_are_not_there_are_missed_before_anything_is_made() {
+    let Some(host) = Host::new() else { return };
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let free =
+        meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).expect("huge pages").trim();
+    let on = ["run", "n", "postgres:15", "-c", "huge_pages=on", "-c", "shared_buffers=1TB"];
+    let said = host.fails(1, &on);
+    assert!(said.contains("huge_pages=on needs more than") && said.contains(&format!("{free} of")), "{said}");
+    assert!(said.contains("sysctl vm.nr_hugepages="), "{said}");
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]) + &host.pgbox(&["volume", "ls", "-q"]), "");
+    if free == "0" {
+        host.pgbox(&["run", "n", "postgres:15"]);
+        let started = host.sql("n", &[], "SELECT pg_postmaster_start_time()");
+        let said = host.fails(1, &["set", "n", "huge_pages=on"]);
+        assert!(said.contains("huge_pages=on needs more than 64 huge pages of 2"), "{said}");
+        assert_eq!(host.sql("n", &[], "SELECT pg_postmaster_start_time()"), started, "it was restarted");
+    }
+}
+
+#[test]
 fn limits_too_small_for_initdb_name_the_option() {
     let Some(host) = Host::new() else { return };
     refused(&host, &["run", "n", "postgres:15", "--shm-size", "1k"], &["initdb failed", "--shm-size"]);

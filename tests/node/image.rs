@@ -150,7 +150,7 @@ fn an_image_that_is_mounted_is_not_removed_below_it() {
     fs::write(root.join("rootfs/more"), "x").unwrap();
     run("umoci", &["repack", "--image", &format!("{}:busy:2", layout.display()), root.to_str().unwrap()]);
     host.pgbox(&["image", "import", &format!("{}:busy:2", layout.display())]);
-    let at = host.scratch("mnt of it");
+    let at = host.scratch("mnt");
     let path = at.to_str().unwrap();
     // The other one is not mounted: its layers are those of one that stays.
     for (image, other) in [("busy:2", "busy:1"), ("busy:1", "")] {
@@ -159,7 +159,7 @@ fn an_image_that_is_mounted_is_not_removed_below_it() {
         assert!(said.contains(&format!("is mounted at {path}")) && said.contains("image umount"), "{said}");
         if !other.is_empty() {
             host.pgbox(&["image", "rm", other]);
-            host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+            host.pgbox(&["image", "import", &from]);
         }
         assert!(at.join("bin/busybox").exists(), "its files are gone");
         host.pgbox(&["image", "umount", path]);
