@@ -62,7 +62,7 @@ pub fn bring_up(
         Ok(spawned) => Ok(spawned),
         Err(error) => {
             let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
-            Err(give_up(root, state, reach, Failure { index, error, code: 125, recovers: false }))
+            Err(give_up(root, state, reach, Failure { index, error, code: 125, stays: None }))
         }
     }
 }
@@ -97,19 +97,19 @@ struct Failure {
     index: usize,
     error: Error,
     code: i32,
-    /// The server was there before, recovers, and needs more time than it was given.
-    recovers: bool,
+    /// What to say instead of ending the server, if that was there before.
+    stays: Option<String>,
 }
 
 impl Failure {
     /// Of pid 1 itself, the last of the inner steps.
     fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
-        Self { index: state.plan.inner.len() - 1, error, code, recovers: false }
+        Self { index: state.plan.inner.len() - 1, error, code, stays: None }
     }
 
     /// Of the wait for the server, the step after these.
     fn of_wait(state: &NodeState, error: String, code: i32) -> Self {
-        Self { index: state.plan.inner.len(), error: Error::msg(error), code, recovers: false }
+        Self { index: state.plan.inner.len(), error: Error::msg(error), code, stays: None }
     }
 }
 
@@ -126,8 +126,8 @@ pub struct Patience<'a> {
 ///
 /// # Errors
 /// [`StepFailed`] with the end of the log, after the node was ended and everything within `reach` taken back.
-/// A server of a node that was there before is left alone if it only recovers for longer than `patience`: it
-/// would have to begin anew.
+/// A server of a node that was there before is left alone if it only recovers for longer than `patience`, for it
+/// would have to begin anew; and if it answers, but can't follow.
 pub fn wait_until_up(
     root: &Root,
     state: &NodeState,
@@ -138,13 +138,8 @@ pub fn wait_until_up(
 ) -> Result<Answer> {
     listen(root, state, spawned, patience, talk).or_else(|failure| {
         let name = &state.spec.node;
-        if failure.recovers && reach == Reach::Running {
-            return Err(hint::advise(
-                format!("`{name}` is not ready: {:#}", failure.error),
-                format!(
-                    "it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it"
-                ),
-            ));
+        if let (Some(way_out), Reach::Running) = (&failure.stays, reach) {
+            return Err(hint::advise(format!("`{name}` is not ready: {:#}", failure.error), way_out));
         }
         let _lock = root.lock(&state.spec.lab)?;
         Err(give_up(root, state, reach, failure))
@@ -183,13 +178,24 @@ fn listen(
             Some(answer) => answer,
             None => ask(state, &node, phase).map_err(broken)?,
         };
-        match follower.judge(answer, patience, talk) {
+        let judged = follower.judge(answer, patience, talk);
+        if let Some(why) = follower.stuck(root) {
+            let stays = Some(format!(
+                "it answers queries; to give it a new base backup: `pgbox reinit {}`",
+                state.spec.node
+            ));
+            return Err(Failure { stays, ..Failure::of_wait(state, why, 1) });
+        }
+        match judged {
             Answer::NotYet(_) if Instant::now() < deadline => {}
             Answer::NotYet(why) => {
                 let error =
                     format!("no answer after {}: {why}", humantime::format_duration(patience.timeout));
-                let recovers = phase == Phase::Starting;
-                return Err(Failure { recovers, ..Failure::of_wait(state, error, 1) });
+                let name = &state.spec.node;
+                let stays = (phase == Phase::Starting).then(|| {
+                    format!("it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it")
+                });
+                return Err(Failure { stays, ..Failure::of_wait(state, error, 1) });
             }
             answer => return Ok(answer),
         }
@@ -210,7 +216,7 @@ fn hear(
         }
         Report::Note(text) => talk.note(&on_host(state, &text)),
         Report::StepFailed { index, error } => {
-            return Err(Failure { index, error: Error::msg(error), code: 125, recovers: false });
+            return Err(Failure { index, error: Error::msg(error), code: 125, stays: None });
         }
         Report::Failed { error, in_use, code } => {
             let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
