@@ -5,6 +5,7 @@
 //! `statement_timeout` is kept by the very server that is frozen. [`Login::ask`] gives up on its own clock.
 
 use std::{
+    ffi::OsStr,
     net::SocketAddrV4,
     path::{Path, PathBuf},
     sync::mpsc,
@@ -30,11 +31,29 @@ pub struct Login {
     pub secret: PathBuf,
 }
 
-/// Where a password is kept that a server is about to be given, beside the one that it had. A command that is killed then
-/// leaves both. Which of them counts a standby may see later than others, and an orphaned statement may still change it: whoever
-/// logs in tries both.
-pub fn pending(secret: &Path) -> PathBuf {
-    secret.with_extension("new")
+/// Where passwords are that a server was about to be given, beside the one that it had. A command that is killed then leaves
+/// both. Which of them counts a standby may see later than others, and an orphaned statement may still change it, even after one
+/// that was sent later: so each has a file of its own, and whoever logs in tries them all.
+pub fn pending(secret: &Path) -> Vec<PathBuf> {
+    let entries = secret.parent().and_then(|dir| std::fs::read_dir(dir).ok()).into_iter().flatten().flatten();
+    let first = next_pending(secret, 0);
+    let is_one = |path: &PathBuf| match path.extension().and_then(OsStr::to_str) {
+        Some(number) if number.parse::<u32>().is_ok() => path.with_extension("") == first,
+        _ => *path == first,
+    };
+    let mut found: Vec<PathBuf> = entries.map(|entry| entry.path()).filter(is_one).collect();
+    found.sort();
+    found
+}
+
+/// A file for another one, `before` of which are there.
+pub fn next_pending(secret: &Path, before: usize) -> PathBuf {
+    let first = secret.with_extension("new");
+    let mut numbers = (before.max(1)..).map(|number| first.with_added_extension(number.to_string()));
+    match before {
+        0 => first,
+        _ => numbers.find(|path| !path.exists()).unwrap_or(first),
+    }
 }
 
 impl Login {
@@ -47,12 +66,15 @@ impl Login {
     }
 
     fn open(&self, timeout: Duration) -> Result<Client, postgres::Error> {
-        let (config, other) = self.config(timeout);
-        let opened = postgres::Config::from(config).connect(NoTls);
-        match other.filter(|_| is_turned_away(&opened)) {
-            Some(other) => postgres::Config::from(other).connect(NoTls),
-            None => opened,
+        let (config, others) = self.config(timeout);
+        let mut opened = postgres::Config::from(config).connect(NoTls);
+        for other in others {
+            if !is_turned_away(&opened) {
+                break;
+            }
+            opened = postgres::Config::from(other).connect(NoTls);
         }
+        opened
     }
 
     /// The same for an asynchronous session. `timeout` is for the connection alone: a server that accepts it and says
@@ -65,27 +87,29 @@ impl Login {
         timeout: Duration,
         adjust: impl Fn(&mut Config) -> &mut Config,
     ) -> Result<(tokio_postgres::Client, Connection<Socket, NoTlsStream>), postgres::Error> {
-        let (mut config, other) = self.config(timeout);
-        let opened = adjust(&mut config).connect(NoTls).await;
-        match other.filter(|_| is_turned_away(&opened)) {
-            Some(mut other) => adjust(&mut other).connect(NoTls).await,
-            None => opened,
+        let (mut config, others) = self.config(timeout);
+        let mut opened = adjust(&mut config).connect(NoTls).await;
+        for mut other in others {
+            if !is_turned_away(&opened) {
+                break;
+            }
+            opened = adjust(&mut other).connect(NoTls).await;
         }
+        opened
     }
 
     /// How to log in, and how to try it again if that is the wrong password.
-    fn config(&self, timeout: Duration) -> (Config, Option<Config>) {
+    fn config(&self, timeout: Duration) -> (Config, Vec<Config>) {
         let mut config = Config::new();
         config.host(self.address.ip().to_string()).port(self.address.port()).connect_timeout(timeout);
         config.user(&self.user).dbname(&self.database).application_name("pgbox");
         let read = |file: PathBuf| std::fs::read_to_string(file).ok().filter(|secret| !secret.is_empty());
         let with = |secret: String| config.clone().password(secret).clone();
         // In this order: it may take the place of the old one at this moment.
-        let new = read(pending(&self.secret)).map(with);
-        match read(self.secret.clone()).map(with) {
-            Some(old) => (old, new),
-            None => (new.unwrap_or(config), None),
-        }
+        let mut all: Vec<Config> = pending(&self.secret).into_iter().filter_map(read).map(with).collect();
+        all.splice(0..0, read(self.secret.clone()).map(with));
+        let mut all = all.into_iter();
+        (all.next().unwrap_or_else(|| config.clone()), all.collect())
     }
 
     /// Asks in a session of its own, and gives up after `limit`. The thread that waits for the answer is left behind

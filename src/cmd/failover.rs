@@ -103,9 +103,9 @@ fn spare_others(context: &Context, args: &cli::Failover, target: &Node) -> Resul
         println!("{told}");
         return Ok(());
     }
-    let way_out = match (first.is_volume, &first.name) {
-        (true, name) => format!("`pgbox run {name}` brings back the node that has left it"),
-        (false, name) => format!("`pgbox promote {name}`"),
+    let way_out = match (&first.volume, &first.name) {
+        (Some(below), name) => format!("{} brings back the node that has left it", rival::back(name, below)),
+        (None, name) => format!("`pgbox promote {name}`"),
     };
     Err(advise(told, format!("{way_out}; or give that up: `pgbox promote {} --accept-loss`", target.name)))
 }

@@ -3,6 +3,7 @@
 //! official image, docker-library/postgres#723), but here that is said.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{self, Read},
     path::{Path, PathBuf},
@@ -21,7 +22,7 @@ use crate::{
     facts::{cluster, node::Node},
     plan,
     postgres::{content, contract, launch::Password, password},
-    sql::{Login, PATIENCE, pending},
+    sql::{Login, PATIENCE, next_pending, pending},
     state::{self, NodeDir, NodeState, Role, Root},
     step::AfterStep,
     sys,
@@ -47,7 +48,7 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         // The data are the other node's, and so is the password in them.
         let upstream = root.node(&state.spec.lab, &follow.of).secret_file();
         copy(&upstream, &node.secret_file())?;
-        copy(&pending(&upstream), &pending(&node.secret_file()))?;
+        copy_pending(&upstream, &node.secret_file())?;
         return Ok(Origin::Nowhere);
     }
     let (secret, origin) = match &postgres.password {
@@ -65,7 +66,7 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
     state::write_secret(&node.secret_file(), &secret)?;
     if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // Nobody has found out since which of the two it is.
-        copy(&pending(&home.join("password")), &pending(&node.secret_file()))?;
+        copy_pending(&home.join("password"), &node.secret_file())?;
     }
     if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
@@ -81,6 +82,10 @@ fn copy(from: &Path, to: &Path) -> Result<()> {
         Some(secret) => state::write_secret(to, &secret),
         None => Ok(()),
     }
+}
+
+fn copy_pending(from: &Path, to: &Path) -> Result<()> {
+    pending(from).iter().enumerate().try_for_each(|(before, file)| copy(file, &next_pending(to, before)))
 }
 
 /// What is in a file, if that can be a password: a full disk leaves empty ones.
@@ -139,17 +144,27 @@ fn files(root: &Root, nodes: &[Node]) -> impl Iterator<Item = PathBuf> {
     nodes.iter().flat_map(move |node| [Some(node.dir.secret_file()), beside_data(node)]).flatten()
 }
 
-/// Writes down another password that the superuser of these nodes' cluster is about to be given.
+/// Writes down another password that the superuser of these nodes' cluster is about to be given. What an earlier command was
+/// about to give it, and did not see given, stays beside it: that statement may still be under way, and be the last one. Of the
+/// same password one more is kept, too, which stays when this one is given.
 pub fn will_change(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
-    files(root, nodes).try_for_each(|file| state::replace_secret(&pending(&file), secret))
+    files(root, nodes).try_for_each(|file| {
+        let there: Vec<PathBuf> = pending(&file).into_iter().filter(|file| known(file).is_some()).collect();
+        match there.iter().filter(|file| known(file).is_some_and(|other| other == secret)).count() {
+            0 | 1 => state::replace_secret(&next_pending(&file, there.len()), secret),
+            _ => Ok(()),
+        }
+    })
 }
 
 /// Goes by it from now on: it has been given.
 pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
-    files(root, nodes).try_for_each(|file| match known(&pending(&file)) {
-        // It is there already, and no full disk can come between.
-        Some(new) if new == secret => fs::rename(pending(&file), &file).context("rename a password"),
-        _ => state::replace_secret(&file, secret),
+    files(root, nodes).try_for_each(|file| {
+        match pending(&file).into_iter().find(|file| known(file).is_some_and(|new| new == secret)) {
+            // It is there already, and no full disk can come between.
+            Some(new) => fs::rename(new, &file).context("rename a password"),
+            None => state::replace_secret(&file, secret),
+        }
     })
 }
 
@@ -166,10 +181,19 @@ fn try_settle(context: &Context) -> Result<()> {
     let root = &context.root;
     for cluster in cluster::all(root, &context.lab)? {
         let head = cluster.head();
-        let Some(new) = files(root, &cluster.nodes).find_map(|file| known(&pending(&file))) else { continue };
-        if head.state.role() != Role::Primary || head.awake().is_err() || !has(&head.login()?, &new) {
+        let pending = files(root, &cluster.nodes).flat_map(|file| {
+            let old = known(&file);
+            pending(&file)
+                .into_iter()
+                .filter_map(|file| known(&file))
+                .filter(move |new| Some(new) != old.as_ref())
+        });
+        let pending: BTreeSet<String> = pending.collect();
+        if pending.is_empty() || head.state.role() != Role::Primary || head.awake().is_err() {
             continue;
         }
+        let login = head.login()?;
+        let Some(new) = pending.into_iter().find(|new| has(&login, new)) else { continue };
         let _lock = context.lock()?;
         has_changed(root, &cluster.nodes, &new)?;
         passfile::settle(root, &context.lab)?;
@@ -213,8 +237,8 @@ pub fn settle(
     }
     let file = node.secret_file();
     let beside = home(root, state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
-    let mut others =
-        beside.iter().flat_map(|file| [file.clone(), pending(file)]).filter_map(|file| known(&file));
+    let files = beside.iter().flat_map(|file| [file.clone()].into_iter().chain(pending(file)));
+    let mut others = files.filter_map(|file| known(&file));
     let mut counts = String::new();
     if others.try_fold(false, |found, old| Ok::<_, Error>(found || works(node, state, &old)?))? {
         counts = format!(" The one that counts is in {}.", file.display());
@@ -259,7 +283,7 @@ pub fn refused(state: &NodeState, answer: &Answer) -> Option<String> {
 pub fn remember(node: &NodeDir, state: &NodeState, volume: &Path) -> Result<()> {
     let trusted = state.postgres().is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
     let path = volume.join("password");
-    if pending(&node.secret_file()).exists() {
+    if !pending(&node.secret_file()).is_empty() {
         // It may be that one that the server has let in.
         return Ok(());
     }

@@ -13,6 +13,7 @@ use crate::{
         cluster::{self, Cluster},
         node::{self, Node},
         rival::{self, Rival},
+        stray,
     },
     hint::advise,
     plan::follow,
@@ -38,18 +39,31 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
             }
             _ => {}
         }
+    } else {
+        // Somebody has promoted it already, when whom it followed was gone: nothing starts it as a standby.
+        let node = node::find(&context.root, &context.lab, name)?;
+        if let (Role::Standby { of }, None) = (node.state.role(), &node.pidfd)
+            && stray::has_left(&node)
+        {
+            return come_back(context, args, lock, &node, &of);
+        }
     }
     take_over(context, args, name)
 }
 
-/// Starts an old primary as the primary that it was: who took its place is gone.
+/// Starts a node as the primary that it was, or that its data say it is: `by`, who took its place or whom it followed, is gone.
 fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
     let name = &old.name;
     let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, old)?;
     rival::refuse_primary(&rivals, old)?;
     if let Some(first) = rivals.first().filter(|_| !args.accept_loss) {
         return Err(advise(
-            format!("`{name}` may lack what `{by}`, which was promoted in its place, has acknowledged"),
+            match old.state.role() {
+                Role::Standby { .. } => format!("`{name}` may lack what `{by}` has acknowledged"),
+                _ => format!(
+                    "`{name}` may lack what `{by}`, which was promoted in its place, has acknowledged"
+                ),
+            },
             format!("{}; or give that up: `pgbox promote {name} --accept-loss`", first.way_out()),
         ));
     }

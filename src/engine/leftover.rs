@@ -1,7 +1,7 @@
 //! Data that nodes have left which are gone. A node that starts on them as they are is what the one was that left them: a
 //! primary, and perhaps the second one.
 
-use std::cmp::Reverse;
+use std::{cmp::Reverse, path::PathBuf};
 
 use anyhow::Result;
 
@@ -10,7 +10,7 @@ use crate::{
     facts::{
         history::counted,
         node::{self, Node},
-        rival,
+        rival::{self, Unused},
         wal::Place,
     },
     plan::changes::Data,
@@ -26,7 +26,7 @@ use crate::{
 pub fn note(root: &Root, promoted: &Node) -> Result<()> {
     let lab = &promoted.lab;
     let system = Place::of(&promoted.state)?.control()?.system;
-    for (volume, _, content) in rival::unused(root, lab, &node::all(root, lab)?, Some(system))? {
+    for Unused { volume, content, .. } in rival::unused(root, lab, &node::all(root, lab)?, Some(system))? {
         if content == Data::Standby {
             continue;
         }
@@ -39,8 +39,8 @@ pub fn note(root: &Root, promoted: &Node) -> Result<()> {
 
 /// Somebody of a cluster without a primary who has more than the one that is to be promoted, or may have.
 pub struct Ahead {
-    /// A volume that no node uses, or else a standby.
-    pub is_volume: bool,
+    /// A volume that no node uses, and where in it the data are; or else a standby.
+    pub volume: Option<PathBuf>,
     pub name: Name,
     /// How many transactions more; an error: nobody knows.
     pub commits: Result<u64>,
@@ -48,7 +48,7 @@ pub struct Ahead {
 
 impl Ahead {
     pub fn told(&self, target: &Name) -> String {
-        let what = if self.is_volume { "the volume " } else { "" };
+        let what = if self.volume.is_some() { "the volume " } else { "" };
         let name = &self.name;
         match &self.commits {
             Ok(commits) => {
@@ -68,16 +68,17 @@ pub fn ahead(root: &Root, target: &Node) -> Result<Vec<Ahead>> {
     let system = Place::of(&target.state)?.control()?.system;
     let count = |place: Place<'_>| place.unreceived(received).map(|scan| scan.commits - scan.idle);
     let mut ahead = Vec::new();
-    for (name, data, _) in rival::unused(root, &target.lab, &node::all(root, &target.lab)?, Some(system))? {
-        let known = state::load_volume(&root.volume_dir(&target.lab, &name))?;
+    for one in rival::unused(root, &target.lab, &node::all(root, &target.lab)?, Some(system))? {
+        let known = state::load_volume(&root.volume_dir(&target.lab, &one.volume))?;
         // What one has more whose place was taken was given up then.
         if known.is_none_or(|known| known.superseded_by.is_none()) {
-            ahead.push(Ahead { is_volume: true, name, commits: count(Place::alone(&data)) });
+            let commits = count(one.place());
+            ahead.push(Ahead { volume: Some(one.below), name: one.volume, commits });
         }
     }
     for node in failover::orphans(root, target)? {
         let commits = Place::of(&node.state).and_then(count);
-        ahead.push(Ahead { is_volume: false, name: node.name, commits });
+        ahead.push(Ahead { volume: None, name: node.name, commits });
     }
     ahead.retain(|other| !matches!(other.commits, Ok(0)));
     ahead.sort_by_key(|other| Reverse(other.commits.as_ref().map_or(0, |commits| *commits)));

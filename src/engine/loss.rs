@@ -66,7 +66,9 @@ impl Loss {
         let is = if *commits == 1 { "is" } else { "are" };
         match (commits, synchronous) {
             (0, _) => {
-                format!("nothing is lost: `{target}` has every transaction of `{head}` ({received} of {end})")
+                format!(
+                    "nothing is lost: `{target}` has every transaction that `{head}` has on its disk ({received} of {end})"
+                )
             }
             (_, true) => format!(
                 "nothing acknowledged is lost: {} of `{head}` after {received} still waited for `{target}`",

@@ -8,7 +8,6 @@
 use std::{os::fd::AsFd, time::Duration};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::Signal;
 use postgres::Client;
 
 use super::{orders, slots, sync, timelines};
@@ -37,9 +36,12 @@ pub struct Promoted {
 /// taken down: its kernel tells its clients that their connections are no more.
 pub fn fence(root: &Root, node: &Node) -> Result<()> {
     let Some(pidfd) = &node.pidfd else { return Ok(()) };
-    process::signal(pidfd.as_fd(), Signal::SIGKILL)?;
+    let group = node.cgroup(root)?;
+    // Each process of it, before any of them gets on: while only its pid 1 dies, a backend that thaws has the time to commit, and
+    // to say so.
+    group.kill()?;
     // What is frozen dies when it thaws.
-    node.cgroup(root)?.thaw()?;
+    group.thaw()?;
     let ended = process::has_ended(pidfd.as_fd(), Duration::from_secs(10))?;
     anyhow::ensure!(
         ended,

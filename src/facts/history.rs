@@ -57,7 +57,11 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
         }
         Ok(apart @ Standing::Apart { since, .. }) => {
             let loss = apart.loss();
-            let given_up = loss.as_deref().unwrap_or("nothing that anybody would miss");
+            // Who was told of what is not in the log.
+            let given_up = match &loss {
+                Some(loss) => format!("{loss}, acknowledged or not"),
+                None => "nothing that anybody would miss".to_owned(),
+            };
             let why = format!(
                 "`{name}` has gone its own way since {since}: pg_rewind makes it as `{primary}` is; given up: {given_up}"
             );

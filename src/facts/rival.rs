@@ -6,7 +6,7 @@
 
 use std::{
     cmp::Reverse,
-    fmt,
+    fmt, fs,
     path::{Path, PathBuf},
 };
 
@@ -16,7 +16,7 @@ use super::{cluster, lab::content, node::Node, wal::Place};
 use crate::{
     hint::advise,
     plan::changes::Data,
-    postgres::control::Control,
+    postgres::{control::Control, datadir},
     spec::Name,
     state::{Role, Root},
 };
@@ -42,6 +42,8 @@ pub struct Rival {
     pub what: What,
     /// Of the node, or of the volume.
     pub name: Name,
+    /// Where its data are in the volume, if not at its top.
+    below: PathBuf,
     /// Where its history has come to, if that can be read.
     timeline: Option<u32>,
 }
@@ -56,7 +58,10 @@ impl Rival {
                 format!("first promote `{name}`, which may have more: `pgbox promote {name}`")
             }
             What::Volume => {
-                format!("`pgbox run {name}` brings the primary back that has left the volume `{name}`")
+                format!(
+                    "{} brings the primary back that has left the volume `{name}`",
+                    back(name, &self.below)
+                )
             }
             What::StandbyVolume => {
                 format!("if nobody needs what is in the volume `{name}`: `pgbox volume rm {name}`")
@@ -115,32 +120,93 @@ pub fn refuse_primary(rivals: &[Rival], own: &Node) -> Result<()> {
 pub fn of_data(root: &Root, lab: &Name, nodes: &[Node], data: &Path) -> Result<Vec<Rival>> {
     let place = Some(Place::alone(data));
     let mut rivals = among_volumes(root, lab, nodes, place)?;
-    rivals.retain(|rival| root.volume_dir(lab, &rival.name).join("data") != data);
+    rivals.retain(|rival| {
+        let top = root.volume_dir(lab, &rival.name).join("data");
+        data.strip_prefix(&top).ok() != Some(&rival.below)
+    });
     rivals.extend(among_nodes(nodes, place, |node| node.state.data.as_deref() != Some(data)));
     Ok(sorted(rivals))
 }
 
-/// The volumes that no node uses, with data of this origin, or of one that can't be read. Data that do not begin at the top of
-/// their volume are not found: only the node knew where.
+/// Data in a volume that no node has.
+pub struct Unused {
+    pub volume: Name,
+    /// The volume's directory.
+    top: PathBuf,
+    /// From there on; mostly empty.
+    pub below: PathBuf,
+    pub data: PathBuf,
+    pub content: Data,
+}
+
+impl Unused {
+    pub fn place(&self) -> Place<'_> {
+        Place::below(&self.top, &self.data)
+    }
+}
+
+/// The command that brings back the node that has left its data there.
+pub fn back(volume: &Name, below: &Path) -> String {
+    // Where that is mounted in the node is nothing to the data.
+    const TARGET: &str = "/var/lib/postgresql/data";
+    match below.as_os_str().is_empty() {
+        true => format!("`pgbox run {volume}`"),
+        false => {
+            format!("`pgbox run {volume} -v {volume}:{TARGET} -e PGDATA={TARGET}/{}`", below.display())
+        }
+    }
+}
+
+/// The data in volumes that no node has, of this origin, or of one that can't be read. Data in a directory of the host are not
+/// found: only the node knew where.
 ///
 /// # Errors
 /// When the volumes can't be listed.
-pub fn unused(
-    root: &Root,
-    lab: &Name,
-    nodes: &[Node],
-    origin: Option<u64>,
-) -> Result<Vec<(Name, PathBuf, Data)>> {
-    let mut found = Vec::new();
+pub fn unused(root: &Root, lab: &Name, nodes: &[Node], origin: Option<u64>) -> Result<Vec<Unused>> {
+    let mut all = Vec::new();
     for volume in root.volumes(lab)? {
-        let data = root.volume_dir(lab, &volume).join("data");
-        let is_used = nodes.iter().any(|node| node.state.data.as_ref() == Some(&data));
-        let content = content(&data);
-        if !is_used && content != Data::None && may_be(origin, system(Some(Place::alone(&data)))) {
-            found.push((volume, data, content));
-        }
+        let top = root.volume_dir(lab, &volume).join("data");
+        let found = |(below, content): (PathBuf, Data)| {
+            let data = if below.as_os_str().is_empty() { top.clone() } else { top.join(&below) };
+            Unused { volume: volume.clone(), top: top.clone(), below, data, content }
+        };
+        all.extend(data_in(&top).into_iter().map(found));
     }
-    Ok(found)
+    all.retain(|one| {
+        let is_used = nodes.iter().any(|node| node.state.data.as_ref() == Some(&one.data));
+        !is_used && may_be(origin, system(Some(one.place())))
+    });
+    Ok(all)
+}
+
+/// Where data directories are in a volume, and what is in them: at its top, or not far below (PGDATA in a directory of it, as
+/// many do). No link is followed.
+fn data_in(top: &Path) -> Vec<(PathBuf, Data)> {
+    const DEPTH: usize = 2;
+    let mut all = vec![(PathBuf::new(), content(top))];
+    let mut found = Vec::new();
+    for _ in 0..=DEPTH {
+        let (data, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, content)| *content != Data::None);
+        found.extend(data);
+        // What is below a data directory is its own.
+        let below = others.iter().flat_map(|(rest, _)| directories(top, rest));
+        all = below.map(|rest| (rest.clone(), content(&top.join(rest)))).collect();
+    }
+    found
+}
+
+fn directories(top: &Path, rest: &Path) -> Vec<PathBuf> {
+    // Where there are more, nobody has made it for data directories.
+    const MOST: usize = 1000;
+    let entries = fs::read_dir(top.join(rest)).into_iter().flatten().flatten().take(MOST);
+    let may_be = |entry: &fs::DirEntry| {
+        let name = entry.file_name();
+        // What failed, or is not finished, has never been anybody's data.
+        let is_aside = name.as_encoded_bytes().starts_with(b".") || datadir::failure_number(&name).is_some();
+        !is_aside && entry.file_type().is_ok_and(|kind| kind.is_dir())
+    };
+    entries.filter(may_be).map(|entry| rest.join(entry.file_name())).collect()
 }
 
 fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> bool) -> Vec<Rival> {
@@ -159,7 +225,7 @@ fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> b
             Role::Command => return None,
         };
         let place = Place::of(&node.state).ok();
-        let rival = Rival { what, name: node.name.clone(), timeline: timeline(place) };
+        let rival = Rival { what, name: node.name.clone(), below: PathBuf::new(), timeline: timeline(place) };
         (may_be(origin, system(place)) && may_have_more(&rival, own)).then_some(rival)
     };
     nodes.iter().filter(|node| is_other(node)).filter_map(rival).collect()
@@ -167,9 +233,10 @@ fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> b
 
 fn among_volumes(root: &Root, lab: &Name, nodes: &[Node], own: Option<Place>) -> Result<Vec<Rival>> {
     let volumes = unused(root, lab, nodes, system(own))?.into_iter();
-    let rivals = volumes.map(|(name, data, content)| {
-        let what = if content == Data::Standby { What::StandbyVolume } else { What::Volume };
-        Rival { what, name, timeline: timeline(Some(Place::alone(&data))) }
+    let rivals = volumes.map(|one| {
+        let what = if one.content == Data::Standby { What::StandbyVolume } else { What::Volume };
+        let timeline = timeline(Some(one.place()));
+        Rival { what, name: one.volume, below: one.below, timeline }
     });
     Ok(rivals.filter(|rival| may_have_more(rival, own)).collect())
 }

@@ -34,6 +34,8 @@ use crate::{
 #[derive(Clone, Copy)]
 pub struct Place<'a> {
     data: &'a Path,
+    /// The directory above it that a node had no hand in, where the node is gone and its data were not at the top of a volume.
+    top: Option<&'a Path>,
     /// How the node sees the host, where that is known.
     plan: Option<&'a Plan>,
 }
@@ -48,17 +50,22 @@ impl<'a> Place<'a> {
     /// When it runs no server.
     pub fn of(state: &'a NodeState) -> Result<Place<'a>> {
         let data = state.data.as_deref().context("it has no data directory")?;
-        Ok(Place { data, plan: Some(&state.plan) })
+        Ok(Place { data, top: None, plan: Some(&state.plan) })
     }
 
     /// Those that a node with this plan will have.
     pub fn planned(data: &'a Path, plan: &'a Plan) -> Place<'a> {
-        Place { data, plan: Some(plan) }
+        Place { data, top: None, plan: Some(plan) }
     }
 
     /// Those of a server that has nothing outside its data directory.
     pub fn alone(data: &'a Path) -> Place<'a> {
-        Place { data, plan: None }
+        Place { data, top: None, plan: None }
+    }
+
+    /// The same, somewhere below the top of a volume.
+    pub fn below(top: &'a Path, data: &'a Path) -> Place<'a> {
+        Place { data, top: Some(top), plan: None }
     }
 
     /// The control file.
@@ -183,9 +190,10 @@ impl<'a> Place<'a> {
 
     /// The data directory too may be a link that the node has made, where it lies below the top of a volume.
     fn opened(self) -> io::Result<OwnedFd> {
-        match self.plan.and_then(plan::data_below) {
-            Some(Below { top, rest }) => fs::open_dir_below(&top, &rest),
-            None => fs::open_dir(self.data),
+        match (self.plan.and_then(plan::data_below), self.top) {
+            (Some(Below { top, rest }), _) => fs::open_dir_below(&top, &rest),
+            (None, Some(top)) => fs::open_dir_below(top, self.data.strip_prefix(top).unwrap_or(self.data)),
+            (None, None) => fs::open_dir(self.data),
         }
     }
 

@@ -4,10 +4,10 @@
 //! Nobody holds a node without the lab's lock. So whoever gets the lock and finds a record knows that its command is gone,
 //! and lets the node go on. What a user has frozen has no record, and stays.
 
-use std::{fs, io, os::fd::AsFd, path::PathBuf};
+use std::{fs, io, path::PathBuf};
 
 use anyhow::{Context, Result};
-use nix::{sys::signal::Signal, unistd::Pid};
+use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::{Role, Root, VERSION, load, save};
@@ -15,7 +15,7 @@ use crate::{
     spec::{Name, ObjectNames},
     sys::{
         cgroup::{self, Cgroup},
-        process::{self, ProcessId},
+        process::ProcessId,
     },
 };
 
@@ -98,10 +98,9 @@ impl Root {
         };
         let was_frozen = group.exists() && group.frozen()?;
         if group.exists() {
-            let init = state.and_then(|state| state.init);
-            // Before it thaws: it must not acknowledge anything any more.
-            if let (Some(_), Some(pidfd)) = (&by, init.map(|init| init.open()).transpose()?.flatten()) {
-                process::signal(pidfd.as_fd(), Signal::SIGKILL)?;
+            // All of it before any of it thaws: it must not acknowledge anything any more.
+            if by.is_some() {
+                group.kill()?;
             }
             // Also where the freeze was only begun.
             group.thaw()?;

@@ -379,6 +379,49 @@ fn a_password_that_a_server_gets_after_the_command_was_killed_is_known() {
     lab.is_known("two");
 }
 
+/// The orphan is the first to get the row, and the one that came later is refused then.
+#[test]
+fn a_password_that_a_server_gets_after_another_one_was_begun_is_known() {
+    let Some(host) = Host::new() else { return };
+    let lab = Changed::new(&host, "");
+    let waiting =
+        "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'ALTER ROLE%' AND wait_event_type = 'Lock'";
+    let uri = host.pgbox(&["uri", "primary"]);
+    let mut holder = Command::new("psql").args(["-Xq", uri.trim()]).stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = holder.stdin.take().unwrap();
+    writeln!(input, "BEGIN; ALTER ROLE postgres CONNECTION LIMIT 50; SELECT pg_sleep(0) AS held;").unwrap();
+    let held = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%AS held%' AND state = 'idle in transaction'";
+    until("the row is held", 20, || host.pgbox(&["psql", "primary", "-Atc", held]) == "1\n");
+    let begin = |password: &str, count: &str| {
+        let up = lab.command(password).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until("the server waits for it", 20, || {
+            host.pgbox(&["psql", "primary", "-Atc", waiting]).trim() == count
+        });
+        up
+    };
+    let mut two = begin("two", "1");
+    two.kill().unwrap();
+    two.wait().unwrap();
+    let mut three = begin("three", "2");
+    writeln!(input, "ROLLBACK;").unwrap();
+    drop(input);
+    assert!(holder.wait().unwrap().success());
+    assert!(!three.wait().unwrap().success(), "tuple concurrently updated");
+    let login = |password: &str| {
+        let asked = Command::new("psql")
+            .args(["-Xc", "SELECT", uri.trim()])
+            .env("PGPASSWORD", password)
+            .output()
+            .unwrap();
+        asked.status.success()
+    };
+    assert_eq!(["one", "two", "three"].map(login), [false, true, false]);
+    lab.is_let_in();
+    lab.up("four");
+    assert_eq!(fs::read_to_string(&lab.files[0]).unwrap(), "four");
+    lab.is_let_in();
+}
+
 /// What the server was not given the next `up` gives it.
 #[test]
 fn a_users_password_is_written_down_before_the_server_has_it() {

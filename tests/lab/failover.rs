@@ -5,9 +5,11 @@ use nix::{
     unistd::Pid,
 };
 
+use pgbox::facts::{node::Node, wal::Place};
+
 use crate::{
     guard::descendant,
-    harness::{Host, run, text},
+    harness::{self, Host, run, text},
     replica::until,
 };
 
@@ -658,4 +660,32 @@ fn data_of_another_cluster_do_not_rejoin_and_it_is_said_what_does() {
     host.pgbox(&["reinit", "r1"]);
     assert_eq!(origin("r1"), own);
     until("r1 streaming", || host.sql("primary", &[], STREAMS));
+}
+
+/// What is seen of its log while it is held still is all that there will ever be: nobody is told of more.
+#[test]
+fn a_primary_that_is_fenced_writes_nothing_more() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["drive", "start"]);
+    let root = pgbox::state::Root::new(&host.root);
+    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
+    let end = |node: &Node| {
+        let place = Place::of(&node.state).unwrap();
+        place.unreceived(place.control().unwrap().redo).unwrap().end
+    };
+    for _ in 0..5 {
+        let before = host.json(&["drive", "report", "--json"])["acknowledged"].as_u64().unwrap();
+        harness::until("it writes", 20, || {
+            host.json(&["drive", "report", "--json"])["acknowledged"].as_u64().unwrap() > before + 100
+        });
+        let node = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
+        let pause = pgbox::engine::failover::Pause::begin(&root, &node).expect("hold it still");
+        let held = end(&node);
+        pgbox::engine::takeover::fence(&root, &node).expect("fence");
+        pause.over().expect("no pause any more");
+        assert_eq!(end(&node), held);
+        host.pgbox(&["start", "primary"]);
+    }
+    host.pgbox(&["drive", "stop"]);
 }

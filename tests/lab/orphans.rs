@@ -354,3 +354,68 @@ fn nobody_is_promoted_past_one_who_has_more() {
     host.pgbox(&["promote", "r2"]);
     assert_eq!(host.sql("r2", &[], "SELECT count(*) FROM t").trim(), "1");
 }
+
+/// The node that knew where in its volume they are is gone.
+#[test]
+fn data_below_the_top_of_a_volume_count_as_well() {
+    let Some(host) = Host::new() else { return };
+    let volume = ["-v", "kept:/var/lib/postgresql/data", "-e", "PGDATA=/var/lib/postgresql/data/in/here"];
+    // It is not kept beside such data.
+    let password = ["-e", "POSTGRES_PASSWORD=secret"];
+    host.pgbox(&[&["run", "primary", "postgres:15"], &volume[..], &password].concat());
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    host.pgbox(&["rm", "-f", "primary"]);
+    let said = host.fails(1, &["promote", "r1"]);
+    let back = "pgbox run kept -v kept:/var/lib/postgresql/data -e PGDATA=/var/lib/postgresql/data/in/here";
+    assert!(said.contains("the volume `kept` has 1 transaction that `r1` lacks"), "{said}");
+    assert!(said.contains(&format!("`{back}` brings back the node that has left it")), "{said}");
+    let words: Vec<&str> = back.split(' ').skip(1).collect();
+    host.pgbox(&[&words[..2], &["postgres:15"], &words[2..], &password].concat());
+    assert_eq!(host.sql("kept", &[], "SELECT i FROM t"), "1");
+}
+
+/// Nobody can be asked what was in them, and somebody has to be the primary.
+#[test]
+fn data_that_can_not_be_read_are_named_before_somebody_is_promoted_past_them() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    let control = host.root.join("volumes/default/primary/data/global/pg_control");
+    fs::File::options().write(true).open(control).unwrap().set_len(100).unwrap();
+    let said = note(&host, &["promote", "r1", "--dry-run"]);
+    assert!(said.contains("warning: nobody knows what the volume `primary` has and `r1` lacks: "), "{said}");
+    assert_eq!(note(&host, &["promote", "r1"]), said);
+    assert_eq!(host.sql("r1", &[], "SELECT pg_is_in_recovery()"), "f");
+}
+
+/// A server writes it at any moment, and the kernel lets a reader see half of that.
+#[test]
+fn a_control_file_that_is_written_at_this_moment_is_read_once_more() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let data = host.root.join("volumes/default/primary/data");
+    let file = data.join("global/pg_control");
+    host.pgbox(&["stop", "primary"]);
+    let old = fs::read(&file).unwrap();
+    host.pgbox(&["start", "primary"]);
+    host.pgbox(&["stop", "primary"]);
+    let new = fs::read(&file).unwrap();
+    let control = || pgbox::facts::wal::Place::alone(&data).control();
+    let checkpoint = control().unwrap().checkpoint;
+    // The checkpoint of the one, the rest of the other: no checksum fits.
+    let torn = [&new[..64], &old[64..]].concat();
+    fs::write(&file, &torn).unwrap();
+    assert!(control().is_err(), "it stays so");
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(std::time::Duration::from_millis(15));
+            fs::write(&file, &new).unwrap();
+        });
+        assert_eq!(control().unwrap().checkpoint, checkpoint);
+    });
+}
