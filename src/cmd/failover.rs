@@ -13,7 +13,7 @@ use crate::{
     engine::{
         failover::{self, Pause},
         leftover::{self, Ahead},
-        loss,
+        loss, sync,
     },
     facts::{
         cluster::{self, Cluster},
@@ -72,10 +72,24 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         promoted.lsn,
         begun.elapsed().as_secs_f64() * 1000.0
     );
+    tell_of_rule(context, &target.name)?;
     if let Some(head) = head {
         super::note(context, &format!("`{0}` comes back as a standby with `pgbox rejoin {0}`", head.name));
     }
     Ok(0)
+}
+
+/// Says that the lab's rule means nobody beside the new primary.
+fn tell_of_rule(context: &Context, name: &Name) -> Result<()> {
+    let rule = context.root.load_lab(&context.lab)?.and_then(|lab| lab.sync);
+    let node = node::find(&context.root, &context.lab, name)?;
+    if let Some(rule) = rule.filter(|_| sync::told(&node.state).is_empty()) {
+        let text = format!(
+            "commits on `{name}` wait for nobody until one that the rule {rule} means streams from it"
+        );
+        super::note(context, &text);
+    }
+    Ok(())
 }
 
 /// Refuses to promote a standby whose primary is gone, if somebody else has more: nobody else would have it then.

@@ -54,7 +54,8 @@ fn pretty(lab: &Lab) -> Result<String> {
 
 /// The standbys, as `status` has them.
 fn rows(lab: &Lab) -> Vec<&replication::Member> {
-    lab.clusters.iter().flat_map(|cluster| &cluster.nodes).filter(|member| member.role == "standby").collect()
+    let members = lab.clusters.iter().flat_map(|cluster| &cluster.nodes).chain(&lab.others);
+    members.filter(|member| member.role == "standby").collect()
 }
 
 /// Waits; true as soon as Ctrl-C or its kin has come.

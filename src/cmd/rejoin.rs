@@ -91,7 +91,9 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     );
     let server = primary.login()?;
     if node.pidfd.is_some() {
-        halt::thaw(&context.root, node)?;
+        if halt::thaw(&context.root, node)? {
+            super::note(context, &format!("`{name}` was frozen, and is thawed to start anew"));
+        }
         halt::end(node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
     }
     let mut state = node.state.clone();

@@ -130,7 +130,7 @@ fn bring_up(
         }
         node = node::find(&context.root, &context.lab, name)?;
     }
-    check_role(&node.state)?;
+    check_role(context, &node)?;
     check_stray(context, &node)?;
     check_data(context, &node.state)?;
     collation::warn_of_data(context, name, node.state.data.as_deref(), node.state.libc.as_deref());
@@ -243,17 +243,10 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
 }
 
 /// Refuses an old primary: it would be a second one.
-fn check_role(state: &NodeState) -> Result<()> {
-    match state.role() {
-        Role::Superseded { by } => Err(advise(
-            format!(
-                "`{}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart",
-                state.spec.node
-            ),
-            format!("bring it back as a standby: `pgbox rejoin {}`", state.spec.node),
-        )),
-        _ => Ok(()),
-    }
+fn check_role(context: &Context, node: &node::Node) -> Result<()> {
+    let nodes = node::all(&context.root, &context.lab)?;
+    let told = cluster::stays_down(&context.root, &nodes, node);
+    told.map_or(Ok(()), |(what, way_out)| Err(advise(what, way_out)))
 }
 
 /// Refuses a standby that was promoted behind pgbox' back. Its pid 1 would, too, and not know why.

@@ -98,12 +98,21 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
     let old = cluster.head();
     let target = cluster.node(target).context("the cluster has lost a node")?;
     target.awake()?;
+    if let Role::Superseded { by } = old.state.role()
+        && let Some(other) = cluster.node(&by)
+    {
+        return Err(advise(
+            format!("`{by}` was about to take the place of `{}`, which was not finished", old.name),
+            format!("`pgbox failover {}`", other.name),
+        ));
+    }
     if old.state.role() != Role::Primary || old.pidfd.is_none() {
         return Err(advise(
             format!("the primary `{}` does not run", old.name),
             format!("if it can't be started again: `pgbox failover {}`", target.name),
         ));
     }
+    old.awake()?;
     if (target.state.role() != Role::Standby { of: old.name.clone() }) {
         let way_out = match target.state.role() {
             Role::Standby { of } if cluster.node(&of).is_none() => format!("`pgbox rejoin {}`", target.name),

@@ -80,7 +80,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     }
     let (content, nodes): (Vec<Action>, Vec<Action>) =
         first.actions.into_iter().partition(Action::is_content);
-    nodes.iter().try_for_each(|action| apply::apply(context, action, args.timeout))?;
+    let refused = apply::nodes(context, &nodes, args.timeout)?;
+    let code = code.max(i32::from(refused));
     if !content.is_empty() {
         // Now there is somebody who says what is missing, or otherwise.
         let rest = difference(context, args, wanted)?;

@@ -46,7 +46,7 @@ pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<
     let chosen = chosen
         .into_iter()
         .map(|(_, node)| node)
-        .filter(|node| going == Going::Down || is_to_be_up(context, node));
+        .filter(|node| going == Going::Down || is_to_be_up(context, &nodes, node));
     Ok(chosen.map(|node| node.name.clone()).collect())
 }
 
@@ -69,14 +69,11 @@ pub fn standby<'n>(context: &Context, named: Option<&'n Name>) -> Result<&'n Nam
 }
 
 /// Whether `--all` means a node to run: not one whose place was taken, nor a command that has done what it had to.
-fn is_to_be_up(context: &Context, node: &Node) -> bool {
+fn is_to_be_up(context: &Context, nodes: &[Node], node: &Node) -> bool {
     match node.state.role() {
-        Role::Superseded { by } => {
-            let name = &node.name;
-            let text = format!(
-                "`{name}` stays down: `{by}` was promoted in its place; to bring it back: `pgbox rejoin {name}`"
-            );
-            note(context, &text);
+        Role::Superseded { .. } => {
+            let (what, way_out) = cluster::stays_down(&context.root, nodes, node).unwrap_or_default();
+            note(context, &format!("`{}` stays down: {what}; {way_out}", node.name));
             false
         }
         Role::Command => node.pidfd.is_some() || node.status.reason != Some(Reason::Completed),

@@ -10,10 +10,11 @@ use super::{
     ready::Answer,
 };
 use crate::{
+    facts::{node, recovery},
     plan,
     postgres::standby,
     sql::{self, Login, Silent},
-    state::{NodeDir, NodeState, Plan},
+    state::{NodeDir, NodeState, Plan, Root},
     step::AfterStep,
 };
 
@@ -26,6 +27,7 @@ pub struct Follower<'a> {
     answered: Option<Instant>,
     pub answer: Option<Answer>,
     told: Instant,
+    looked: Instant,
 }
 
 impl<'a> Follower<'a> {
@@ -34,7 +36,15 @@ impl<'a> Follower<'a> {
             AfterStep::WaitUntilStreaming { server, name } => Some((server, name.as_str())),
             AfterStep::WaitUntilReady { .. } => None,
         });
-        Self { stream, state, node, answered: None, answer: None, told: Instant::now() }
+        Self {
+            stream,
+            state,
+            node,
+            answered: None,
+            answer: None,
+            told: Instant::now(),
+            looked: Instant::now(),
+        }
     }
 
     /// Tells how far the base backup is, not more often than a person can read.
@@ -78,6 +88,18 @@ impl<'a> Follower<'a> {
         self.answer = Some(answer);
         std::thread::sleep(Duration::from_millis(5));
         Answer::NotYet(why)
+    }
+
+    /// Why a standby that answers will never stream, as far as it has found out.
+    pub fn stuck(&mut self, root: &Root) -> Option<String> {
+        const PAUSE: Duration = Duration::from_millis(250);
+        if self.answer.is_none() || self.looked.elapsed() < PAUSE || self.answered?.elapsed() < PAUSE {
+            return None;
+        }
+        self.looked = Instant::now();
+        let nodes = node::all(root, &self.state.spec.lab).ok()?;
+        let node = nodes.iter().find(|node| node.name == self.state.spec.node)?;
+        recovery::stuck(&nodes, node)
     }
 }
 

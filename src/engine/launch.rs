@@ -62,7 +62,7 @@ pub fn bring_up(
             Some(failed) => At::Inner(failed.index),
             None => At::Birth,
         };
-        give_up(root, state, reach, Failure { at, error, code: 125, recovers: false })
+        give_up(root, state, reach, Failure { at, error, code: 125, stays: None })
     })
 }
 
@@ -96,14 +96,14 @@ struct Failure {
     at: At,
     error: Error,
     code: i32,
-    /// The server was there before, recovers, and needs more time than it was given.
-    recovers: bool,
+    /// What to say instead of ending the server, if that was there before.
+    stays: Option<String>,
 }
 
 impl Failure {
     /// Of pid 1 itself, the last of the inner steps.
     fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
-        Self { at: At::Inner(state.plan.inner.len() - 1), error, code, recovers: false }
+        Self { at: At::Inner(state.plan.inner.len() - 1), error, code, stays: None }
     }
 
     /// Of the wait for the server. A command has no such step, and is waited for until pid 1 has become it.
@@ -111,7 +111,7 @@ impl Failure {
         let error = Error::msg(error);
         match state.plan.after.is_empty() {
             true => Self::of_init(state, error, code),
-            false => Self { at: At::After(0), error, code, recovers: false },
+            false => Self { at: At::After(0), error, code, stays: None },
         }
     }
 }
@@ -129,8 +129,8 @@ pub struct Patience<'a> {
 ///
 /// # Errors
 /// [`StepFailed`] with the end of the log, after the node was ended and everything within `reach` taken back.
-/// A server of a node that was there before is left alone if it only recovers for longer than `patience`: it
-/// would have to begin anew.
+/// A server of a node that was there before is left alone if it only recovers for longer than `patience`, for it
+/// would have to begin anew; and if it answers, but can't follow.
 pub fn wait_until_up(
     root: &Root,
     state: &NodeState,
@@ -141,13 +141,8 @@ pub fn wait_until_up(
 ) -> Result<Answer> {
     listen(root, state, spawned, patience, talk).or_else(|failure| {
         let name = &state.spec.node;
-        if failure.recovers && reach == Reach::Running {
-            return Err(hint::advise(
-                format!("`{name}` is not ready: {:#}", failure.error),
-                format!(
-                    "it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it"
-                ),
-            ));
+        if let (Some(way_out), Reach::Running) = (&failure.stays, reach) {
+            return Err(hint::advise(format!("`{name}` is not ready: {:#}", failure.error), way_out));
         }
         let _lock = root.lock(&state.spec.lab)?;
         let node = root.node(&state.spec.lab, name);
@@ -205,13 +200,24 @@ fn listen(
             Some(answer) => answer,
             None => ask(state, &node, phase).map_err(broken)?,
         };
-        match follower.judge(answer, patience, talk) {
+        let judged = follower.judge(answer, patience, talk);
+        if let Some(why) = follower.stuck(root) {
+            let stays = Some(format!(
+                "it answers queries; to give it a new base backup: `pgbox reinit {}`",
+                state.spec.node
+            ));
+            return Err(Failure { stays, ..Failure::of_wait(state, why, 1) });
+        }
+        match judged {
             Answer::NotYet(_) if Instant::now() < deadline => {}
             Answer::NotYet(why) => {
                 let error =
                     format!("no answer after {}: {why}", humantime::format_duration(patience.timeout));
-                let recovers = phase == Phase::Starting;
-                return Err(Failure { recovers, ..Failure::of_wait(state, error, 1) });
+                let name = &state.spec.node;
+                let stays = (phase == Phase::Starting).then(|| {
+                    format!("it goes on by itself; `pgbox wait {name}` waits for it, `pgbox logs -f {name}` shows it")
+                });
+                return Err(Failure { stays, ..Failure::of_wait(state, error, 1) });
             }
             answer => return Ok(answer),
         }
@@ -233,7 +239,7 @@ fn hear(
         Report::Note(text) => talk.note(&on_host(state, &text)),
         Report::StepFailed { index, error } => {
             let at = At::Inner(index);
-            return Err(Failure { at, error: Error::msg(error), code: 125, recovers: false });
+            return Err(Failure { at, error: Error::msg(error), code: 125, stays: None });
         }
         Report::Failed { error, in_use, code } => {
             let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };

@@ -122,6 +122,28 @@ pub fn way_out(nodes: &[Node], node: &Node) -> String {
     }
 }
 
+/// What to say of an old primary that is not to start as it is, and what to type.
+pub fn stays_down(root: &Root, nodes: &[Node], node: &Node) -> Option<(String, String)> {
+    let Role::Superseded { by } = node.state.role() else { return None };
+    let name = &node.name;
+    Some(match (role_of(nodes, &by), left_alone(root, nodes, node)) {
+        (Some(Role::Standby { of }), _) if of == *name => (
+            format!("`{by}` was about to take the place of `{name}`, which was not finished"),
+            format!("`pgbox failover {by}`"),
+        ),
+        (None, Some(text)) => match text.split_once("; ") {
+            Some((what, way_out)) => (what.to_owned(), way_out.to_owned()),
+            None => (text, format!("`pgbox rejoin {name}`")),
+        },
+        _ => (
+            format!(
+                "`{name}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart"
+            ),
+            format!("bring it back as a standby: `pgbox rejoin {name}`"),
+        ),
+    })
+}
+
 /// What to say of a node if the one that it follows, or that took its place, is gone.
 pub fn left_alone(root: &Root, nodes: &[Node], node: &Node) -> Option<String> {
     let name = &node.name;
@@ -225,7 +247,12 @@ pub fn choose(nodes: Vec<Node>, lab: &Name, before: Option<&Name>) -> Result<Clu
 }
 
 fn no_primary(nodes: &[Node], lab: &Name) -> anyhow::Error {
-    let servers = nodes.iter().filter(|node| node.state.postgres().is_some());
+    let is_there = |name: &Name| role_of(nodes, name).is_some();
+    let is_left = |node: &&Node| match node.state.role() {
+        Role::Standby { of: above } | Role::Superseded { by: above } => !is_there(&above),
+        Role::Primary | Role::Command => node.state.postgres().is_some(),
+    };
+    let servers = nodes.iter().filter(is_left);
     let left: Vec<&str> = servers.map(|node| node.name.as_str()).collect();
     match left.first() {
         None => advise(

@@ -11,7 +11,7 @@ use super::{
     cluster,
     history::{self, WayBack},
     node::{self, Life, Node},
-    stray,
+    recovery, stray,
     wal::Place,
 };
 use crate::{
@@ -174,7 +174,8 @@ fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
     };
     let alone = cluster::left_alone(root, nodes, node);
     let stray = stray::told(nodes, node);
-    Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone, stray }
+    let stuck = recovery::stuck(nodes, node).map(|why| recovery::with_way_out(&why, &node.name));
+    Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone, stray, stuck }
 }
 
 /// What is in the volume that a new node of this name would get.

@@ -6,10 +6,14 @@ use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
 use anyhow::{Error, Result};
 use serde::Serialize;
 
-use super::{node::Node, wal::Place};
+use super::{
+    node::{Life, Node},
+    wal::Place,
+};
 use crate::{
     postgres::{lsn::Lsn, recovery},
-    state::Root,
+    spec::Name,
+    state::{Role, Root},
     sys::fs::{self, Kind},
 };
 
@@ -27,6 +31,25 @@ pub fn of(root: &Root, node: &Node) -> Result<Option<Recovery>> {
     let began_at = recovery::began_at(&log);
     let at = replaying(root, node)?.max(recovery::progress(&log));
     Ok((began_at.is_some() || at.is_some()).then_some(Recovery { began_at, at }))
+}
+
+/// What to say of a standby that runs and asks in vain: what it needs the server that it follows has no more.
+pub fn stuck(nodes: &[Node], node: &Node) -> Option<String> {
+    let Role::Standby { of } = node.state.role() else { return None };
+    let upstream = nodes.iter().find(|other| other.name == of)?;
+    (node.life == Life::Running && upstream.life == Life::Running).then_some(())?;
+    let log = log_end(&node.dir.log()).ok()?;
+    let file = recovery::gone(&log)?;
+    let theirs = Place::of(&upstream.state).ok()?;
+    let needed = recovery::begins_at(file, theirs.control().ok()?.segment.into())?;
+    let name = &node.name;
+    (theirs.begin().ok()? > needed)
+        .then(|| format!("`{name}` can't follow `{of}`, which has not kept the WAL that it needs, {file}"))
+}
+
+/// The same with what to type.
+pub fn with_way_out(why: &str, name: &Name) -> String {
+    format!("{why}; to give it a new base backup: `pgbox reinit {name}`")
 }
 
 /// The start of the WAL file that the startup process is at.

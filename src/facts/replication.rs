@@ -39,6 +39,8 @@ pub struct Lab {
     pub clusters: Vec<Picture>,
     /// Nodes of no cluster: other commands, and standbys of nodes that are gone.
     pub others: Vec<Member>,
+    /// What somebody should look at of those.
+    pub warnings: Vec<String>,
 }
 
 /// A cluster: its primary first, then each node after the one that it follows.
@@ -121,6 +123,8 @@ struct Seen {
     answer: Option<Result<Answer>>,
     recovery: Option<Recovery>,
     usage: Stats,
+    /// What there is to say of a standby, if it does not stream.
+    stuck: Option<String>,
     stray: Option<String>,
 }
 
@@ -129,14 +133,16 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     let nodes = node::all(root, lab)?;
     let mut strays: BTreeMap<Name, String> =
         nodes.iter().filter_map(|node| Some((node.name.clone(), stray::told(&nodes, node)?))).collect();
+    let mut stuck: BTreeMap<Name, String> =
+        nodes.iter().filter_map(|node| Some((node.name.clone(), recovery::stuck(&nodes, node)?))).collect();
     let (clusters, others) = cluster::sort(nodes);
     // All of them at once: several that say nothing must not add up.
     let mut groups: Vec<Vec<Node>> = clusters.into_iter().map(|Cluster { nodes }| nodes).collect();
     groups.push(others);
     let mut seen: Vec<Vec<Seen>> = thread::scope(|scope| {
         let mut ask = |node: Node| {
-            let stray = strays.remove(&node.name);
-            scope.spawn(move || see(root, node, stray))
+            let (stray, stuck) = (strays.remove(&node.name), stuck.remove(&node.name));
+            scope.spawn(move || Seen { stray, stuck, ..see(root, node) })
         };
         let asked: Vec<Vec<_>> =
             groups.into_iter().map(|nodes| nodes.into_iter().map(&mut ask).collect()).collect();
@@ -146,19 +152,20 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
         asked.into_iter().map(join).collect()
     });
     let others = seen.pop().unwrap_or_default();
-    let others = others.iter().map(|one| member(one, None, None, 0)).collect();
+    let others = without_primary(&others);
     let rule = root.load_lab(lab)?.and_then(|lab| lab.sync);
     let clusters = seen.iter().map(|nodes| picture(nodes, rule.as_ref())).collect();
-    Ok(Lab { lab: lab.clone(), sync_rule: rule.map(|rule| rule.to_string()), clusters, others })
+    let (others, warnings) = others;
+    Ok(Lab { lab: lab.clone(), sync_rule: rule.map(|rule| rule.to_string()), clusters, others, warnings })
 }
 
-fn see(root: &Root, node: Node, stray: Option<String>) -> Seen {
+fn see(root: &Root, node: Node) -> Seen {
     // Words for all else say that nobody would answer: stopped, frozen, at its base backup...
     let answer = (node.word() == during_work() && node.state.postgres().is_some()).then(|| ask(&node));
     let starting = node.life == Life::Running && node.status.phase == Phase::Starting;
     let recovery = if starting { recovery::of(root, &node).ok().flatten() } else { None };
     let usage = node.pidfd.as_ref().and_then(|_| node.cgroup(root).ok()?.stats().ok()).unwrap_or_default();
-    Seen { node, answer, recovery, usage, stray }
+    Seen { node, answer, recovery, usage, stuck: None, stray: None }
 }
 
 fn during_work() -> &'static str {
@@ -212,6 +219,18 @@ fn picture(nodes: &[Seen], rule: Option<&SyncRule>) -> Picture {
     Picture { nodes: members, sync, unfinished_takeover, warnings }
 }
 
+/// Nodes that have no primary: each below the one that it follows, where that is there.
+fn without_primary(nodes: &[Seen]) -> (Vec<Member>, Vec<String>) {
+    let mut members = Vec::new();
+    let is_there = |name: Name| nodes.iter().any(|one| one.node.name == name);
+    for one in nodes.iter().filter(|one| !one.above().is_some_and(is_there)) {
+        members.push(member(one, None, None, 0));
+        below(nodes, one, one, 1, &mut members);
+    }
+    let warnings = warnings(nodes, &members, &Sync::default());
+    (members, warnings)
+}
+
 /// Who was to take the place of the head of a cluster, and still follows it.
 fn unfinished(nodes: &[Seen], head: &Seen) -> Option<Takeover> {
     let Role::Superseded { by } = head.node.state.role() else { return None };
@@ -258,7 +277,7 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
         role: node.state.role().word(),
         follows: one.above(),
         depth,
-        state: state(one, sender),
+        state: state(one, above, sender),
         stray: one.stray.clone(),
         address: node.state.address.addr(),
         timeline: said.and_then(|said| said.timeline),
@@ -279,12 +298,17 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
     }
 }
 
-/// One word: what the server that is followed says of a standby is worth more than that it runs.
-fn state(one: &Seen, sender: Option<&Sender>) -> String {
+/// One word: what the server that is followed says of a standby is worth more than that it runs. Where that one says nothing,
+/// the standby's own word counts: connections to a frozen server stay open.
+fn state(one: &Seen, above: Option<&Seen>, sender: Option<&Sender>) -> String {
+    let is_silent = above.is_some_and(|above| above.said().is_none());
     let word = match (&one.answer, sender) {
         (None, _) => one.node.word(),
         (Some(Err(_)), _) => "silent",
         (Some(Ok(_)), Some(sender)) => sender.state.as_deref().unwrap_or("connecting"),
+        (Some(Ok(said)), None) if said.in_recovery && is_silent && said.receiver.is_some() => {
+            said.receiver.as_deref().unwrap_or_default()
+        }
         (Some(Ok(said)), None) if said.in_recovery => "disconnected",
         (Some(Ok(_)), None) if one.stray.is_some() => "promoted",
         (Some(Ok(_)), None) => one.node.word(),
@@ -349,6 +373,12 @@ fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
     }
     for one in nodes {
         warnings.extend(one.stray.clone());
+        let member = members.iter().find(|member| member.node == one.node.name);
+        let is_away = |member: &&Member| {
+            member.state == "disconnected" && !member.slot.as_ref().is_some_and(Slot::is_lost)
+        };
+        let stuck = member.filter(is_away).and(one.stuck.as_ref());
+        warnings.extend(stuck.map(|why| recovery::with_way_out(why, &one.node.name)));
         if one.said().is_some_and(|said| said.in_recovery) && one.node.state.role() == Role::Primary {
             warnings.push(format!("`{}` is to be the primary, and is in recovery", one.node.name));
         }

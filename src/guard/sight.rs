@@ -115,10 +115,14 @@ pub fn ended(status: &Status, was_up: bool, same_boot: bool) -> Sight {
     }
 }
 
-/// What pid 1 said last, of a primary whose pid 1 lives, as far as that says enough.
-pub fn living(status: &Status, was_up: bool) -> Option<Sight> {
+/// What pid 1 said last, of a primary whose pid 1 lives, as far as that says enough. `crashes` is how many there were when it was
+/// seen last: who starts anew without one was asked to, however short that took.
+pub fn living(status: &Status, was_up: bool, crashes: u32) -> Option<Sight> {
     match status.phase {
         Phase::Running => None,
+        Phase::Starting if was_up && status.restarts == crashes => {
+            Some(Sight::LetBe("was asked to stop, or to start anew".to_owned()))
+        }
         Phase::Stopping => Some(Sight::LetBe("was asked to stop, or to start anew".to_owned())),
         Phase::Waiting | Phase::Starting if was_up => {
             let why = status.error.as_deref().unwrap_or("the server has crashed");
@@ -183,10 +187,13 @@ mod tests {
         assert!(planned(ended(&status(Phase::Ended, Some(Reason::Failed)), false, true)));
         assert!(planned(ended(&status(Phase::Running, None), true, false)));
         assert!(!planned(ended(&status(Phase::Ended, Some(Reason::Crashed)), true, true)));
-        assert!(planned(living(&status(Phase::Stopping, None), true).unwrap()));
-        assert_eq!(living(&status(Phase::Starting, None), false), Some(Sight::Coming));
-        assert!(matches!(living(&status(Phase::Starting, None), true), Some(Sight::Failing(_))));
-        assert_eq!(living(&status(Phase::Running, None), true), None);
+        assert!(planned(living(&status(Phase::Stopping, None), true, 0).unwrap()));
+        assert_eq!(living(&status(Phase::Starting, None), false, 0), Some(Sight::Coming));
+        assert!(planned(living(&status(Phase::Starting, None), true, 0).unwrap()));
+        let crashed = Status { restarts: 1, ..status(Phase::Starting, None) };
+        assert!(matches!(living(&crashed, true, 0), Some(Sight::Failing(_))));
+        assert!(matches!(living(&status(Phase::Waiting, None), true, 0), Some(Sight::Failing(_))));
+        assert_eq!(living(&status(Phase::Running, None), true, 0), None);
     }
 
     #[test]

@@ -131,6 +131,8 @@ struct Head {
     answer: Option<Answer>,
     /// Its server accepts connections, or did in this life.
     was_up: bool,
+    /// How often it had crashed by then.
+    crashes: u32,
     /// Enough standbys have streamed from it for its commits.
     was_heard: bool,
     standbys: Vec<Name>,
@@ -251,13 +253,13 @@ impl Guard<'_> {
             let same_boot = process::boot_id().is_ok_and(|boot| boot == node.state.boot_id);
             return sight::ended(&node.status, head.was_up, same_boot);
         }
-        if let Some(sight) = sight::living(&node.status, head.was_up) {
+        if let Some(sight) = sight::living(&node.status, head.was_up, head.crashes) {
             // After a restart that was asked for it comes up as after a start.
-            head.was_up &= node.status.phase != Phase::Stopping;
+            head.was_up &= !matches!(sight, Sight::LetBe(_));
             head.answer = None;
             return sight;
         }
-        head.was_up = true;
+        (head.was_up, head.crashes) = (true, node.status.restarts);
         head.asks = true;
         match &head.answer {
             None => Sight::Coming,
@@ -369,6 +371,7 @@ impl Head {
             answer: None,
             // What has begun before the guard did counts as well.
             was_up: node.status.phase == Phase::Running,
+            crashes: node.status.restarts,
             was_heard: false,
             standbys,
             asks: false,

@@ -53,6 +53,8 @@ pub struct Existing {
     pub alone: Option<String>,
     /// What to say of it where it was promoted behind pgbox' back.
     pub stray: Option<String>,
+    /// What to say of a standby that can't go on by itself.
+    pub stuck: Option<String>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -296,7 +298,13 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
     changes.actions = steps.in_order();
     content::compare(wanted, actual, &mut changes);
     content::owners(wanted, actual, &mut changes);
-    changes.notes.extend(roles::orphans(wanted, actual));
+    let orphans = roles::orphans(wanted, actual);
+    match roles::has_primary(actual, &changes.actions) {
+        true => changes.notes.extend(orphans),
+        // A lab that takes no writes is not as anybody wants it.
+        false => changes.refused.extend(orphans),
+    }
+    changes.refused.extend(actual.nodes.iter().filter_map(|node| node.stuck.clone()));
     remove(wanted, actual, prune, &mut changes);
     changes
 }

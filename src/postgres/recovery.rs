@@ -33,9 +33,35 @@ pub fn progress(log: &str) -> Option<Lsn> {
     line.split_once("current LSN: ")?.1.trim().parse().ok()
 }
 
+/// The WAL file that a standby asks for and the server that it follows has no more, by the standby's log. `None` where it has
+/// gone on since.
+pub fn gone(log: &str) -> Option<&str> {
+    // A server that does not have it writes the end of that, too, as what it told somebody else.
+    const ASKED: &str = "could not receive data from WAL stream: ERROR:  requested WAL segment ";
+    let told = log.lines().rev().find(|line| {
+        [ASKED, "started streaming WAL", "starting PostgreSQL "].iter().any(|text| line.contains(text))
+    })?;
+    let file = told.split_once(ASKED)?.1.split_whitespace().next()?;
+    (file.len() == 24 && file.bytes().all(|b| b.is_ascii_hexdigit())).then_some(file)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_standby_asks_for_in_vain() {
+        let began = "a LOG:  started streaming WAL from primary at 0/3000000 on timeline 1\n";
+        let gone_on = "b FATAL:  could not receive data from WAL stream: ERROR:  requested WAL segment 000000010000000000000003 has already been removed\n";
+        assert_eq!(gone(&[began, gone_on, "c LOG:  waiting\n"].concat()), Some("000000010000000000000003"));
+        let of_another =
+            "d ERROR:  requested WAL segment 000000010000000000000003 has already been removed\n";
+        assert_eq!(gone(&[began, of_another].concat()), None);
+        for after in [began, "c LOG:  starting PostgreSQL 15.20 on x86_64\n"] {
+            assert_eq!(gone(&[began, gone_on, after].concat()), None);
+        }
+        assert_eq!(gone(""), None);
+    }
 
     #[test]
     fn titles_of_the_startup_process() {

@@ -23,6 +23,7 @@ SELECT jsonb_build_object(
                       (SELECT max(('x' || left(name, 8))::bit(32)::int) FROM pg_ls_waldir() WHERE name ~ '^[0-9A-F]{24}$'),
                       (SELECT timeline_id FROM pg_control_checkpoint()))
         ELSE ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END,
+    'receiver', (SELECT status FROM pg_stat_wal_receiver),
     'write', write,
     'flush', CASE WHEN in_recovery THEN write ELSE pg_current_wal_flush_lsn() END,
     'replay', CASE WHEN in_recovery THEN pg_last_wal_replay_lsn() END,
@@ -44,6 +45,9 @@ FROM here";
 pub struct Answer {
     pub in_recovery: bool,
     pub timeline: Option<u32>,
+    /// What it says itself of its stream from the server that it follows.
+    #[serde(default)]
+    pub receiver: Option<String>,
     /// How far it has written WAL itself, or received it.
     pub write: Option<Lsn>,
     pub flush: Option<Lsn>,

@@ -51,6 +51,9 @@ pub fn render(lab: &Lab, strokes: Strokes) -> String {
     for cluster in &lab.clusters {
         text += &remarks(cluster);
     }
+    for warning in &lab.warnings {
+        text += &format!("warning: {warning}\n");
+    }
     text
 }
 
@@ -151,8 +154,12 @@ pub const LAG: [&str; 7] = ["NODE", "STATE", "WRITE", "FLUSH", "REPLAY", "BYTES"
 
 /// A line for each standby: how far it is, and how far behind.
 pub fn lag_rows(lab: &Lab) -> Vec<Vec<String>> {
-    let standbys =
-        lab.clusters.iter().flat_map(|cluster| &cluster.nodes).filter(|member| member.role == "standby");
+    let standbys = lab
+        .clusters
+        .iter()
+        .flat_map(|cluster| &cluster.nodes)
+        .chain(&lab.others)
+        .filter(|member| member.role == "standby");
     let cells = |member: &Member| {
         vec![
             member.node.to_string(),

@@ -123,6 +123,14 @@ fn a_switchover_to_a_frozen_standby_stops_nobody() {
     host.pgbox(&["replica", "r1", "--of", "primary"]);
     host.pgbox(&["freeze", "r1"]);
     assert!(host.fails(1, &["switchover", "r1"]).contains("node `r1` is frozen"));
+    host.pgbox(&["thaw", "r1"]);
+    // Nobody waits for what can't come.
+    host.pgbox(&["freeze", "primary"]);
+    assert!(host.fails(1, &["switchover", "r1"]).contains("node `primary` is frozen"));
+    host.pgbox(&["thaw", "primary"]);
+    host.pgbox(&["freeze", "r1"]);
+    let said = text(&host.try_pgbox(&["rejoin", "r1"]).stderr);
+    assert!(said.contains("`r1` was frozen, and is thawed"), "{said}");
     host.sql("primary", &[], "CREATE TABLE t (i int)");
 }
 
@@ -284,7 +292,13 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
     let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
     pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
-    assert!(host.fails(1, &["start", "primary"]).contains("pgbox rejoin primary"));
+    for args in [["start", "primary"], ["rejoin", "primary"], ["switchover", "r1"], ["switchover", "r2"]] {
+        let said = host.fails(1, &args);
+        let not_finished = "`r1` was about to take the place of `primary`, which was not finished";
+        assert!(said.contains(not_finished) && said.contains("`pgbox failover r1`"), "{args:?}: {said}");
+    }
+    let said = text(&host.try_pgbox(&["start", "--all"]).stderr);
+    assert!(said.contains("`primary` stays down") && said.contains("`pgbox failover r1`"), "{said}");
     let said = host.fails(1, &["failover", "r2"]);
     assert!(said.contains("`r1` was about to take over") && said.contains("pgbox failover r1"), "{said}");
     // That is another thing than a standby that somebody else has promoted.

@@ -147,7 +147,9 @@ fn what_somebody_wants_is_no_failure() {
     host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 1000000)");
     host.pgbox(&["crash", "primary"]);
     guard.sees("trouble", |_| true);
-    until("it is back", 20, || guard.events().iter().filter(|event| event["event"] == "back").count() >= 2);
+    let is_back =
+        || guard.events().into_iter().skip_while(|e| e["event"] != "trouble").any(|e| e["event"] == "back");
+    until("it is back", 20, is_back);
     let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
     until("r1 streams again", 10, || host.sql("primary", &[], streams) == "1");
     // A change by hand is followed.
@@ -162,6 +164,23 @@ fn what_somebody_wants_is_no_failure() {
         assert!(!log.contains(never), "{never}:\n{log}");
     }
     assert_eq!(host.sql("primary", &[], "SELECT pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_restart_that_was_asked_for_is_no_crash_however_short_it_is() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "--restart", "on-crash:3"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let guard = Guard::start(&host, "primary", &["--detect", "20s"]);
+    for _ in 0..6 {
+        host.pgbox(&["restart", "primary"]);
+    }
+    assert!(!guard.text().contains("crashed"), "{}", guard.text());
+    host.pgbox(&["crash", "primary"]);
+    guard.sees("trouble", |event| {
+        event["what"].as_str().is_some_and(|what| what.contains("started again by its pid 1"))
+    });
+    guard.end();
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Labs that come up again with less than they went down with: a volume was removed meanwhile, or an old primary stays out.
 
-use std::fs;
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use crate::{
     failover::STREAMS,
@@ -89,4 +92,57 @@ fn who_would_follow_an_old_primary_that_stays_out_follows_the_one_that_there_is(
     assert!(text(&output.stdout).contains("as it is wanted, but for what was refused"), "{output:?}");
     until("a streaming, late streaming", || host.sql("c", &[], STREAMS));
     assert_eq!(host.sql("c", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"a\", \"late\")");
+}
+
+/// The middle of a cascade is made anew, and has not what the one below it needs.
+#[test]
+fn a_standby_that_needs_wal_that_is_gone_is_told_of_at_once_and_with_the_way_out() {
+    let Some(host) = Host::new() else { return };
+    let path = host.scratch("files").join("lab.toml");
+    let lab = "sync = 'any 1 (b)'\n[defaults]\nimage = 'postgres:15'\n[nodes.a]\n[nodes.b]\nof = 'a'\n[nodes.c]\nof = 'b'\n";
+    fs::write(&path, lab).unwrap();
+    let file = path.to_str().unwrap();
+    let go_on = || {
+        let more = "SELECT pg_switch_wal(); CREATE TABLE IF NOT EXISTS t (i int); CHECKPOINT";
+        more.split("; ").for_each(|sql| drop(host.sql("a", &[], sql)));
+    };
+    host.pgbox(&["up", file]);
+    host.pgbox(&["stop", "c"]);
+    go_on();
+    host.pgbox(&["reinit", "b"]);
+    let begun = Instant::now();
+    let said = host.fails(1, &["start", "c"]);
+    assert!(
+        said.contains("`c` can't follow `b`, which has not kept the WAL")
+            && said.contains("`pgbox reinit c`"),
+        "{said}"
+    );
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let told = "`c` can't follow `b`, which has not kept the WAL that it needs";
+    until("true", || host.pgbox(&["status"]).contains(told).to_string());
+    for args in [&["up", file][..], &["up", file, "--diff"]] {
+        let said = host.fails(1, args);
+        assert!(said.contains(told) && said.contains("`pgbox reinit c`"), "{said}");
+    }
+    host.pgbox(&["reinit", "c"]);
+    until("c streaming", || host.sql("b", &[], STREAMS));
+    assert!(host.pgbox(&["up", file]).contains("nothing to do"));
+    assert!(!host.pgbox(&["status"]).contains(told));
+
+    // The same of a node that is to be made of data that were left. The rest is done.
+    host.pgbox(&["down"]);
+    host.pgbox(&["volume", "rm", "b"]);
+    host.pgbox(&["run", "a", "postgres:15"]);
+    go_on();
+    let output = host.try_pgbox(&["up", file]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(
+        said.contains("has not kept the WAL that `c` needs")
+            && said.contains("`pgbox replica c --of b --force`"),
+        "{said}"
+    );
+    assert_eq!(host.sql("a", &[], "SHOW synchronous_standby_names"), "ANY 1 (\"b\")");
+    host.pgbox(&["replica", "c", "--of", "b", "--force"]);
+    assert!(host.pgbox(&["up", file]).contains("nothing to do"));
 }

@@ -272,6 +272,32 @@ fn without_a_primary_reads_go_to_the_standbys_that_answer_and_writes_nowhere() {
     ask(&rw, "INSERT INTO t VALUES (8)");
 }
 
+/// What follows each other is a picture also then, and who is to be promoted is said in one way.
+#[test]
+fn without_a_primary_the_picture_and_the_words_are_as_before() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "z", "--of", "primary"]);
+    host.pgbox(&["replica", "r2", "--of", "z"]);
+    host.pgbox(&["rm", "-f", "primary"]);
+    let drawn = || {
+        let said = host.pgbox(&["status"]);
+        let r2 = said.lines().find(|line| line.contains("r2")).unwrap_or_default();
+        r2.split_whitespace().take(3).collect::<Vec<_>>().join(" ")
+    };
+    until("`-> r2 streaming", drawn);
+    let others = host.json(&["status", "--json"])["others"].clone();
+    assert_eq!((&others[0]["node"], &others[1]["node"]), (&"z".into(), &"r2".into()));
+    assert_eq!(others[1]["slot"]["active"], true, "{others}");
+    assert_eq!(host.json(&["lag", "--json"]).as_array().map(Vec::len), Some(2));
+    for args in [&["drive", "start"][..], &["verify"], &["psql", "--", "-c", "SELECT"], &["up"]] {
+        let said = host.fails(1, args);
+        assert!(said.contains("`pgbox promote z`") && !said.contains("promote r2"), "{args:?}: {said}");
+    }
+    host.pgbox(&["promote", "z"]);
+    assert!(host.pgbox(&["up"]).contains("nothing to do"));
+}
+
 /// Whatever else is left of the cluster, what is hinted at works.
 #[test]
 fn data_that_a_standby_has_left_are_gone_on_with_as_is_said() {

@@ -7,14 +7,41 @@ use anyhow::Result;
 use super::{content, node};
 use crate::{
     cli,
-    cmd::{Context, endpoint, limit, rejoin, replica, rm, run, set, start, sync, wait},
+    cmd::{self, Context, endpoint, limit, rejoin, replica, rm, run, set, start, sync, wait},
     engine::{halt, settings::Change},
-    facts, hint,
+    facts,
+    hint::{self, Advised},
     lab::wanted::WantedNode,
     plan::changes::{Action, Data},
     show,
     spec::Name,
+    state::Role,
 };
+
+/// All that is about nodes. A standby that can't go on with data that were left keeps nothing else from being done; true if there
+/// is one.
+pub fn nodes(context: &Context, actions: &[Action], timeout: Duration) -> Result<bool> {
+    let mut refused = false;
+    for action in actions {
+        match apply(context, action, timeout) {
+            Err(error) if error.is::<Advised>() && is_of_standby(context, action) => {
+                cmd::warn(context, &hint::with_way_out(&error));
+                refused = true;
+            }
+            other => other?,
+        }
+    }
+    Ok(refused)
+}
+
+fn is_of_standby(context: &Context, action: &Action) -> bool {
+    match action {
+        Action::Create { node, on } => *on != Data::None && node.spec.follow.is_some(),
+        Action::Start { node } => facts::node::find(&context.root, &context.lab, node)
+            .is_ok_and(|node| matches!(node.state.role(), Role::Standby { .. })),
+        _ => false,
+    }
+}
 
 pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()> {
     match action {

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Actual, Changes, Data, Existing, Left};
+use super::{Action, Actual, Changes, Data, Existing, Left};
 use crate::{
     lab::wanted::{Wanted, WantedNode},
     postgres::standby::SIGNAL,
@@ -256,6 +256,13 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
         "`{name}` was the primary; `{by}` was promoted in its place and lacks {loss}; {way_out}"
     ));
     false
+}
+
+/// Whether somebody takes writes when these are done.
+pub fn has_primary(actual: &Actual, actions: &[Action]) -> bool {
+    let is_primary =
+        |action: &Action| matches!(action, Action::Create { node, .. } if node.spec.follow.is_none());
+    actual.nodes.iter().any(|node| node.role == Role::Primary) || actions.iter().any(is_primary)
 }
 
 /// Standbys that get nothing new from anybody.

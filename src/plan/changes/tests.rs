@@ -34,7 +34,7 @@ fn there(spec: &NodeSpec, condition: Condition) -> Existing {
         Some(follow) => Role::Standby { of: follow.of.clone() },
         None => Role::Primary,
     };
-    Existing { spec: spec.clone(), role, condition, alone: None, stray: None }
+    Existing { spec: spec.clone(), role, condition, alone: None, stray: None, stuck: None }
 }
 
 const PARAMETERS: [(&str, bool); 4] =
@@ -277,6 +277,9 @@ fn an_old_primary_comes_back_unless_it_has_what_nobody_else_has() {
 #[test]
 fn a_standby_that_was_promoted_by_somebody_else_is_refused_and_left_alone() {
     let mut lab = actual(&three());
+    lab.nodes[0].stuck = Some("`a` can't follow".to_owned());
+    assert_eq!(changes(&wanted(&three()), &lab, false).refused, ["`a` can't follow"]);
+    lab.nodes[0].stuck = None;
     lab.nodes[1].stray = Some("`b` was promoted".to_owned());
     lab.nodes[1].condition = Condition::Stopped;
     let found = changes(&wanted(&three()), &lab, false);
