@@ -232,19 +232,19 @@ pub enum Tune {
 #[derive(Debug, Args, Clone)]
 pub struct Limits {
     /// Memory, for example 512m, or max for no limit; more is refused or killed
-    #[arg(short, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
+    #[arg(allow_negative_numbers = true, short, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
     pub memory: Option<Bound>,
     /// Memory above which it is slowed down and reclaimed, or max; cgroup v2 only
-    #[arg(long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
+    #[arg(allow_negative_numbers = true, long, value_name = "SIZE", value_parser = |text: &str| Bound::parse(text, quantity::bytes))]
     pub memory_high: Option<Bound>,
     /// Swap on top of memory; none unless given
-    #[arg(long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
+    #[arg(allow_negative_numbers = true, long, value_name = "SIZE", value_parser = quantity::bytes, requires = "memory")]
     pub swap: Option<u64>,
     /// CPUs, for example 0.5, or max
-    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::milli_cpus))]
+    #[arg(allow_negative_numbers = true, long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::milli_cpus))]
     pub cpus: Option<Bound>,
     /// Processes and threads, or max
-    #[arg(long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::count))]
+    #[arg(allow_negative_numbers = true, long, value_name = "N", value_parser = |text: &str| Bound::parse(text, quantity::count))]
     pub pids: Option<Bound>,
 }
 

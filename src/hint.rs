@@ -42,8 +42,11 @@ pub fn misuse(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
     as_misuse(advise(message, hint))
 }
 
-/// Calls an error one of usage.
+/// Calls an error one of usage. What a system call says is the host's matter, as a file that is not there.
 pub fn as_misuse(error: anyhow::Error) -> anyhow::Error {
+    if errno_of(&error).is_some() {
+        return error;
+    }
     let hint = error.downcast_ref::<Advised>().and_then(|advised| advised.hint.clone());
     anyhow::Error::new(Advised { message: format!("{error:#}"), hint, code: 2 })
 }

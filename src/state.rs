@@ -121,6 +121,11 @@ impl NodeState {
         }
     }
 
+    /// Whether it is a standby that is behind on purpose. Commits do not begin to wait for it unless the user says so.
+    pub fn applies_late(&self) -> bool {
+        self.spec.follow.as_ref().and_then(|follow| follow.delay_ms).is_some_and(|delay| delay > 0)
+    }
+
     /// The server that the node runs, unless it runs another command.
     pub fn postgres(&self) -> Option<&PostgresPayload> {
         match &self.plan.init.payload {

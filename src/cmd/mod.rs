@@ -168,6 +168,16 @@ fn need_root(what: &str) -> Result<()> {
     ))
 }
 
+/// Says that an empty table is not empty by mistake.
+fn tell_of_none(context: &Context, all_labs: bool) {
+    let none =
+        if all_labs { "no lab has nodes".to_owned() } else { format!("lab `{}` has no nodes", context.lab) };
+    note(
+        context,
+        &format!("{none}; `pgbox up` makes a primary and a standby, `pgbox run primary` one server"),
+    );
+}
+
 /// Does the same for several nodes; one failure does not keep the others from it.
 fn each(context: &Context, nodes: &[Name], mut f: impl FnMut(&Name) -> Result<()>) -> Result<i32> {
     let mut code = 0;

@@ -49,6 +49,9 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     } else {
         print!("{}", render(&rows, args.all_labs));
     }
+    if rows.is_empty() && !args.json && !args.quiet && code == 0 {
+        super::tell_of_none(context, args.all_labs);
+    }
     context.tell_held();
     Ok(code)
 }

@@ -76,6 +76,8 @@ fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
     let lock = context.lock()?;
     let rule = sync::join(&context.root, &context.lab, &args.node)?;
     drop(lock);
+    let cluster = cluster::of(&context.root, &context.lab, &args.of)?;
+    super::sync::tell_of_late(context, &cluster, &rule.to_string())?;
     let primary = node::find(&context.root, &context.lab, &args.of)?.login()?;
     let deadline = Instant::now() + RULE;
     let sql = standby::sync_state(args.node.as_str());

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, StepFailed, follower,
+        Reach, StepFailed,
         goal::{self, Goal},
         interrupt::Interrupts,
         launch::{self, Patience},
@@ -397,7 +397,7 @@ fn announce(context: &Context, state: &NodeState) {
     // One that applies late may not yet, which it was said.
     let streams = || goal::reached(&context.root, &context.lab, node, Goal::Streaming).is_ok();
     match &state.spec.follow {
-        Some(follow) if !follower::is_late(state) || streams() => {
+        Some(follow) if !state.applies_late() || streams() => {
             println!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
         }
         _ => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),

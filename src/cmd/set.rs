@@ -9,7 +9,7 @@ use super::{Context, need_root, start, stop};
 use crate::{
     cli,
     engine::{
-        follower, goal,
+        goal,
         settings::{self as engine, Change},
         sync,
     },
@@ -167,7 +167,7 @@ fn try_lower(context: &Context, node: &Node) -> Result<()> {
             "`{name}` goes by {with}, as its primary does: with {parameter}={told} it could not replay"
         );
     }
-    if follower::is_late(&node.state) {
+    if node.state.applies_late() {
         let text =
             format!("{}; less when it has replayed the change: `pgbox restart {name}` then", goes_on());
         super::note(context, &text);
@@ -201,7 +201,7 @@ pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
 /// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
 /// start, if it knows by then (see [`lower`]).
 fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
-    if follower::is_late(&node::find(&context.root, &context.lab, name)?.state) {
+    if node::find(&context.root, &context.lab, name)?.state.applies_late() {
         return Ok(());
     }
     let deadline = Instant::now() + REPLAY;
@@ -245,18 +245,26 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     };
     let node = node::find(&context.root, &context.lab, name)?;
     let pending: Vec<&Parameter> = said.iter().filter(|parameter| parameter.pending_restart).collect();
-    if pending.is_empty() {
-        say("in effect");
-    } else if follower::is_late(&node.state) && order::are_lowered(&node, &pending, &said)? {
+    let how = if pending.is_empty() {
+        "in effect".to_owned()
+    } else if node.state.applies_late() && order::are_lowered(&node, &pending, &said)? {
         say("from its next start on: it applies late, and may need what it has until then");
+        return Ok(());
     } else {
         let begun = Instant::now();
         restart(context, name, &before, changes)?;
-        say(&format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64()));
-    }
+        format!("in effect after a restart in place ({:.1} s)", begun.elapsed().as_secs_f64())
+    };
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
-    for overruled in engine::ask(&node, &names)?.iter().filter_map(Parameter::overruled) {
-        super::warn(context, &format!("on `{name}` it has no effect: {overruled}"));
+    let now = engine::ask(&node, &names)?;
+    for change in changes {
+        match check::find(&now, &change.name).and_then(Parameter::overruled) {
+            None => println!("{name}: {change}, {how}"),
+            Some(overruled) => {
+                println!("{name}: {change}, but not in effect");
+                super::warn(context, &format!("on `{name}` {overruled}"));
+            }
+        }
     }
     if !sync::told(&node.state).is_empty()
         && node.state.sync_since.is_none()

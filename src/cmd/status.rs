@@ -28,6 +28,9 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
         print!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
     }
     let nodes = node::all(&context.root, &context.lab)?;
+    if nodes.is_empty() && !args.json {
+        super::tell_of_none(context, false);
+    }
     nodes
         .iter()
         .filter_map(|node| cluster::left_alone(&context.root, &nodes, node))

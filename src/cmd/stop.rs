@@ -136,7 +136,7 @@ fn wait_until_it_streams(context: &Context, node: &Node) {
         let answer = server.as_ref().map_or_else(|| Err(format!("`{of}` does not run")), ask);
         match answer {
             Ok(()) => return,
-            Err(why) if follower::is_late(&node.state) && waits() => {
+            Err(why) if node.state.applies_late() && waits() => {
                 let text = format!("`{}` does not stream yet: {}", node.name, follower::late(&why));
                 return super::note(context, &text);
             }

@@ -15,7 +15,7 @@ use crate::{
     engine::{settings, sync},
     facts::{
         cluster::{self, Cluster},
-        node,
+        node::{self, Node},
         replication::{self, Lab, Picture, Sync},
     },
     hint::{advise, as_misuse},
@@ -183,6 +183,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
     process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
     wait_until_told(&cluster, &value)?;
     sync::confirm(head)?;
+    tell_of_late(context, &cluster, &value)?;
     match value.as_str() {
         "" if !is_off => super::warn(
             context,
@@ -266,6 +267,25 @@ fn wait_until_released(cluster: &Cluster) -> Result<()> {
     while replication::ask(cluster.head())?.waiting > 0 {
         anyhow::ensure!(Instant::now() < deadline, "commits wait all the same; see `pgbox status`");
         std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
+
+/// Says that commits wait for as long as one applies late that they wait for, where they wait until it has applied them.
+pub fn tell_of_late(context: &Context, cluster: &Cluster, value: &str) -> Result<()> {
+    let names = crate::postgres::status::sync_names(value);
+    let is_named =
+        |node: &&Node| node.state.applies_late() && names.iter().any(|name| *name == node.name.as_str());
+    let Some(late) = cluster.nodes.iter().find(is_named) else { return Ok(()) };
+    let said = settings::ask(cluster.head(), &[sync::COMMIT.to_owned()])?;
+    if said.first().is_some_and(|parameter| parameter.setting == "remote_apply") {
+        let delay = late.state.spec.follow.as_ref().and_then(|follow| follow.delay_ms).unwrap_or_default();
+        let text = format!(
+            "`{}` applies {} late, and with synchronous_commit=remote_apply a commit that waits for it takes as long",
+            late.name,
+            humantime::format_duration(Duration::from_millis(delay))
+        );
+        super::note(context, &text);
     }
     Ok(())
 }

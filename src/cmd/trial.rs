@@ -3,10 +3,19 @@
 //!
 //! The rule that surprises people: `postgres -C` needs no data directory. It takes each value as a start would, and says
 //! what is allowed; what fits together, and whether a library is there, only a start finds out.
+//!
+//! A setting may have a secret in it, and arguments are for everybody to read in /proc: so they are in a file that only root
+//! can get at, as those of a server are in its data.
 
-use std::{path::Path, process, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process,
+    time::Duration,
+};
 
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use super::{Context, run};
 use crate::{
@@ -15,7 +24,8 @@ use crate::{
     hint::{self, advise},
     image::Store,
     lab::wanted,
-    spec::{Name, NodeSpec},
+    postgres::settings,
+    spec::{Name, NodeSpec, Volume, VolumeSource},
 };
 
 /// Of all trials, so that their lock is one file.
@@ -59,11 +69,18 @@ fn objection(context: &Context, image: &str, settings: &[Setting]) -> Result<Opt
     let context = &Context { root: context.root.clone(), lab: name(LAB)?, options: context.options.clone() };
     sweep(context)?;
     let node = name(&format!("trial-{}", process::id()))?;
-    let options = settings.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
-    // Any directory and any file will do, as long as they are there. With -C first it may be any user, too.
-    let fixed = ["postgres", "-C", "server_version", "-D", "/", "--config-file=/dev/null"];
+    // In a file these would be no names of settings.
+    let (directives, settings): (Vec<Setting>, Vec<Setting>) =
+        settings.iter().cloned().partition(|(name, _)| name.starts_with("include"));
+    let options = directives.iter().flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]);
+    let file = File::write(context, &node, &settings::render(&settings)?)?;
+    // Any directory will do, as long as it is there. With -C first it may be any user, too.
+    let config = format!("--config-file={CONFIG}");
+    let fixed = ["postgres", "-C", "server_version", "-D", "/", &config];
+    let source = VolumeSource::Path(file.0.clone());
     let spec = NodeSpec {
         args: fixed.into_iter().map(str::to_owned).chain(options).collect(),
+        volumes: vec![Volume { source, target: CONFIG.into(), read_only: true }],
         offline: true,
         ..wanted::node(&context.lab, &node, image)
     };
@@ -80,9 +97,40 @@ fn objection(context: &Context, image: &str, settings: &[Setting]) -> Result<Opt
     }
 }
 
+/// Where the settings are in the container.
+const CONFIG: &str = "/pgbox-trial.conf";
+
+/// The settings, for as long as the value lives. In the container it may be anybody who reads them; on the host the directory
+/// keeps everybody but root out.
+struct File(PathBuf);
+
+impl File {
+    fn write(context: &Context, node: &Name, text: &str) -> Result<Self> {
+        let file = Self(context.root.path().join("locks").join(node.as_str()));
+        fs::write(&file.0, text).with_context(|| format!("write {}", file.0.display()))?;
+        fs::set_permissions(&file.0, Permissions::from_mode(0o444))?;
+        Ok(file)
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // What is left is removed by the next trial.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
 /// Removes what trials have left that were killed.
 fn sweep(context: &Context) -> Result<()> {
     let _lock = context.lock()?;
+    let files = context.root.path().join("locks");
+    for entry in fs::read_dir(&files).with_context(|| format!("read {}", files.display()))? {
+        let entry = entry?;
+        let pid = entry.file_name().to_str().and_then(|name| Some(name.strip_prefix("trial-")?.to_owned()));
+        if pid.is_some_and(|pid| !Path::new("/proc").join(pid).exists()) {
+            drop(File(entry.path()));
+        }
+    }
     for node in node::all(&context.root, &context.lab)? {
         let pid = node.name.as_str().rsplit('-').next().unwrap_or_default();
         if node.state.spec.offline && node.pidfd.is_none() && !Path::new("/proc").join(pid).exists() {
@@ -96,10 +144,14 @@ fn name(text: &str) -> Result<Name> {
     text.parse().map_err(anyhow::Error::msg)
 }
 
-/// The reason that a server gives, with what it says of a way out.
+/// The reason that a server gives, with what it says of a way out. Of its file it says last only that something is wrong in it.
 fn said(log: &[String]) -> Option<String> {
-    let after = |word: &str| log.iter().find_map(|line| Some(line.split_once(word)?.1.trim().to_owned()));
-    let why = after("FATAL:").or_else(|| log.last().cloned())?;
+    let after = |word: &str| {
+        let mut said = log.iter().filter_map(|line| Some(line.split_once(word)?.1.trim()));
+        said.find(|text| !text.contains("missing configuration file")).map(str::to_owned)
+    };
+    let of_file = |text: String| text.split(&format!(" in file \"{CONFIG}\"")).next().map(str::to_owned);
+    let why = after("LOG:").and_then(of_file).or_else(|| after("FATAL:")).or_else(|| log.last().cloned())?;
     Some(after("HINT:").map_or_else(|| why.clone(), |hint| format!("{why}; {}", hint.trim_end_matches('.'))))
 }
 
@@ -114,6 +166,9 @@ mod tests {
         let text =
             "invalid value for parameter \"wal_level\": \"foo\"; Available values: minimal, replica, logical";
         assert_eq!(said(log).as_deref(), Some(text));
+        let log = "2026-01-01 GMT [2] LOG:  unrecognized configuration parameter \"wrok_mem\" in file \"/pgbox-trial.conf\" line 2\n\
+                   2026-01-01 GMT [2] FATAL:  configuration file \"/pgbox-trial.conf\" contains errors";
+        assert_eq!(said(log).as_deref(), Some("unrecognized configuration parameter \"wrok_mem\""));
         assert_eq!(said("postgres: cannot").as_deref(), Some("postgres: cannot"));
         assert_eq!(said(""), None);
     }

@@ -88,6 +88,13 @@ pub fn place(context: &Context, whom: &cli::Whom, published: bool, hosts: bool) 
         false => vec![stable(context, endpoint, published)?],
     };
     let node = nodes.remove(0);
+    if cluster::all(&context.root, &context.lab)?.len() > 1 {
+        let text = format!(
+            "of several clusters, the endpoints of lab `{}` lead to that of `{}`",
+            context.lab, node.name
+        );
+        super::note(context, &text);
+    }
     Ok(Place { endpoint: Some(endpoint), hosts, node })
 }
 

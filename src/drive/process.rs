@@ -90,7 +90,10 @@ pub fn start(lock: Lock, wish: &Wish) -> Result<bool> {
     let mut words = BufReader::new(File::from(reader));
     match next_word(&mut words)? {
         Word::Begun => drop(lock),
-        Word::Failed(why) => return Err(advise(format!("the driver can't begin: {why}"), NO_BEGIN)),
+        Word::Failed(why) => {
+            let hint = if why.contains("password authentication failed") { OTHER_PASSWORD } else { NO_BEGIN };
+            return Err(advise(format!("the driver can't begin: {why}"), hint));
+        }
         Word::Acknowledged => bail!("the driver speaks out of turn"),
     }
     if words.buffer().is_empty() && !is_readable(words.get_ref(), FIRST_ACK)? {
@@ -117,6 +120,8 @@ fn is_readable(fd: impl AsFd, time: Duration) -> Result<bool> {
 
 const NO_BEGIN: &str =
     "it needs a server that takes writes: see `pgbox ps`, or name one with --node or --address";
+
+const OTHER_PASSWORD: &str = "pgbox knows another password than the server has; to give the server another one: `pgbox psql NODE -c '\\password'`";
 
 fn running(wish: &Wish) -> Result<Option<Run>> {
     let last = run::all(&wish.place.root, &wish.place.lab)?.pop();

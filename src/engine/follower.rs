@@ -66,7 +66,7 @@ impl<'a> Follower<'a> {
     pub fn judge(&mut self, answer: Answer, patience: &Patience<'_>, talk: &mut dyn Talk) -> Answer {
         let Some((server, name)) = self.stream.filter(|_| answer.is_ready()) else { return answer };
         let own = SocketAddrV4::new(self.state.address.addr(), plan::POSTGRES_PORT);
-        let own = self.node.login(own).ok().filter(|_| is_late(self.state));
+        let own = self.node.login(own).ok().filter(|_| self.state.applies_late());
         let why = match (streams(server, name), own) {
             (Ok(()), None) => return answer,
             // Until it is told so it applies what it gets at once.
@@ -101,11 +101,6 @@ impl<'a> Follower<'a> {
         let node = nodes.iter().find(|node| node.name == self.state.spec.node)?;
         recovery::stuck(&nodes, node)
     }
-}
-
-/// Whether a node is a standby that is to apply late.
-pub fn is_late(state: &NodeState) -> bool {
-    state.spec.follow.as_ref().and_then(|follow| follow.delay_ms).is_some_and(|delay| delay > 0)
 }
 
 /// What a standby says of that: whether it knows, and whether that is all that it waits for.

@@ -72,7 +72,7 @@ fn streams(root: &Root, node: &Node) -> Result<()> {
     let server = node::find(root, &node.lab, &of)?;
     server.running()?;
     let Err(why) = follower::streams(&server.login()?, node.name.as_str()) else { return Ok(()) };
-    let waits = follower::is_late(&node.state) && follower::applies_late(&node.login()?).1;
+    let waits = node.state.applies_late() && follower::applies_late(&node.login()?).1;
     Err(anyhow::Error::msg(if waits { follower::late(&why) } else { why }))
 }
 

@@ -36,7 +36,8 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
     let Some(rule) = state.sync.clone() else { return Ok(departure) };
     // Of a node that can't be looked at the name is enough.
     let cluster = cluster::of(root, lab, name).ok();
-    let heirs = cluster.iter().flat_map(|cluster| cluster.followers(name)).map(|node| node.name.clone());
+    let heirs = cluster.iter().flat_map(|cluster| cluster.followers(name));
+    let heirs = heirs.filter(|node| !node.state.applies_late()).map(|node| node.name.clone());
     state.sync = rule.clone().without(name, &heirs.collect::<Vec<_>>());
     if state.sync.as_ref() != Some(&rule) {
         root.save_lab(lab, &state)?;
@@ -108,7 +109,11 @@ fn due(root: &Root, cluster: &Cluster, patience: Duration) -> Result<Option<Stri
         return Ok(None);
     }
     let known = sync::told(&head.state).parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
-    let all: Vec<&Node> = cluster.followers(&head.name).collect();
+    let rule = root.load_lab(&head.lab)?.and_then(|lab| lab.sync);
+    let is_named = |name: &Name| rule.as_ref().is_some_and(|rule| rule.names.contains(name));
+    // Of whom is behind on purpose nobody means that commits should wait for it, unless it is said.
+    let may_sit = |node: &&Node| is_named(&node.name) || !node.state.applies_late();
+    let all: Vec<&Node> = cluster.followers(&head.name).filter(may_sit).collect();
     let names = |nodes: &[&Node]| nodes.iter().map(|node| node.name.clone()).collect::<Vec<Name>>();
     let wanted = sync::in_effect(root, &head.lab, &head.name, &names(&all))?;
     if wanted.as_deref().is_none_or(|value| value == sync::told(&head.state)) {

@@ -122,10 +122,11 @@ pub fn in_effect(root: &Root, lab: &Name, primary: &Name, followers: &[Name]) ->
 }
 
 /// The same, where nobody knows yet who streams. Those of the rule are waited for as the user wants it; who would only sit
-/// in a free seat does not stop commits by being away.
+/// in a free seat does not stop commits by being away, nor by being behind on purpose.
 pub fn as_they_run(root: &Root, primary: &Node, followers: &[&Node]) -> Result<Option<String>> {
     let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
-    let counts = |node: &&&Node| rule.names.contains(&node.name) || (node.pidfd.is_some() && !node.frozen);
+    let takes_seat = |node: &Node| node.pidfd.is_some() && !node.frozen && !node.state.applies_late();
+    let counts = |node: &&&Node| rule.names.contains(&node.name) || takes_seat(node);
     let names: Vec<Name> = followers.iter().filter(counts).map(|node| node.name.clone()).collect();
     Ok(Some(rule.in_effect(&left(root, &primary.lab, &primary.name)?, &names)))
 }

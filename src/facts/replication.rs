@@ -397,7 +397,8 @@ fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let counts = |one: &&Seen| {
         let other = &one.node.name;
         let streams = head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
-        rule.names.contains(other) || told.iter().any(|told| told == other.as_str()) || streams
+        let may_sit = !one.node.state.applies_late();
+        rule.names.contains(other) || may_sit && (told.iter().any(|told| told == other.as_str()) || streams)
     };
     let followers: Vec<Name> =
         nodes.iter().filter(follows).filter(counts).map(|one| one.node.name.clone()).collect();

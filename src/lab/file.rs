@@ -196,11 +196,9 @@ impl LabFile {
             (None, Some(file)) => {
                 let path = dir.join(&file.get_ref().0);
                 let content = read(&path).map_err(|error| {
-                    self.wrong(
-                        &format!("{key}.password-file"),
-                        file.span(),
-                        &format!("read {}: {error}", path.display()),
-                    )
+                    let key = format!("{key}.password-file");
+                    let wrong = self.wrong(&key, file.span(), &format!("read {}", path.display()));
+                    Error::new(error).context(wrong.to_string())
                 })?;
                 // Newlines at its end are no part of it, as in the files of the official image.
                 Some((content.trim_end_matches('\n').to_owned(), file.span()))
@@ -231,7 +229,8 @@ impl LabFile {
             (None, Some(file)) => {
                 let path = dir.join(&file.get_ref().0);
                 let text = read(&path).map_err(|error| {
-                    self.wrong("init.file", file.span(), &format!("read {}: {error}", path.display()))
+                    let wrong = self.wrong("init.file", file.span(), &format!("read {}", path.display()));
+                    Error::new(error).context(wrong.to_string())
                 })?;
                 (file.get_ref().0.clone(), file.get_ref().0.clone(), text)
             }

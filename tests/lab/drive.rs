@@ -326,3 +326,15 @@ fn the_driver_goes_with_its_lab() {
     until("the driver is gone", 5, || is_gone(pid));
     assert!(!Path::new(&host.root.join("labs/default")).exists());
 }
+
+#[test]
+fn a_driver_that_is_not_let_in_says_why() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql("primary", &[], "ALTER ROLE postgres PASSWORD 'other'");
+    let said = host.fails(1, &["drive", "start"]);
+    assert!(
+        said.contains("password authentication failed") && said.contains("knows another password"),
+        "{said}"
+    );
+}

@@ -186,6 +186,13 @@ fn sync_is_off_in_a_lab_with_two_clusters_too() {
         said,
         "rule       off\nin effect  a: commits wait for nobody\nin effect  b: commits wait for nobody\n"
     );
+    let output = host.try_pgbox(&["uri", "--rw"]);
+    let said = text(&output.stderr);
+    assert!(
+        output.status.success()
+            && said.contains("of several clusters, the endpoints of lab `default` lead to that of `"),
+        "{said}"
+    );
     host.pgbox(&["sync", "any 1 (ra)"]);
     assert_eq!(
         (host.sql("a", &[], NAMES), host.sql("b", &[], NAMES)),
@@ -216,4 +223,26 @@ fn who_is_away_does_not_sit_in_a_free_seat() {
     host.pgbox(&["start", "r2"]);
     soon("it sits there now", 5, || host.sql("r1", &[], NAMES) == "ANY 1 (\"r2\")");
     until("r2 quorum", || host.sql("r1", &[], STATES));
+}
+
+#[test]
+fn who_is_behind_on_purpose_sits_in_a_seat_only_where_it_is_named() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    host.pgbox(&["replica", "late", "--of", "primary", "--delay", "1h"]);
+    host.pgbox(&["switchover", "r1"]);
+    soon("the old primary sits there", 5, || host.sql("r1", &[], NAMES) == "ANY 1 (\"primary\")");
+    host.pgbox(&["rm", "-f", "-v", "primary"]);
+    assert_eq!(host.sql("r1", &[], NAMES), "", "nobody has the free seat");
+    host.pgbox(&["restart", "late"]);
+    host.pgbox(&["replica", "r2", "--of", "r1"]);
+    assert_eq!(host.sql("r1", &[], NAMES), "ANY 1 (\"r2\")");
+    assert!(!host.pgbox(&["status"]).contains("brings it there"));
+    // Named it is waited for, until it has written, or as long as it is behind.
+    host.pgbox(&["set", "r1", "synchronous_commit=remote_apply"]);
+    let output = host.try_pgbox(&["sync", "any 1 (late, r2)"]);
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("`late` applies 1h late, and with"), "{said}");
+    assert_eq!(host.sql("r1", &[], NAMES), "ANY 1 (\"late\", \"r2\")");
 }

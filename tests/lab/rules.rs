@@ -104,3 +104,37 @@ fn the_replication_password_is_in_no_argument_and_no_environment_while_data_are_
     let auto = fs::read_to_string(host.root.join("volumes/default/r1/data/postgresql.auto.conf")).unwrap();
     assert!(!auto.contains("conninfo"), "{auto}");
 }
+
+/// Whether a server takes a setting its own program is asked, and what it is asked anybody on the host could read.
+#[test]
+fn a_setting_that_is_tried_is_in_no_argument() {
+    let Some(host) = Host::new() else { return };
+    let path = host.scratch("up").join("lab.toml");
+    let lines =
+        "[nodes.primary]\nimage = 'postgres:15'\nsettings = { archive_command = 'put %p --key its-qu1et' }\n";
+    fs::write(&path, lines).unwrap();
+    let mut looked = 0;
+    for _ in 0..20 {
+        let mut up = host.command(&["up", path.to_str().unwrap(), "--diff"]).spawn().unwrap();
+        while up.try_wait().unwrap().is_none() {
+            for process in fs::read_dir("/proc").unwrap().flatten() {
+                let argv = text(&fs::read(process.path().join("cmdline")).unwrap_or_default());
+                looked += usize::from(argv.contains("-C\0server_version"));
+                assert!(!argv.contains("its-qu1et"), "{argv}");
+            }
+        }
+        assert!(up.wait().unwrap().success());
+        if looked > 0 {
+            break;
+        }
+    }
+    assert!(looked > 0, "nobody was seen who tries it");
+    let left: Vec<_> =
+        fs::read_dir(host.root.join("locks")).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(left.iter().all(|name| !name.to_string_lossy().starts_with("trial-")), "{left:?}");
+    // And what is wrong is said as the server says it.
+    let bad = "settings = { archive_command = 5, work_mem = '12q', 'my.key' = \"a'b\\\\c\" }\n";
+    fs::write(&path, format!("[nodes.primary]\nimage = 'postgres:15'\n{bad}")).unwrap();
+    let said = host.fails(1, &["up", path.to_str().unwrap(), "--diff"]);
+    assert!(said.contains("work_mem=12q: invalid value for parameter") && !said.contains("my.key"), "{said}");
+}

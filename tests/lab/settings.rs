@@ -39,6 +39,8 @@ fn a_setting_is_in_effect_and_stays() {
     let output = host.try_pgbox(&["set", "primary", "work_mem=6MB"]);
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success() && said.contains("ALTER SYSTEM RESET work_mem"), "{said}");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(said, "primary: work_mem=6MB, but not in effect\n");
 }
 
 #[test]

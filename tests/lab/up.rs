@@ -534,6 +534,10 @@ fn two_at_once_make_one_lab() {
 fn what_is_wrong_in_a_file_is_said_before_anything_is_made() {
     let Some(host) = Host::new() else { return };
     let file = write(&host, "lab.toml", "[nodes.primary]\nmemroy = '1g'\n");
+    // What is not on this host is no wrong use of it.
+    let missing = write(&host, "missing.toml", "[nodes.primary]\n[[init]]\nfile = 'nosuch.sql'\n");
+    let said = host.fails(1, &["up", missing.to_str().unwrap()]);
+    assert!(said.contains("missing.toml:3: init.file: read /") && said.contains("No such file"), "{said}");
     let said = host.fails(2, &["up", file.to_str().unwrap()]);
     assert!(said.contains("lab.toml:2: unknown field `memroy`"), "{said}");
     let file = write(&host, "lab.toml", "lab = 'shop'\n[nodes.primary]\n");

@@ -173,6 +173,7 @@ fn volumes_and_ports_that_exclude_each_other() {
     misuse(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
     misuse(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
     misuse(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
+    misuse(&["--cpus", "-1"], &["`-1` CPUs", "least is 0.01"]);
     run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);
     misuse(&["-e", "A B=x"], &["`A B`", "environment variable"]);
     misuse(&["-e", "=x"], &["environment variable"]);

@@ -5,7 +5,7 @@ use anyhow::{Context as _, Result};
 
 use super::check;
 use crate::{
-    engine::{follower, goal, settings::Change},
+    engine::{goal, settings::Change},
     facts::{cluster::Cluster, node::Node},
     hint::advise,
     postgres::{
@@ -95,7 +95,7 @@ fn refuse_on_standby(cluster: &Cluster, node: &Node, change: &Change, value: i64
         ));
     }
     // The primary may have had more a moment ago. To that a start sees itself.
-    if node.pidfd.is_none() || follower::is_late(&node.state) {
+    if node.pidfd.is_none() || node.state.applies_late() {
         return Ok(());
     }
     goal::write_lsn(head).and_then(|written| goal::has_replayed(node, written)).map_err(|why| {
