@@ -68,10 +68,8 @@ pub struct EnterRequest {
     pub tty: bool,
     /// Pass our stdin on (`-i`); otherwise it reads nothing.
     pub stdin: bool,
-    /// What it keeps of root's power; usually `plan::CAPABILITIES`.
+    /// What it keeps of root's power; usually `plan::CAPABILITIES`. The system call filter goes with them.
     pub capabilities: CapabilitySet,
-    /// Load the system call filter that goes with `capabilities`.
-    pub seccomp: bool,
 }
 
 /// A command that could not be started, with the exit code that docker(1) has for it.
@@ -199,7 +197,7 @@ struct Command {
     env: Vec<CString>,
     cwd: PathBuf,
     credentials: Credentials,
-    filter: Option<Vec<libc::sock_filter>>,
+    filter: Vec<libc::sock_filter>,
 }
 
 impl Command {
@@ -226,7 +224,7 @@ impl Command {
                 groups: user.groups.clone(),
                 keep: request.capabilities,
             },
-            filter: request.seccomp.then(|| seccomp::program(request.capabilities)),
+            filter: seccomp::program(request.capabilities),
         })
     }
 
@@ -284,7 +282,7 @@ impl Command {
         let mut pipe = [PollFd::new(parent.as_fd(), PollFlags::empty())];
         ensure!(poll(&mut pipe, PollTimeout::ZERO).context("poll")? == 0, "the parent has ended");
         // Last: every call above would have to be in the profile.
-        self.filter.as_deref().map_or(Ok(()), seccomp::load)
+        seccomp::load(&self.filter)
     }
 }
 

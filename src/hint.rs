@@ -5,7 +5,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::step::HostStep;
+use crate::{step::HostStep, sys::cgroup::Missing};
 
 /// An error with a way out.
 #[derive(Debug)]
@@ -165,10 +165,16 @@ pub fn for_host_step(step: &HostStep, error: &anyhow::Error) -> Option<String> {
 
 const DISK_FULL: &str = "the disk is full; `df -h` and `pgbox image ls` show where the space is";
 
+const NO_CONTROLLER: &str = "a node's limits and counters are there: `mount -t cgroup2 cgroup2 /sys/fs/cgroup` where nothing is \
+     mounted; if /proc/cgroups shows it disabled, start the kernel with cgroup_enable=memory; in another container, that one has to be given them";
+
 const READ_ONLY: &str = "that is mounted read-only: a volume with `:ro`, if it lies in one; else choose another place with --root";
 
 /// What to try after an error that says nothing of it itself.
 pub fn for_error(error: &anyhow::Error, is_root: bool) -> Option<&'static str> {
+    if error.chain().any(|cause| cause.is::<Missing>()) {
+        return Some(NO_CONTROLLER);
+    }
     match errno_of(error)? {
         Errno::ENOSPC => Some(DISK_FULL),
         Errno::EROFS => Some(READ_ONLY),
@@ -194,6 +200,11 @@ pub fn for_log_line(line: &str) -> Option<String> {
 const SHM_FULL: &str = "/dev/shm is full: give more with --shm-size";
 const PIDS: &str = "it may have no more processes: give more with --pids, or leave that out";
 
+const NO_HUGE_PAGES: &str =
+    "too few huge pages, or too little memory: `grep Huge /proc/meminfo`; huge_pages=try does without";
+
+const LOCALES: &str = "those that it has: pgbox run --rm l IMAGE -- locale -a";
+
 const NO_SETTING: &str =
     "no setting of the server has that name; see what was given with -c, or as settings in the lab file";
 
@@ -201,8 +212,10 @@ const NO_SETTING: &str =
 pub fn for_inner_step(error: &str) -> Option<String> {
     let table = [
         ("could not resize shared memory segment", SHM_FULL),
+        ("could not map anonymous shared memory", NO_HUGE_PAGES),
         ("unrecognized configuration parameter", NO_SETTING),
         ("No space left", DISK_FULL),
+        ("POSTGRES_INITDB_ARGS names a locale", LOCALES),
         (
             "Read-only file system",
             "that is mounted read-only in the node: a volume with `:ro`, if it lies in one",

@@ -38,7 +38,7 @@ use crate::{
 pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
-pub const POSTGRES_PORT: u16 = 5432;
+pub const POSTGRES_PORT: u16 = crate::spec::SERVER_PORT;
 
 /// The log is moved aside at this many bytes; two of them are kept.
 const LOG_CAP: u64 = 16 << 20;
@@ -255,13 +255,16 @@ pub fn set_publish(
     old
 }
 
-/// Hidden and protected as the OCI runtimes do by default.
-const MASKED: [&str; 9] = [
+/// Hidden and protected as Docker does by default.
+const MASKED: [&str; 12] = [
     "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
     "/proc/kcore",
     "/proc/keys",
     "/proc/latency_stats",
     "/proc/timer_list",
+    "/proc/timer_stats",
     "/proc/sched_debug",
     "/proc/scsi",
     "/sys/firmware",
@@ -320,7 +323,7 @@ fn inner_steps(
         InnerStep::MaskPaths { paths: MASKED.map(PathBuf::from).to_vec() },
         InnerStep::ProtectPaths { paths: PROTECTED.map(PathBuf::from).to_vec() },
         InnerStep::SetHostname { name: spec.node.to_string() },
-        InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec(), seccomp: true },
+        InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec() },
         InnerStep::StartInit { command: shown_command(init), user: init.user.name.clone() },
     ]);
     steps

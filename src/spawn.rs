@@ -103,7 +103,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         .context("open the network namespace")?;
     let ids = id_map(plan)?;
     let serves = matches!(plan.init.payload, Payload::Postgres(_));
-    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves)?);
+    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves, group)?);
     let birth = Birth { plan, stdio, netns, ids, tasks, report, go, files, upstream: OnceCell::new() };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
@@ -175,10 +175,12 @@ struct Files {
     /// Of a server.
     orders: Option<File>,
     replicator: Option<File>,
+    /// Which counts whom the kernel's OOM killer has ended.
+    oom: Option<File>,
 }
 
 impl Files {
-    fn open(node: &NodeDir, stdio: Stdio, serves: bool) -> Result<Self> {
+    fn open(node: &NodeDir, stdio: Stdio, serves: bool, group: &Cgroup) -> Result<Self> {
         let open = |path: std::path::PathBuf, append: bool| {
             let mut options = OpenOptions::new();
             options.read(true).create(true).append(append).write(true);
@@ -206,7 +208,7 @@ impl Files {
             Stdio::Log => Some([open(node.log(), true)?, open(node.previous_log(), false)?]),
             Stdio::Inherit | Stdio::Terminal => None,
         };
-        Ok(Self { log, status, secret, orders, replicator })
+        Ok(Self { log, status, secret, orders, replicator, oom: group.oom_counter() })
     }
 }
 
@@ -231,14 +233,18 @@ impl Birth<'_> {
     fn live(self) -> i32 {
         for (index, step) in self.plan.inner.iter().enumerate() {
             if let Err(error) = self.apply(step) {
-                let report = Report::StepFailed { index, error: crate::hint::cause_text(&error) };
-                let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
-                // Nobody may listen any more; then nobody can be told.
-                let _ = nix::unistd::write(&self.report, line.as_bytes());
-                return 125;
+                return self.give_up(index, &error);
             }
         }
         self.become_init()
+    }
+
+    fn give_up(&self, index: usize, error: &anyhow::Error) -> i32 {
+        let report = Report::StepFailed { index, error: crate::hint::cause_text(error) };
+        let line = serde_json::to_string(&report).unwrap_or_default() + "\n";
+        // Nobody may listen any more; then nobody can be told.
+        let _ = nix::unistd::write(&self.report, line.as_bytes());
+        125
     }
 
     fn apply(&self, step: &InnerStep) -> Result<()> {
@@ -263,7 +269,13 @@ impl Birth<'_> {
         let mut kept = vec![stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
         kept.extend(self.ids.as_ref().map(|ids| ids.as_fd()));
         kept.extend([self.netns.as_fd(), self.report.as_fd(), self.go.as_fd()]);
-        let given = files.secret.iter().chain(&files.orders).chain(&files.replicator).chain([&files.status]);
+        let given = files
+            .secret
+            .iter()
+            .chain(&files.orders)
+            .chain(&files.replicator)
+            .chain(&files.oom)
+            .chain([&files.status]);
         let others = files.log.iter().flatten().chain(&self.tasks).chain(given);
         kept.extend(others.map(|file| file.as_fd()));
         child::close_all_but(&kept)?;
@@ -299,7 +311,10 @@ impl Birth<'_> {
     fn become_init(self) -> i32 {
         let keep = match self.privileges() {
             Ok(keep) => keep,
-            Err(_) => return 125,
+            Err(error) => {
+                let step = |step: &InnerStep| matches!(step, InnerStep::DropPrivileges { .. });
+                return self.give_up(self.plan.inner.iter().position(step).unwrap_or(0), &error);
+            }
         };
         let program = seccomp::program(keep);
         let assume = |user: &User| {
@@ -309,7 +324,7 @@ impl Birth<'_> {
         // init closes what it is not given; these would then be closed twice.
         drop((self.netns, self.ids, self.go, self.tasks));
         let terminal = self.stdio == Stdio::Terminal;
-        let Files { log, status, secret, orders, replicator } = self.files;
+        let Files { log, status, secret, orders, replicator, oom } = self.files;
         let fds = InitFds {
             log: log.map(|[current, previous]| LogFds { current: current.into(), previous: previous.into() }),
             terminal,
@@ -318,6 +333,7 @@ impl Birth<'_> {
             orders: orders.map(OwnedFd::from),
             replicator: replicator.map(OwnedFd::from),
             report: Some(self.report),
+            oom: oom.map(OwnedFd::from),
             upstream: self.upstream.into_inner(),
         };
         init::run(&self.plan.init, fds, &assume)
@@ -326,10 +342,10 @@ impl Birth<'_> {
     /// What a process of the image keeps of root's power.
     fn privileges(&self) -> Result<CapabilitySet> {
         let names = self.plan.inner.iter().find_map(|step| match step {
-            InnerStep::DropPrivileges { keep, .. } => Some(keep.join(",")),
+            InnerStep::DropPrivileges { keep } => Some(keep.join(",")),
             _ => None,
         });
-        capability::parse(&names.unwrap_or_default())
+        capability::parse(&names.context("the plan does not say what privileges to keep")?)
     }
 }
 

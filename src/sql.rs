@@ -6,16 +6,22 @@
 
 use std::{
     ffi::OsStr,
+    fmt,
     net::SocketAddrV4,
     path::{Path, PathBuf},
-    sync::mpsc,
+    pin::pin,
     thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
-use postgres::{Client, NoTls, error::SqlState};
+use postgres::{Client, Error, NoTls, Row, SimpleQueryMessage, error::SqlState, types::ToSql};
 use serde::{Deserialize, Serialize};
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinHandle,
+    time::timeout_at,
+};
 use tokio_postgres::{Config, Connection, Socket, tls::NoTlsStream};
 
 /// How long an answer to a short question may take, unless the caller says otherwise.
@@ -62,11 +68,7 @@ impl Login {
     /// # Errors
     /// As the server or the kernel gives them; see [`reason`].
     pub fn connect(&self) -> Result<Client, postgres::Error> {
-        self.open(Duration::from_secs(2))
-    }
-
-    fn open(&self, timeout: Duration) -> Result<Client, postgres::Error> {
-        let (config, others) = self.config(timeout);
+        let (config, others) = self.config(Duration::from_secs(2));
         let mut opened = postgres::Config::from(config).connect(NoTls);
         for other in others {
             if !is_turned_away(&opened) {
@@ -112,15 +114,14 @@ impl Login {
         (all.next().unwrap_or_else(|| config.clone()), all.collect())
     }
 
-    /// Asks in a session of its own, and gives up after `limit`. The thread that waits for the answer is left behind
-    /// then: only for commands that end soon, and never before a clone.
+    /// Asks in a session of its own, and gives up after `limit`.
     ///
     /// # Errors
-    /// What `question` returns, or that there was no answer in time.
-    pub fn ask<T: Send + 'static>(
+    /// What `question` returns, or [`Silent`].
+    pub fn ask<T: Send>(
         &self,
         limit: Duration,
-        question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
+        question: impl FnOnce(&mut Session) -> Result<T, Error> + Send,
     ) -> Result<T> {
         self.try_ask(limit, question)?.map_err(|error| anyhow::Error::msg(reason(&error)))
     }
@@ -128,23 +129,115 @@ impl Login {
     /// The same for who wants to know what kind of error the server has.
     ///
     /// # Errors
-    /// When there was no answer in time; inside, what `question` returns.
-    pub fn try_ask<T: Send + 'static>(
+    /// [`Silent`]; inside, what `question` returns.
+    pub fn try_ask<T: Send>(
         &self,
         limit: Duration,
-        question: impl FnOnce(&mut Client) -> Result<T, postgres::Error> + Send + 'static,
-    ) -> Result<Result<T, postgres::Error>> {
-        let login = self.clone();
-        let (sender, receiver) = mpsc::channel();
+        question: impl FnOnce(&mut Session) -> Result<T, Error> + Send,
+    ) -> Result<Result<T, Error>> {
+        // The guard asks from within an event loop, and there is one of them a thread. It has ended when this returns:
+        // whoever asks may be about to clone.
+        let asked = thread::scope(|scope| scope.spawn(|| self.ask_here(limit, question)).join());
+        asked.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    fn ask_here<T>(
+        &self,
+        limit: Duration,
+        question: impl FnOnce(&mut Session) -> Result<T, Error>,
+    ) -> Result<Result<T, Error>> {
         let begun = Instant::now();
-        thread::spawn(move || {
-            let answer = login.open(limit).and_then(|mut client| question(&mut client));
-            // Nobody listens any more: too late.
-            let _ = sender.send(answer);
-        });
-        receiver.recv_timeout(limit).ok().with_context(|| {
-            format!("{} gave no answer for {:.1} s", self.address, begun.elapsed().as_secs_f64())
+        let runtime = Builder::new_current_thread().enable_all().build().context("make an event loop")?;
+        let deadline = begun + limit;
+        let opened =
+            runtime.block_on(async { timeout_at(deadline.into(), self.begin(limit, |config| config)).await });
+        let answer = match opened {
+            Ok(Ok((client, connection))) => {
+                // How it ends is told by the client's next question.
+                let mover = runtime.spawn(async move { drop(connection.await) });
+                let mut session = Session { runtime, client, mover, deadline, is_late: false };
+                let answer = question(&mut session);
+                let is_late = session.is_late;
+                session.close();
+                Some(answer).filter(|_| !is_late)
+            }
+            Ok(Err(error)) => Some(Err(error)),
+            Err(_) => None,
+        };
+        answer.ok_or_else(|| Silent { server: self.address, after: begun.elapsed() }.into())
+    }
+}
+
+/// A server that did not answer in time: it is frozen, or cut off, or has too much to do.
+#[derive(Debug)]
+pub struct Silent {
+    server: SocketAddrV4,
+    after: Duration,
+}
+
+impl fmt::Display for Silent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} gave no answer for {:.1} s", self.server, self.after.as_secs_f64())
+    }
+}
+
+impl std::error::Error for Silent {}
+
+/// A session that ends at its deadline, in the middle of a question as well.
+pub struct Session {
+    runtime: Runtime,
+    client: tokio_postgres::Client,
+    /// Moves the bytes, while somebody waits for an answer.
+    mover: JoinHandle<()>,
+    deadline: Instant,
+    is_late: bool,
+}
+
+/// As those of [`postgres::Client`]; at the deadline each says that the connection is closed.
+#[allow(clippy::missing_errors_doc, reason = "those of the crate")]
+impl Session {
+    pub fn batch_execute(&mut self, sql: &str) -> Result<(), Error> {
+        self.wait(async |client| client.batch_execute(sql).await)
+    }
+
+    pub fn simple_query(&mut self, sql: &str) -> Result<Vec<SimpleQueryMessage>, Error> {
+        self.wait(async |client| client.simple_query(sql).await)
+    }
+
+    pub fn query(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+        self.wait(async |client| client.query(sql, values).await)
+    }
+
+    pub fn query_one(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Row, Error> {
+        self.wait(async |client| client.query_one(sql, values).await)
+    }
+
+    pub fn query_opt(&mut self, sql: &str, values: &[&(dyn ToSql + Sync)]) -> Result<Option<Row>, Error> {
+        self.wait(async |client| client.query_opt(sql, values).await)
+    }
+
+    fn wait<T>(
+        &mut self,
+        question: impl AsyncFnOnce(&tokio_postgres::Client) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let Self { runtime, client, mover, deadline, is_late } = self;
+        runtime.block_on(async {
+            let mut answer = pin!(question(client));
+            if let Ok(answer) = timeout_at((*deadline).into(), answer.as_mut()).await {
+                return answer;
+            }
+            // Without the connection there is no answer to wait for.
+            *is_late = true;
+            mover.abort();
+            answer.await
         })
+    }
+
+    /// Says good-bye, as the server would note it in its log otherwise.
+    fn close(self) {
+        let Self { runtime, client, mover, deadline, .. } = self;
+        drop(client);
+        let _ = runtime.block_on(async { timeout_at(deadline.into(), mover).await });
     }
 }
 
@@ -174,10 +267,14 @@ mod tests {
         let address = SocketAddrV4::new(Ipv4Addr::LOCALHOST, silent.local_addr().unwrap().port());
         let secret = PathBuf::from("/nonexistent");
         let login = Login { address, user: "u".to_owned(), database: "d".to_owned(), secret };
-        let begun = Instant::now();
+        let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+        let (begun, before) = (Instant::now(), threads());
         let error =
             login.ask(Duration::from_millis(300), |client| client.simple_query("SELECT 1")).unwrap_err();
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
-        assert!(error.to_string().contains(&address.to_string()), "{error:#}");
+        assert!(error.is::<Silent>() && error.to_string().contains(&address.to_string()), "{error:#}");
+        // One that was joined is listed for a moment more.
+        thread::sleep(Duration::from_millis(100));
+        assert_eq!(threads(), before, "somebody still waits for an answer");
     }
 }

@@ -22,11 +22,13 @@ mod hold;
 mod lab;
 mod node_dir;
 mod secret;
+mod volume;
 
 pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use node_dir::{NodeDir, Progress};
 pub use secret::{read_secret, replace_secret, write_secret};
+pub use volume::remove_volume;
 
 use crate::{
     postgres::{
@@ -361,7 +363,7 @@ pub fn load_volume(dir: &Path) -> Result<Option<VolumeState>> {
 }
 
 pub fn save_volume(dir: &Path, state: &VolumeState) -> Result<()> {
-    save(&dir.join("volume.json"), state, false)
+    save(&dir.join("volume.json"), state, true)
 }
 
 /// Reads a state file; `None` if there is none.
@@ -389,22 +391,12 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }
 
-/// Data and address outlive a power cut, and the file that tells of them must, too: some file systems would
-/// bring the new name back without its content.
-fn write_through(path: &Path, content: &[u8], durable: bool) -> io::Result<()> {
-    let mut file = File::create(path)?;
-    file.write_all(content)?;
-    if durable { file.sync_data() } else { Ok(()) }
-}
-
-/// Replaces a state file, whose value has a field `version`, in one step.
+/// Replaces a state file, whose value has a field `version`, in one step. Data and address outlive a power cut, and the file
+/// that tells of them must, too.
 pub fn save<T: Serialize>(path: &Path, value: &T, durable: bool) -> Result<()> {
-    let write = || -> io::Result<()> {
-        let temporary = path.with_extension("json.new");
-        let written = write_through(&temporary, &serde_json::to_vec_pretty(value)?, durable);
-        written.and_then(|()| fs::rename(&temporary, path)).inspect_err(|_| drop(fs::remove_file(&temporary)))
-    };
-    with_parent(path, write).with_context(|| format!("write {}", path.display()))
+    let content = serde_json::to_vec_pretty(value)?;
+    with_parent(path, || sys::fs::replace(path, &content, 0o644, durable))
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// Makes the directory of `path` if `f` fails for want of it.

@@ -281,6 +281,7 @@ fn removing_takes_what_no_other_image_has() {
     let one = store.import(&scratch.path("one"), Some("one"), &Silent).unwrap();
     let two = store.import(&scratch.path("two"), Some("two"), &Silent).unwrap();
     store.import(&scratch.path("two"), Some("also"), &Silent).unwrap();
+    store.note(&two.manifest, b"what it is").unwrap();
     let error = store.remove(&two.manifest.to_string(), || Ok(vec![two.manifest])).unwrap_err().to_string();
     assert!(error.contains("in use"), "{error}");
     let removed = store.remove("also", || Ok(vec![two.manifest])).unwrap();
@@ -288,6 +289,7 @@ fn removing_takes_what_no_other_image_has() {
     let removed = store.remove("two", || Ok(vec![one.manifest])).unwrap();
     assert!(removed.image && removed.layers == 1 && removed.bytes > 0, "{removed:?}");
     assert!(one.layers[0].dir.is_dir() && store.resolve("one").is_ok() && store.resolve("two").is_err());
+    assert_eq!(names(&scratch.path("root/images")), ["blobs", "index.json", "lock"]);
     store.remove("one", || Ok(vec![])).unwrap();
     assert_eq!(names(&scratch.path("root/layers")), [""; 0]);
     assert_eq!(names(&scratch.path("root/images/blobs/sha256")), [""; 0]);
@@ -693,6 +695,25 @@ fn a_mount_is_read_only_and_goes_away() {
         assert!(names(&target).is_empty());
         assert!(pgbox::image::umount(&target).is_err(), "nothing is mounted there");
         assert!(pgbox::image::mount(&image, &scratch.path("nowhere")).is_err());
+    }
+}
+
+/// `c 1:3` is /dev/null: whoever may open it, by its number alone, may as well open a disk.
+#[test]
+fn a_mount_to_look_at_opens_no_device_and_lends_no_rights() {
+    let scratch = scratch!();
+    let device = || Tar::of([Head::new(b'3', "null", 0o666).device(1, 3)]);
+    for (name, layers) in [("one", vec![device()]), ("two", vec![base(), device()])] {
+        Layout::of(&layers).write(&scratch.path(name));
+        let image = import(&scratch, &scratch.path(name));
+        let target = scratch.path("mnt");
+        std::fs::create_dir_all(&target).unwrap();
+        pgbox::image::mount(&image, &target).unwrap();
+        let error = std::fs::File::open(target.join("null")).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::PermissionDenied, "{name}: {error}");
+        let flags = nix::sys::statvfs::statvfs(&target).unwrap().flags();
+        assert!(flags.contains(nix::sys::statvfs::FsFlags::ST_NOSUID), "{name}: {flags:?}");
+        pgbox::image::umount(&target).unwrap();
     }
 }
 

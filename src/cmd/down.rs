@@ -34,6 +34,10 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         if kept.is_empty() {
             facts::lab::check(&context.root, &context.lab)?;
         }
+        if args.volumes && !args.dry_run {
+            let _lock = context.lock()?;
+            context.root.sweep_volumes(&context.lab)?;
+        }
         super::note(context, &nothing_there(&context.lab, &kept));
         return Ok(0);
     }

@@ -79,7 +79,6 @@ pub fn in_node(context: &Context, name: &Name, wanted: Wanted) -> Result<i32> {
         tty: wanted.tty,
         stdin: wanted.stdin,
         capabilities: capability::parse(&plan::CAPABILITIES.join(","))?,
-        seccomp: true,
     };
     enter::enter(&target, &request)
 }

@@ -160,17 +160,34 @@ fn not_unmounted(dir: &Path, error: Error) -> Error {
 fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
     for image in images {
         // Held until the layers are gone.
-        let mut shared = None;
+        let (mut shared, mut shown) = (None, Vec::new());
         let removed = store.remove(image, || {
             shared = Some(context.root.lock_shared()?);
-            Ok(used(context)?.into_iter().map(|(digest, _)| digest).collect())
+            let mut digests: Vec<Digest> = used(context)?.into_iter().map(|(digest, _)| digest).collect();
+            // One that can't be read is damaged, and may go.
+            if let Ok(found) = store.resolve(image) {
+                shown = image::mount_points(&found)?;
+                digests.extend(shown.first().map(|_| found.manifest));
+            }
+            Ok(digests)
         });
         if let Err(error) = removed {
-            return Err(named(error, &used(context)?));
+            return Err(match shown.first() {
+                Some(point) => mounted(image, point),
+                None => named(error, &used(context)?),
+            });
         }
         println!("{image}");
     }
     Ok(())
+}
+
+fn mounted(image: &str, point: &Path) -> Error {
+    let point = point.display();
+    advise(
+        format!("image {image} is mounted at {point}, and would be gone from there"),
+        format!("look at it no more first: pgbox image umount {point}"),
+    )
 }
 
 /// Says which nodes an image is in use by.

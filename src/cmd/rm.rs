@@ -1,8 +1,8 @@
 //! `pgbox rm`: the host steps backwards, and the node's directory.
 
-use std::{collections::BTreeSet, fs, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Error, Result};
 
 use super::{Context, each, endpoint, need_root};
 use crate::{
@@ -82,15 +82,15 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
         }
         other => other?,
     };
-    if args.dry_run {
-        foretell(context, args, &node);
-        return Ok(Vec::new());
-    }
     if node.pidfd.is_some() && !args.force {
         return Err(advise(
             format!("node `{name}` runs"),
             format!("stop it first, or use: pgbox rm --force {name}"),
         ));
+    }
+    if args.dry_run {
+        foretell(context, args, &node);
+        return Ok(Vec::new());
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
     leave_rule(context, name);
@@ -115,9 +115,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
                 let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
                 super::note(context, &text);
             }
-            None => {
-                fs::remove_dir_all(volume).with_context(|| format!("remove volume {}", volume.display()))?
-            }
+            None => state::remove_volume(volume)?,
         }
     }
     Ok(volumes)
@@ -214,8 +212,9 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
     let found = facts::remains(&context.root, &context.lab, name)?;
     if found.is_empty() {
         if !args.dry_run {
-            // One that was killed at its very end has left the directory, without its name.
+            // One that was killed at its very end has left the directory, without its name, or that of a volume.
             context.root.node(&context.lab, name).remove()?;
+            context.root.sweep_volumes(&context.lab)?;
         }
         return Err(error);
     }

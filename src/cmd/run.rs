@@ -27,12 +27,12 @@ use crate::{
     plan,
     postgres::{
         contract::{self, Contract},
-        launch::{Renew, RenewHow},
+        launch::{Payload, Renew, RenewHow},
         tune,
     },
     show,
     spawn::Stdio,
-    spec::{NodeLimits, NodeSpec, VolumeSource, quantity::Bound},
+    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource, quantity::Bound},
     state::{self, NodeState},
 };
 
@@ -132,8 +132,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
-    data::check(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
-    data::check_single_user(&facts, &spec, &plan)?;
+    check_host(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
     if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
         data::note(context, &spec, data);
     }
@@ -185,6 +184,24 @@ fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Pla
     Ok(plan)
 }
 
+/// Refuses what this host, or the data on it, would only let fail later, when something was made.
+fn check_host(
+    context: &Context,
+    spec: &NodeSpec,
+    facts: &plan::Facts,
+    plan: &mut state::Plan,
+    data: Option<&Path>,
+    how: &How,
+) -> Result<()> {
+    data::check(context, spec, facts, plan, data, how)?;
+    data::check_single_user(facts, spec, plan)?;
+    let Payload::Postgres(postgres) = &plan.init.payload else { return Ok(()) };
+    let settings = postgres.orders.settings.iter().rev();
+    let value =
+        |name: &str| settings.clone().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+    set::check_huge_pages(value)
+}
+
 /// What is left to do for a node that has come up.
 fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answer) -> Result<()> {
     let node = context.root.node(&state.spec.lab, &state.spec.node);
@@ -213,6 +230,10 @@ fn stdio(state: &NodeState, how: &How) -> Stdio {
 fn check_spec(spec: &NodeSpec, how: &How) -> Result<()> {
     if let Some(text) = spec.contradiction() {
         return Err(misuse(text, "leave one of them out"));
+    }
+    if let Some(text) = spec.deaf_port() {
+        let host = spec.publish.iter().find(|publish| publish.port != SERVER_PORT).map_or(0, |p| p.host_port);
+        return Err(misuse(text, format!("write -p {host}:{SERVER_PORT}")));
     }
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {

@@ -26,6 +26,8 @@ use crate::{
 mod check;
 mod order;
 
+pub use check::huge_pages as check_huge_pages;
+
 /// How long standbys may take to replay the change of their primary.
 const REPLAY: Duration = Duration::from_secs(60);
 

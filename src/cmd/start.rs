@@ -23,9 +23,10 @@ use super::{
 use crate::{
     cli,
     engine::{
-        Reach, faults, halt, holder,
+        Reach, faults, follower, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
+        orders,
         ready::Answer,
     },
     enter,
@@ -140,6 +141,10 @@ fn bring_up(
     let owner = facts::owner::foreign(&state.plan);
     plan::keep_owner(&mut state.plan, owner);
     find_upstream(context, &node.dir, &mut state)?;
+    // Before the first step: whoever comes after a start that was killed undoes what stands there.
+    if state.plan != node.state.plan {
+        orders::save(&node.dir, &state)?;
+    }
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::Running, stdio, &mut progress)?;
     if let Err(error) = faults::renew(&context.root, &context.lab, name) {
@@ -198,8 +203,13 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         return Ok(());
     }
     let server = node::find(&context.root, &context.lab, &of)?;
-    if server.pidfd.is_none() {
-        super::note(context, &format!("`{name}` does not stream: `{of}`, which it follows, does not run"));
+    let silence = match (&server.pidfd, server.frozen) {
+        (None, _) => Some("does not run"),
+        (_, true) => Some("is frozen"),
+        _ => None,
+    };
+    if let Some(why) = silence {
+        super::note(context, &format!("`{name}` does not stream: `{of}`, which it follows, {why}"));
         follow::alone(state);
         return Ok(());
     }
@@ -212,6 +222,11 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
     let upstream = Upstream { server, primary, data };
     follow::follow(state, follow, &upstream, renew, dir.replicator_file());
+    if let Err(silence) = follower::admit(&state.plan) {
+        let text = format!("`{}` may not stream: `{of}`, which it follows: {silence:#}", state.spec.node);
+        super::note(context, &text);
+        follow::alone(state);
+    }
     Ok(())
 }
 

@@ -4,13 +4,9 @@
 //! last checkpoint record included. So when it is down, a standby that streamed has all of it, and the old primary can
 //! follow it without a rewind.
 
-use std::{
-    os::fd::AsFd,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use nix::sys::signal::Signal;
+use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, endpoint, need_root, start, which};
 use crate::{
@@ -18,7 +14,7 @@ use crate::{
     engine::{
         follower,
         halt::{self, Shutdown},
-        orders, takeover,
+        orders, takeover, timelines,
     },
     facts::{
         cluster::{self, Cluster},
@@ -31,13 +27,13 @@ use crate::{
         follow::{self, Upstream},
     },
     postgres::{
+        control::ClusterState,
         launch::{Renew, RenewHow},
         lsn::Lsn,
     },
     spec::{Follow, Name},
     sql,
     state::{Role, Root},
-    sys::process,
 };
 
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
@@ -50,7 +46,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
-    let (old, target) = check(&cluster, name)?;
+    let (old, target) = check(&context.root, &cluster, name)?;
     let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
     if args.dry_run {
         println!("stop: `{}`, whose standbys receive all it has", old.name);
@@ -98,7 +94,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
 }
 
 /// The primary and the standby that is to take its place, if that can be done without a loss.
-fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
+fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
     let old = cluster.head();
     let target = cluster.node(target).context("the cluster has lost a node")?;
     target.awake()?;
@@ -130,6 +126,7 @@ fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)
             format!("see `pgbox logs {0}`; wait for it with `pgbox wait {0} --for streaming`", target.name),
         )
     })?;
+    timelines::unheard_of(root, target)?;
     Ok((old, target))
 }
 
@@ -137,18 +134,19 @@ fn check<'c>(cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)
 fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
     // The one of the shutdown has then little left to write.
     old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
-    let pidfd = old.running()?;
-    process::signal(pidfd.as_fd(), Signal::SIGINT)?;
-    if process::has_ended(pidfd.as_fd(), patience)? {
+    if halt::ask(old.running()?, Shutdown::Fast, patience)? {
         return has_all(old, target);
     }
     halt::end(old, Shutdown::Immediate, Duration::from_secs(10))?;
     anyhow::bail!("`{}` did not shut down in {}", old.name, humantime::format_duration(patience))
 }
 
-/// Waits until the standby has replayed the old primary's shutdown checkpoint.
+/// Waits until the standby has replayed the old primary's shutdown checkpoint, the last that it has written. Of one that has
+/// ended in another way, nobody knows whether the standby got all that came after its last checkpoint.
 fn has_all(old: &Node, target: &Node) -> Result<()> {
-    let end = Place::of(&old.state)?.control()?.checkpoint;
+    let control = Place::of(&old.state)?.control()?;
+    ensure!(control.state == ClusterState::ShutDown, "`{}` has ended without a clean shutdown", old.name);
+    let end = control.checkpoint;
     let server = target.login()?;
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -156,7 +154,7 @@ fn has_all(old: &Node, target: &Node) -> Result<()> {
         if replayed > end {
             return Ok(());
         }
-        anyhow::ensure!(
+        ensure!(
             Instant::now() < deadline,
             "`{}` has replayed up to {replayed}, and `{}` has written its last checkpoint at {end}",
             target.name,
@@ -170,7 +168,7 @@ fn replayed(server: &sql::Login) -> Result<Lsn> {
     let text = server.ask(sql::PATIENCE, |client| {
         Ok(client.query_one("SELECT pg_last_wal_replay_lsn()::text", &[])?.get::<_, Option<String>>(0))
     })?;
-    Ok(text.unwrap_or_default().parse().unwrap_or_default())
+    Ok(text.with_context(|| format!("{} has not replayed anything yet", server.address))?.parse()?)
 }
 
 /// Remembers that the old primary follows the new one: which has all that it has, so nothing is to be taken back.

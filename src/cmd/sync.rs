@@ -188,7 +188,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
         "" if !is_off => super::warn(
             context,
             &format!(
-                "the rule is {text}, and commits on `{0}` wait for nobody: none that it means follows `{0}`",
+                "the rule is {text}, and commits on `{0}` wait for nobody: none that it means follows `{0}`, or not yet",
                 head.name
             ),
         ),

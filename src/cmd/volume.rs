@@ -1,8 +1,6 @@
 //! `pgbox volume`: named volumes, also those that belong to no node any more.
 
-use std::fs;
-
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use serde::Serialize;
 
 use super::{Context, each, need_root};
@@ -12,6 +10,7 @@ use crate::{
     hint::advise,
     show::table,
     spec::{Name, quantity::human_bytes},
+    state,
 };
 
 /// A row; the names are those of the JSON output.
@@ -108,5 +107,5 @@ pub fn remove(context: &Context, name: &Name, dry_run: bool) -> Result<()> {
         println!("remove with all data: volume {}", path.display());
         return Ok(());
     }
-    fs::remove_dir_all(&path).with_context(|| format!("remove volume {}", path.display()))
+    state::remove_volume(&path)
 }

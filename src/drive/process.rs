@@ -39,6 +39,7 @@ use crate::{
     sys::{
         child, clone,
         process::{self, ProcessId},
+        title,
     },
 };
 
@@ -175,6 +176,8 @@ fn live(wish: &Wish, pipe: &OwnedFd) -> i32 {
 /// Leaves the command's terminal, descriptors, directory and signals.
 fn detach(log: &PathBuf, pipe: &OwnedFd) -> Result<()> {
     setsid().context("setsid")?;
+    // It may have a password in it, and this process stays.
+    title::forget_environment();
     std::env::set_current_dir("/").context("chdir /")?;
     if let Some(drive) = log.parent() {
         std::fs::create_dir_all(drive).with_context(|| format!("mkdir {}", drive.display()))?;

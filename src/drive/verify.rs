@@ -94,5 +94,6 @@ fn timelines(login: &sql::Login) -> Result<(u32, Vec<Switch>)> {
     let answer = login.ask(sql::PATIENCE, |client| client.query_one(timeline::QUERY, &[]))?;
     let number: i32 = answer.try_get(0).context("the timeline")?;
     let history: Option<String> = answer.try_get(1).context("the timeline's history")?;
-    Ok((number as u32, timeline::parse_history(&history.unwrap_or_default())))
+    let (number, history) = (number as u32, history.unwrap_or_default());
+    Ok((number, timeline::parse_history(&history, number)?))
 }

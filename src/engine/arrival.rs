@@ -19,7 +19,7 @@ pub fn wait<'a>(standbys: impl IntoIterator<Item = &'a Node>) {
     let asked = standbys.into_iter().filter(|node| node.pidfd.is_some() && !node.frozen);
     let mut reading: Vec<Login> = asked.filter_map(|node| node.login().ok()).collect();
     loop {
-        reading.retain(|server| takeover::reception(server).is_ok_and(|(receives, _)| receives));
+        reading.retain(|server| takeover::receives(server).is_ok_and(|receives| receives));
         if reading.is_empty() || Instant::now() > deadline {
             return;
         }

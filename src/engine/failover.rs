@@ -13,6 +13,7 @@ use super::{
     loss::{self, Loss},
     slots,
     takeover::{self, Promoted},
+    timelines,
 };
 use crate::{
     facts::{
@@ -44,7 +45,7 @@ impl Pause {
         let held = Held { root: root.clone(), lab: node.lab.clone(), group: node.cgroup(root)? };
         root.hold(&node.lab, &node.name)?;
         let pause = Self(Some(held));
-        pause.0.iter().try_for_each(|held| held.group.freeze())?;
+        pause.0.iter().try_for_each(|held| held.group.hold_still())?;
         // What it has sent before arrives now.
         std::thread::sleep(Duration::from_millis(5));
         Ok(pause)
@@ -85,6 +86,29 @@ impl Drop for Pause {
             let _ = held.let_go();
         }
     }
+}
+
+/// Holds the old primary still. Where a loss is accepted, one that can't be is ended at once: what it has acknowledged is looked
+/// up afterwards.
+///
+/// # Errors
+/// When it runs on.
+pub fn hold(root: &Root, head: &Node, target: Option<&Name>, accept_loss: bool) -> Result<Pause> {
+    let error = match Pause::begin(root, head) {
+        Ok(pause) => return Ok(pause),
+        Err(error) => error,
+    };
+    if accept_loss {
+        return takeover::fence(root, head).map(|()| Pause::none());
+    }
+    let target = target.map_or("STANDBY", Name::as_str);
+    Err(advise(
+        format!(
+            "`{}` can't be held still, so nobody knows what it acknowledges meanwhile: {error:#}",
+            head.name
+        ),
+        format!("end it, and give up what `{target}` lacks then: `pgbox failover {target} --accept-loss`"),
+    ))
 }
 
 /// Why a standby may not take a primary's place: what would be lost, and the ways out.
@@ -134,9 +158,11 @@ pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
 }
 
 /// Puts the old primary out of the way: it is dead, and does not start again as it is.
-pub fn leave_behind(root: &Root, head: &Node, target: &Name, pause: Pause) -> Result<()> {
+pub fn leave_behind(root: &Root, head: &Node, target: &Node, pause: Pause) -> Result<()> {
+    // What would stop the promotion is better known while there is a primary.
+    timelines::unheard_of(root, target)?;
     takeover::fence(root, head)?;
-    takeover::supersede(head, target)?;
+    takeover::supersede(head, &target.name)?;
     pause.over()
 }
 
@@ -184,10 +210,12 @@ pub fn promote(
         lead(Some(&target.name));
         Ok(())
     })?;
-    if let Some(head) = head {
-        halt::take_down(&node::find(root, &head.lab, &head.name)?)?;
-    }
+    let down = head.map_or(Ok(()), |head| halt::take_down(&node::find(root, &head.lab, &head.name)?));
     lead(None);
+    if let (Some(head), Err(error)) = (head, down) {
+        let name = &head.name;
+        warnings.push(format!("something is left of `{name}`, until `pgbox rejoin {name}`: {error:#}"));
+    }
     // One that followed another standby has left its slot there.
     if let Err(error) =
         cluster::of(root, &target.lab, &target.name).and_then(|cluster| slots::settle(&cluster))

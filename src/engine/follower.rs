@@ -13,8 +13,8 @@ use crate::{
     facts::{node, recovery},
     plan,
     postgres::standby,
-    sql::{self, Login},
-    state::{NodeDir, NodeState, Root},
+    sql::{self, Login, Silent},
+    state::{NodeDir, NodeState, Plan, Root},
     step::AfterStep,
 };
 
@@ -112,6 +112,21 @@ pub fn applies_late(standby: &Login) -> (bool, bool) {
 /// Why a standby that only waits until it may apply what it has does not stream.
 pub fn late(why: &str) -> String {
     format!("{why}, because it applies late, and receives more when it has applied what it has")
+}
+
+/// Has the server that a standby with data of its own follows let it in. What that server says against it is no error: it
+/// may have let it in before, and may only just be coming up.
+///
+/// # Errors
+/// [`Silent`]: it would say nothing to the standby either, and to ask it anything more takes as long again.
+pub fn admit(plan: &Plan) -> anyhow::Result<()> {
+    for step in plan.host.iter().filter(|step| step.is_elsewhere()) {
+        match step.apply() {
+            Err(error) if error.is::<Silent>() => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// Asks a server whether it streams to the standby of this name; an error says what it does instead.

@@ -1,6 +1,9 @@
 //! Stopping and removing nodes: a signal to pid 1, patience, and then the host steps backwards.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
 
 use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
@@ -37,10 +40,20 @@ pub fn seconds(patience: Duration) -> i32 {
     i32::try_from(patience.as_secs()).unwrap_or(i32::MAX)
 }
 
-/// Ends pid 1 and with it the node; returns true if more than a polite request was needed.
+/// Asks pid 1 to end, and with it the node; returns whether it has.
 ///
 /// pid 1 has a deadline of its own, for a host that goes down without this command. It is told another one that lies
 /// behind ours, so that `patience` counts whether it is longer or shorter than what the node was made with.
+pub fn ask(pidfd: &OwnedFd, how: Shutdown, patience: Duration) -> Result<bool> {
+    signal(pidfd, how.signal(), patience)
+}
+
+fn signal(pidfd: &OwnedFd, signal: Signal, patience: Duration) -> Result<bool> {
+    process::signal_with(pidfd.as_fd(), signal, seconds(patience.saturating_add(MARGIN)))?;
+    process::has_ended(pidfd.as_fd(), patience)
+}
+
+/// Ends pid 1 and with it the node; returns true if more than a polite request was needed.
 ///
 /// # Errors
 /// When even SIGKILL does not end it, as with a process that waits for a dead disk.
@@ -48,8 +61,7 @@ pub fn end(node: &Node, how: Shutdown, patience: Duration) -> Result<bool> {
     let Some(pidfd) = &node.pidfd else { return Ok(false) };
     let stages = [(how.signal(), patience), (Signal::SIGQUIT, IMMEDIATE), (Signal::SIGKILL, IMMEDIATE)];
     for (i, (signal, patience)) in stages.into_iter().enumerate() {
-        process::signal_with(pidfd.as_fd(), signal, seconds(patience.saturating_add(MARGIN)))?;
-        if process::has_ended(pidfd.as_fd(), patience)? {
+        if self::signal(pidfd, signal, patience)? {
             return Ok(i > 0);
         }
     }

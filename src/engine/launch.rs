@@ -12,7 +12,7 @@ use anyhow::{Context, Error, Result};
 use nix::sys::signal::Signal;
 
 use super::{
-    Reach, StepFailed,
+    At, Reach, StepFailed,
     follower::Follower,
     holder,
     interrupt::Interrupts,
@@ -23,6 +23,7 @@ use crate::{
     hint, plan,
     postgres::report::{Phase, Reason, Report},
     spawn::{self, Spawned, Stdio},
+    spec::Name,
     state::{NodeDir, NodeState, Root},
     step::{AfterStep, HostStep},
     sys::{cgroup, process},
@@ -54,17 +55,15 @@ pub fn bring_up(
     let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
     super::apply(&state.plan, reach, &journal, &mut tell)
         .map_err(|failure| super::roll_back(root, state, reach, failure))?;
-    if let Some(postgres) = state.postgres() {
-        node.give_orders(&postgres.orders)?;
-    }
-    let born = cgroup_of(state).and_then(|group| spawn::spawn(&node, &state.plan, &group, stdio));
-    match born.and_then(|spawned| remember(&node, state, spawned, stdio)) {
-        Ok(spawned) => Ok(spawned),
-        Err(error) => {
-            let index = error.downcast_ref::<spawn::InnerFailed>().map_or(0, |failed| failed.index);
-            Err(give_up(root, state, reach, Failure { index, error, code: 125, stays: None }))
-        }
-    }
+    let given = state.postgres().map_or(Ok(()), |postgres| node.give_orders(&postgres.orders));
+    let born = given.and_then(|()| spawn::spawn(&node, &state.plan, &cgroup_of(state)?, stdio));
+    born.and_then(|spawned| remember(&node, state, spawned, stdio)).map_err(|error| {
+        let at = match error.downcast_ref::<spawn::InnerFailed>() {
+            Some(failed) => At::Inner(failed.index),
+            None => At::Birth,
+        };
+        give_up(root, state, reach, Failure { at, error, code: 125, stays: None })
+    })
 }
 
 fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
@@ -92,9 +91,9 @@ fn cgroup_of(state: &NodeState) -> Result<cgroup::Cgroup> {
     cgroup::Cgroup::new(&cgroup::detect()?, path.context("the plan has no cgroup")?)
 }
 
-/// Why a node did not come up: the step, counted over inner steps and then after steps.
+/// Why a node did not come up.
 struct Failure {
-    index: usize,
+    at: At,
     error: Error,
     code: i32,
     /// What to say instead of ending the server, if that was there before.
@@ -104,12 +103,16 @@ struct Failure {
 impl Failure {
     /// Of pid 1 itself, the last of the inner steps.
     fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
-        Self { index: state.plan.inner.len() - 1, error, code, stays: None }
+        Self { at: At::Inner(state.plan.inner.len() - 1), error, code, stays: None }
     }
 
-    /// Of the wait for the server, the step after these.
+    /// Of the wait for the server. A command has no such step, and is waited for until pid 1 has become it.
     fn of_wait(state: &NodeState, error: String, code: i32) -> Self {
-        Self { index: state.plan.inner.len(), error: Error::msg(error), code, stays: None }
+        let error = Error::msg(error);
+        match state.plan.after.is_empty() {
+            true => Self::of_init(state, error, code),
+            false => Self { at: At::After(0), error, code, stays: None },
+        }
     }
 }
 
@@ -142,8 +145,27 @@ pub fn wait_until_up(
             return Err(hint::advise(format!("`{name}` is not ready: {:#}", failure.error), way_out));
         }
         let _lock = root.lock(&state.spec.lab)?;
-        Err(give_up(root, state, reach, failure))
+        let node = root.node(&state.spec.lab, name);
+        Err(match still(&node, spawned) {
+            Some(now) => give_up(root, &now, reach, failure),
+            // Whoever has taken it from us has taken back what was ours.
+            None => told(state, failure, bereft(&node, name), Vec::new()),
+        })
     })
+}
+
+/// The node that was brought up, as it is now: it may have been given other orders. `None`: while nobody held the lock, it was
+/// removed, or made anew under the same name, or stopped and started again.
+fn still(node: &NodeDir, spawned: &Spawned) -> Option<NodeState> {
+    node.load().ok().flatten().filter(|now| now.init == Some(spawned.init))
+}
+
+/// What has become of a node that is not what it was.
+fn bereft(node: &NodeDir, name: &Name) -> String {
+    match node.path().exists() {
+        true => format!("`{name}` was made or started anew by another command, and is left alone"),
+        false => format!("`{name}` was removed by another command"),
+    }
 }
 
 fn listen(
@@ -216,7 +238,8 @@ fn hear(
         }
         Report::Note(text) => talk.note(&on_host(state, &text)),
         Report::StepFailed { index, error } => {
-            return Err(Failure { index, error: Error::msg(error), code: 125, stays: None });
+            let at = At::Inner(index);
+            return Err(Failure { at, error: Error::msg(error), code: 125, stays: None });
         }
         Report::Failed { error, in_use, code } => {
             let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
@@ -231,9 +254,11 @@ fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
     if !process::has_ended(spawned.child.pidfd.as_fd(), Duration::from_millis(1)).map_err(broken)? {
         return Ok(());
     }
+    if still(node, spawned).is_none() {
+        return Err(broken(Error::msg(bereft(node, &state.spec.node))));
+    }
     let status = node.status().map_err(broken)?;
     let how = match status.reason {
-        _ if !node.path().exists() => "the node was removed meanwhile".to_owned(),
         Some(Reason::Stopped) => "it was stopped before it was ready".to_owned(),
         _ => status.error.unwrap_or_else(|| "pid 1 ended and left no word".to_owned()),
     };
@@ -272,21 +297,24 @@ fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
 
 /// Ends what runs, takes back the host steps, and tells it as one error. The caller holds the lab's lock.
 fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Error {
-    let Failure { index, error, code, .. } = failure;
     let node = root.node(&state.spec.lab, &state.spec.node);
-    let number = state.plan.host.len() + index + 1;
-    let title = super::lessons(&state.plan).nth(number - 1).map(|l| l.title).unwrap_or_default();
     // Before pid 1 starts something there is nothing new in the log.
-    let has_log = index + 1 >= state.plan.inner.len();
+    let has_log = failure.at >= At::Inner(state.plan.inner.len() - 1);
     let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
     end_all(state);
     let host = taken_back(root, state, reach, state.plan.host.len());
+    told(state, failure, host, log)
+}
+
+/// A failure as one error, with what has become of the host's objects and the end of the node's log.
+fn told(state: &NodeState, failure: Failure, host: String, log: Vec<String>) -> Error {
+    let Failure { at, error, code, .. } = failure;
     let cause = hint::cause_text(&error);
     // A program that failed on a full disk often says so earlier than in its last words.
     let hint = hint::for_inner_step(&cause).or_else(|| log.iter().rev().find_map(|l| hint::for_log_line(l)));
     // 125 to 127 are what `docker run` has for a command that could not be started.
     let code = if state.plan.after.is_empty() || code > 128 { code } else { 1 };
-    Error::new(StepFailed { number, total: total(&state.plan), title, cause, hint, host, log, code })
+    Error::new(StepFailed { step: at.text(&state.plan), cause, hint, host, log, code })
 }
 
 /// Ends pid 1, and with it all of its pid namespace. Politely first: it then leaves no half-made cluster.

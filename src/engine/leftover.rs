@@ -64,7 +64,7 @@ impl Ahead {
 /// # Errors
 /// When the standby can't be asked, or the volumes can't be listed.
 pub fn ahead(root: &Root, target: &Node) -> Result<Vec<Ahead>> {
-    let received = takeover::received(&target.login()?)?;
+    let received = takeover::received(target)?;
     let system = Place::of(&target.state)?.control()?.system;
     let count = |place: Place<'_>| place.unreceived(received).map(|scan| scan.commits - scan.idle);
     let mut ahead = Vec::new();

@@ -12,7 +12,7 @@ use super::{sync, takeover};
 use crate::{
     facts::{
         cluster::Cluster,
-        history::{self, Standing, counted},
+        history::{self, Standing, amount, counted},
         node::Node,
         stray,
         wal::Place,
@@ -36,8 +36,10 @@ pub struct Loss {
     pub received: Lsn,
     /// Where the primary's WAL ends.
     pub end: Lsn,
-    /// Transactions that were committed in between and that somebody would miss.
+    /// Transactions that were committed in between, or prepared to, and that somebody would miss.
     pub commits: u64,
+    /// Those among them that are only prepared (PREPARE TRANSACTION).
+    pub prepared: u64,
     /// The rows that they changed; not counted where nobody was told of them.
     pub rows: u64,
     /// Whether there may be more: the WAL that is left begins later, or in the middle of a transaction.
@@ -57,7 +59,7 @@ impl Loss {
     /// `at least 1 transaction with 2 rows`, or another word for transaction.
     pub fn amount(&self, what: &str) -> String {
         let least = if self.at_least { "at least " } else { "" };
-        format!("{least}{} with {}", counted(self.commits, what), counted(self.rows, "row"))
+        format!("{least}{}", amount(self.commits, self.prepared, what, self.rows))
     }
 
     /// In words.
@@ -94,7 +96,7 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
     }
     let begun = Instant::now();
     loop {
-        let (receives, received) = takeover::reception(&server)?;
+        let (receives, received) = takeover::reception(target)?;
         let is_over = !receives || begun.elapsed() > ARRIVAL;
         same_history(head, target, received)?;
         // What the standby lacks was then acknowledged to nobody, whether it still arrives or not: there is nothing to wait
@@ -113,7 +115,8 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
                 scan.since
             );
             let asynchronous = is_asynchronous(head);
-            return Ok(Loss { received, end: scan.end, commits, rows, at_least, synchronous, asynchronous });
+            let Scan { end, prepared, .. } = scan;
+            return Ok(Loss { received, end, commits, prepared, rows, at_least, synchronous, asynchronous });
         }
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -134,6 +137,7 @@ fn beside(head: &Node, target: &Node, server: &Login) -> Result<Loss> {
         received,
         end: scan.end,
         commits: scan.commits - scan.idle,
+        prepared: scan.prepared,
         rows: rows(&scan, server),
         at_least: !scan.exact || scan.since > received,
         synchronous: false,
@@ -182,8 +186,22 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
     let others =
         cluster.nodes.iter().filter(|node| node.name != target.name && rule.names.contains(&node.name));
     let others: Vec<Lsn> = others.filter_map(|node| place(head, node)).collect();
-    let asked = others.len() + 1;
-    asked + rule.count > rule.names.len() && others.iter().all(|other| *other <= received)
+    rule.is_covered(received, &others) && !is_waived(target)
+}
+
+/// Whether some role or database may be one whose commits wait for nobody (ALTER ROLE, ALTER DATABASE). The standby has that
+/// catalog, as far as it has applied it.
+fn is_waived(standby: &Node) -> bool {
+    let is_late = standby.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_some());
+    let asked = || {
+        standby.login()?.ask(sql::PATIENCE, |client| {
+            let sql = "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS line \
+                       WHERE line LIKE 'synchronous_commit=%' \
+                       AND lower(split_part(line, '=', 2)) NOT IN ('on', 'true', 'yes', '1', 'remote_write', 'remote_apply'))";
+            Ok(client.query_one(sql, &[])?.get(0))
+        })
+    };
+    is_late || asked().unwrap_or(true)
 }
 
 /// Whether an ALTER SYSTEM may win over what the server was told.
@@ -198,7 +216,7 @@ fn place(head: &Node, node: &Node) -> Option<Lsn> {
     if node.pidfd.is_none() || node.frozen {
         return None;
     }
-    let received = takeover::received(&node.login().ok()?).ok()?;
+    let received = takeover::received(node).ok()?;
     same_history(head, node, received).ok()?;
     Some(received)
 }
@@ -220,9 +238,10 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
 /// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. Mostly
 /// it was received in the last moment, from a primary that had no time left to hear of it.
 pub fn has_more(promoted: &Node, standby: &Node) -> bool {
-    let received = || takeover::received(&standby.login().ok()?).ok();
     let asked = standby.pidfd.is_some() && !standby.frozen;
-    asked && received().is_some_and(|received| same_history(promoted, standby, received).is_err())
+    asked
+        && takeover::received(standby)
+            .is_ok_and(|received| same_history(promoted, standby, received).is_err())
 }
 
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one

@@ -108,17 +108,6 @@ fn due(root: &Root, cluster: &Cluster, patience: Duration) -> Result<Option<Stri
     if head.state.role() != Role::Primary {
         return Ok(None);
     }
-    let known = sync::told(&head.state).parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
-    let rule = root.load_lab(&head.lab)?.and_then(|lab| lab.sync);
-    let is_named = |name: &Name| rule.as_ref().is_some_and(|rule| rule.names.contains(name));
-    // Of whom is behind on purpose nobody means that commits should wait for it, unless it is said.
-    let may_sit = |node: &&Node| is_named(&node.name) || !node.state.applies_late();
-    let all: Vec<&Node> = cluster.followers(&head.name).filter(may_sit).collect();
-    let names = |nodes: &[&Node]| nodes.iter().map(|node| node.name.clone()).collect::<Vec<Name>>();
-    let wanted = sync::in_effect(root, &head.lab, &head.name, &names(&all))?;
-    if wanted.as_deref().is_none_or(|value| value == sync::told(&head.state)) {
-        return Ok(None);
-    }
     let server = head.login()?;
     let answers = head.pidfd.is_some() && !head.frozen;
     let deadline = Instant::now() + patience;
@@ -129,8 +118,8 @@ fn due(root: &Root, cluster: &Cluster, patience: Duration) -> Result<Option<Stri
             streams => return streams,
         }
     };
-    let is_there = |node: &&Node| known.contains(&node.name) || (answers && streams(node));
-    let followers = names(&all.into_iter().filter(is_there).collect::<Vec<_>>());
-    let value = sync::in_effect(root, &head.lab, &head.name, &followers)?;
-    Ok(value.filter(|value| value != sync::told(&head.state)))
+    let followers: Vec<&Node> = cluster.followers(&head.name).collect();
+    let told = sync::told(&head.state);
+    let value = sync::due(root, head, &followers, told, |node, _| answers && streams(node))?;
+    Ok(value.filter(|value| value != told))
 }

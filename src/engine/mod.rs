@@ -29,22 +29,20 @@ pub mod timelines;
 
 use std::{fmt, fs, io};
 
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Error, Result};
 
 use crate::{
     facts::volume,
     hint,
-    state::{NodeState, Plan, Progress, Root},
+    state::{self, NodeState, Plan, Progress, Root},
     step::{HostStep, Lesson},
 };
 
 /// A step that failed, and the state in which that left the host.
 #[derive(Debug)]
 pub struct StepFailed {
-    /// Counted from 1 over host, inner and after steps.
-    pub number: usize,
-    pub total: usize,
-    pub title: String,
+    /// Which of how many, and what it does.
+    pub step: String,
     pub cause: String,
     pub hint: Option<String>,
     /// What became of the steps before it.
@@ -57,11 +55,37 @@ pub struct StepFailed {
 
 impl fmt::Display for StepFailed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "step {}/{} failed: {}", self.number, self.total, self.title)
+        f.write_str(&self.step)
     }
 }
 
 impl std::error::Error for StepFailed {}
+
+/// Where bringing a node up can fail, in the order in which it comes there; each list of steps is counted from 0.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum At {
+    Host(usize),
+    /// All host steps are done, and pid 1 is not there yet.
+    Birth,
+    Inner(usize),
+    After(usize),
+}
+
+impl At {
+    fn text(self, plan: &Plan) -> String {
+        let (host, total) = (plan.host.len(), total(plan));
+        let index = match self {
+            Self::Host(index) => index,
+            Self::Birth => {
+                return format!("pid 1 was not made, between steps {host} and {} of {total}", host + 1);
+            }
+            Self::Inner(index) => host + index,
+            Self::After(index) => host + plan.inner.len() + index,
+        };
+        let title = lessons(plan).nth(index).map(|lesson| lesson.title).unwrap_or_default();
+        format!("step {}/{total} failed: {title}", index + 1)
+    }
+}
 
 /// The number of steps of a plan.
 pub fn total(plan: &Plan) -> usize {
@@ -100,24 +124,28 @@ impl Reach {
 /// Applies the host steps in order, telling each title before it.
 ///
 /// Steps whose result a stopped node keeps are applied as well: they find it there, or make what a killed command
-/// had not come to.
+/// had not come to. What is to be done on another node was done when this one was made, and that one may be down: who
+/// starts this one again asks it before (see [`follower::admit`]).
 pub fn apply(
     plan: &Plan,
     reach: Reach,
     journal: &Progress,
     talk: &mut dyn FnMut(usize, &HostStep),
 ) -> Result<(), Interrupted> {
+    let mut begun = match reach {
+        Reach::All => 0,
+        Reach::Running => Progress::ALL,
+    };
     for (index, step) in plan.host.iter().enumerate() {
         let failed = |error| Interrupted { index, error };
-        journal.set(index + 1).map_err(failed)?;
+        begun = begun.max(index + 1);
+        journal.set(begun).map_err(failed)?;
         talk(index, step);
-        match step.apply() {
-            // What is to be done on another node was done when this one was made, and that one may be down.
-            Err(_) if reach == Reach::Running && step.is_elsewhere() => {}
-            result => result.map_err(failed)?,
+        if reach == Reach::All || !step.is_elsewhere() {
+            step.apply().map_err(failed)?;
         }
     }
-    Ok(())
+    journal.set(Progress::ALL).map_err(|error| Interrupted { index: plan.host.len() - 1, error })
 }
 
 /// Undoes the first `begun` host steps, last first. One that can't be undone does not keep the others from
@@ -136,9 +164,7 @@ pub fn roll_back(root: &Root, state: &NodeState, reach: Reach, failure: Interrup
     let begun = if foreign { failure.index } else { failure.index + 1 };
     let host = taken_back(root, state, reach, begun);
     Error::new(StepFailed {
-        number: failure.index + 1,
-        total: total(plan),
-        title: step.lesson().title,
+        step: At::Host(failure.index).text(plan),
         cause: hint::cause_text(&failure.error),
         hint: hint::for_host_step(step, &failure.error),
         host,
@@ -191,7 +217,7 @@ fn remove_empty_volumes(root: &Root, state: &NodeState) -> Result<bool> {
         if !volume::users(root, &home)?.is_empty() || !was_empty() {
             kept = true;
         } else if home.exists() {
-            fs::remove_dir_all(&home).with_context(|| format!("remove volume {}", home.display()))?;
+            state::remove_volume(&home)?;
         }
     }
     Ok(kept)

@@ -6,7 +6,7 @@ use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use crate::{
-    state::{NodeDir, NodeState},
+    state::{NodeDir, NodeState, Progress},
     sys::process,
 };
 
@@ -21,13 +21,11 @@ pub fn give(node: &NodeDir, state: &NodeState, pidfd: Option<&OwnedFd>) -> Resul
 
 /// Saves a node's changed state, and lets its pid 1 find the orders in it when it looks next.
 pub fn save(node: &NodeDir, state: &NodeState) -> Result<()> {
-    let before = node.load()?.map(|state| state.plan.host.len());
-    node.save(state)?;
-    // The journal counts steps; a plan of another length is as far as it was when it was whole.
-    let journal = node.progress()?;
-    if before.is_some_and(|count| journal.get().is_ok_and(|begun| begun >= count)) {
-        journal.set(state.plan.host.len())?;
+    // Before: whoever is killed here leaves a journal for either of the two plans.
+    if node.load()?.is_none_or(|before| before.plan.host.len() != state.plan.host.len()) {
+        node.progress()?.set(Progress::ALL)?;
     }
+    node.save(state)?;
     match state.postgres() {
         Some(postgres) => node.give_orders(&postgres.orders),
         None => Ok(()),

@@ -3,6 +3,7 @@
 
 use anyhow::Result;
 
+use super::orders;
 use crate::{
     facts::{self, node::Node},
     plan,
@@ -21,15 +22,17 @@ pub fn change(root: &Root, node: &Node, wanted: &[Publish]) -> Result<()> {
     facts::check_ports(root, &state.spec, facts::nat(root, &state.spec))?;
     let old = plan::set_publish(&mut state.plan, &state.spec, &node.names(root), state.address.addr());
     let new = state.plan.host.iter().find(|step| matches!(step, HostStep::PublishPorts { .. }));
-    if node.pidfd.is_some() {
-        old.iter().try_for_each(HostStep::undo)?;
-        if let Err(error) = new.map_or(Ok(()), HostStep::apply) {
-            let back = old.iter().try_for_each(HostStep::apply);
-            return Err(match back {
-                Ok(()) => error.context("the published ports are as they were"),
-                Err(back) => error.context(format!("nothing is published now ({back:#})")),
-            });
+    let steps = |step: Option<&HostStep>| step.filter(|_| node.pidfd.is_some()).cloned();
+    let (old, new) = (steps(old.as_ref()), steps(new));
+    old.iter().try_for_each(HostStep::undo)?;
+    // In between: of a command that is killed, what is there is in the plan.
+    orders::save(&node.dir, &state)?;
+    new.iter().try_for_each(HostStep::apply).map_err(|error| {
+        let back =
+            orders::save(&node.dir, &node.state).and_then(|()| old.iter().try_for_each(HostStep::apply));
+        match back {
+            Ok(()) => error.context("the published ports are as they were"),
+            Err(back) => error.context(format!("nothing is published now ({back:#})")),
         }
-    }
-    super::orders::save(&node.dir, &state)
+    })
 }

@@ -2,17 +2,18 @@
 
 use std::time::{Duration, Instant};
 
+use crate::sql::Session;
 use anyhow::{Context, Result};
-use postgres::Client;
 
-use super::orders;
+use super::{follower, orders};
 use crate::{
     facts::{
         self,
         cluster::{self, Cluster},
         node::Node,
+        wal::Place,
     },
-    postgres::launch::Orders,
+    postgres::{launch::Orders, report::Phase},
     spec::{Name, SyncRule},
     state::{LabState, NodeState, Role, Root},
 };
@@ -23,13 +24,19 @@ pub const COMMIT: &str = "synchronous_commit";
 /// The setting, as every server of the cluster is told it: a standby has no use for it until it is promoted.
 pub const SETTING: &str = "synchronous_standby_names";
 
-/// Brings the rule to the primary if what it was told before is not right any more. Returns what is in effect.
+/// Brings the rule to the primary as the user has just said it. Returns what is in effect. Those of the rule are waited for from
+/// now on whether they stream or not, if they are standbys by now; who would only sit in a free seat, if it streams.
 pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
     let head = cluster.head();
+    let server = head.login()?;
+    let answers = head.pidfd.is_some() && !head.frozen;
+    let streams = |node: &Node| answers && follower::streams(&server, node.name.as_str()).is_ok();
     let followers: Vec<&Node> = cluster.followers(&head.name).collect();
-    let Some(value) = as_they_run(root, head, &followers)? else {
-        return Ok(told(&head.state).to_owned());
-    };
+    let value = due(root, head, &followers, "", |node, is_named| match is_named {
+        true => is_made(node),
+        false => streams(node),
+    })?;
+    let Some(value) = value else { return Ok(told(&head.state).to_owned()) };
     give(head, &value)?;
     Ok(value)
 }
@@ -55,12 +62,13 @@ pub fn confirm(head: &Node) -> Result<bool> {
     state.sync_since = head
         .login()?
         .ask(Duration::from_secs(2), move |client| {
-            let lsn = |client: &mut Client| {
+            let lsn = |client: &mut Session| {
                 Ok(client.query_one("SELECT pg_current_wal_lsn()::text", &[])?.get::<_, String>(0))
             };
             await_setting(client, &value)?.then(|| lsn(client)).transpose()
         })?
-        .and_then(|lsn| lsn.parse().ok());
+        .map(|lsn| lsn.parse())
+        .transpose()?;
     orders::save(&head.dir, &state)?;
     Ok(state.sync_since.is_some())
 }
@@ -68,7 +76,7 @@ pub fn confirm(head: &Node) -> Result<bool> {
 /// Waits until a server goes by what it was told; one second is plenty for a file of some lines. Its senders read the file
 /// each for itself, so that they are asked, too. False also where its commits wait for nobody, whatever the rule says; a
 /// session that has chosen that for itself is not seen.
-pub(super) fn await_setting(client: &mut Client, value: &str) -> Result<bool, postgres::Error> {
+pub(super) fn await_setting(client: &mut Session, value: &str) -> Result<bool, postgres::Error> {
     let names: Vec<String> = value
         .parse()
         .map_or(Vec::new(), |rule: SyncRule| rule.names.iter().map(ToString::to_string).collect());
@@ -114,21 +122,41 @@ fn load(root: &Root, lab: &Name) -> Result<LabState> {
     root.load_lab(lab)?.with_context(|| format!("nothing is remembered of lab `{lab}`"))
 }
 
-/// What a primary with these followers is to be told. `None` without a rule: then it is the user's own affair.
-pub fn in_effect(root: &Root, lab: &Name, primary: &Name, followers: &[Name]) -> Result<Option<String>> {
-    let rule = root.load_lab(lab)?.and_then(|lab| lab.sync);
-    let Some(rule) = rule else { return Ok(None) };
-    Ok(Some(rule.in_effect(&left(root, lab, primary)?, followers)))
+/// What a primary with these followers is to be told about whom its commits wait for: those whom the lab's rule means, as far as
+/// they are in what it was told before, or `join` now. That is asked with whether the rule names them, or leaves them a free
+/// seat, and not at all where it makes no difference. `None` without a rule: then it is the user's own affair.
+pub fn due(
+    root: &Root,
+    primary: &Node,
+    followers: &[&Node],
+    told: &str,
+    joins: impl Fn(&Node, bool) -> bool,
+) -> Result<Option<String>> {
+    let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
+    let is_named = |node: &Node| rule.names.contains(&node.name);
+    // Of whom is behind on purpose nobody means that commits should wait for it, unless it is said.
+    let may_sit = |node: &&Node| is_named(node) || !node.state.applies_late();
+    let followers: Vec<&Node> = followers.iter().copied().filter(may_sit).collect();
+    let left = left(root, &primary.lab, &primary.name)?;
+    let value = |nodes: &[&Node]| {
+        rule.in_effect(&left, &nodes.iter().map(|node| node.name.clone()).collect::<Vec<Name>>())
+    };
+    if value(&followers) == told {
+        return Ok(Some(told.to_owned()));
+    }
+    let known = told.parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
+    let counts = |node: &&&Node| known.contains(&node.name) || joins(node, is_named(node));
+    Ok(Some(value(&followers.iter().filter(counts).copied().collect::<Vec<&Node>>())))
 }
 
-/// The same, where nobody knows yet who streams. Those of the rule are waited for as the user wants it; who would only sit
-/// in a free seat does not stop commits by being away, nor by being behind on purpose.
-pub fn as_they_run(root: &Root, primary: &Node, followers: &[&Node]) -> Result<Option<String>> {
-    let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
-    let takes_seat = |node: &Node| node.pidfd.is_some() && !node.frozen && !node.state.applies_late();
-    let counts = |node: &&&Node| rule.names.contains(&node.name) || takes_seat(node);
-    let names: Vec<Name> = followers.iter().filter(counts).map(|node| node.name.clone()).collect();
-    Ok(Some(rule.in_effect(&left(root, &primary.lab, &primary.name)?, &names)))
+/// Whether a node has the data of a standby, and is not about to get others. To wait for one before would be to wait for its base
+/// backup.
+pub fn is_made(node: &Node) -> bool {
+    let works = matches!(
+        node.status.phase,
+        Phase::Preparing | Phase::BaseBackup | Phase::Clone | Phase::Rewind | Phase::Initdb | Phase::Scripts
+    );
+    !(works && node.pidfd.is_some()) && Place::of(&node.state).and_then(Place::control).is_ok()
 }
 
 /// The primary, and those whose place it has taken and who are not back yet.

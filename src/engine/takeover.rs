@@ -5,24 +5,32 @@
 //! synchronous standbys like any other, and the old primary, the one standby that the rule may name now, is dead. What
 //! the new primary is told must be right *before* it is promoted.
 
-use std::{os::fd::AsFd, time::Duration};
+use std::{
+    os::fd::AsFd,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Context, Result};
-use postgres::Client;
+use anyhow::{Context, Result, ensure};
 
 use super::{orders, slots, sync, timelines};
 use crate::{
-    facts::node::{self, Node},
+    facts::{
+        node::{self, Node},
+        wal::Place,
+    },
     plan::follow::{self, Upstream},
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
-    sql::Login,
+    sql::{Login, Session},
     state::{Role, Root},
     sys::process,
 };
 
 /// How long a promotion may take: it replays what was received first.
 const PROMOTION: Duration = Duration::from_secs(120);
+
+/// How long a node may take to die.
+const FENCE: Duration = Duration::from_secs(10);
 
 /// A server that has become a primary.
 #[derive(Debug, Clone, Copy)]
@@ -33,22 +41,25 @@ pub struct Promoted {
 }
 
 /// Ends a node at once, also a frozen one, so that it can't acknowledge anything any more. Its network stays until it is
-/// taken down: its kernel tells its clients that their connections are no more.
+/// taken down: its kernel tells its clients that their connections are no more. One of its processes may stay, and with it
+/// pid 1, for as long as it waits in the kernel for a dead disk: it is killed as well, and runs no code of its own again.
+///
+/// # Errors
+/// When that is not so after a while.
 pub fn fence(root: &Root, node: &Node) -> Result<()> {
     let Some(pidfd) = &node.pidfd else { return Ok(()) };
     let group = node.cgroup(root)?;
-    // Each process of it, before any of them gets on: while only its pid 1 dies, a backend that thaws has the time to commit, and
-    // to say so.
+    // All of them, before it thaws: pid 1 takes the others along only when it ends, and they would run until then.
     group.kill()?;
-    // What is frozen dies when it thaws.
+    // What is frozen by v1 dies when it thaws.
     group.thaw()?;
-    let ended = process::has_ended(pidfd.as_fd(), Duration::from_secs(10))?;
-    anyhow::ensure!(
-        ended,
-        "node `{}` does not end, not even by SIGKILL: its pid 1 waits in the kernel",
-        node.name
-    );
-    Ok(())
+    let deadline = Instant::now() + FENCE;
+    loop {
+        if process::has_ended(pidfd.as_fd(), Duration::from_millis(200))? || group.is_dead()? {
+            return Ok(());
+        }
+        ensure!(Instant::now() < deadline, "node `{}` does not end, not even by SIGKILL", node.name);
+    }
 }
 
 /// Remembers that `by` is primary in the node's place. From here on it does not start again as it is.
@@ -71,7 +82,12 @@ pub fn promote(
     let own = own_followers(root, target)?;
     let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let rule = sync::as_they_run(root, target, &followers)?;
+    let runs = |node: &Node| node.pidfd.is_some() && !node.frozen;
+    let rule = sync::due(root, target, &followers, "", |node, is_named| match is_named {
+        true => sync::is_made(node),
+        // Nobody can stream from it yet, and whoever is away is not to stop commits only because a seat is free.
+        false => runs(node),
+    })?;
     let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
     let value = rule.unwrap_or_default();
     if is_ruled {
@@ -92,7 +108,8 @@ pub fn promote(
         let is_told = is_ruled && sync::await_setting(client, &value)?;
         Ok((is_told, promote_in(client)?))
     });
-    let (is_told, promoted) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let (is_told, (timeline, lsn)) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let promoted = Promoted { timeline, lsn: lsn.parse()? };
     state.sync_since = is_told.then_some(promoted.lsn);
     // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
@@ -124,9 +141,10 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
     crate::state::write_secret(&node.dir.replicator_file(), &password)
 }
 
-/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes.
-fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
-    let in_recovery = |client: &mut Client| -> Result<bool, postgres::Error> {
+/// Promotes the server of this session, unless it is a primary already, and waits until it takes writes. Gives its timeline, and
+/// where its log ends.
+fn promote_in(client: &mut Session) -> Result<(u32, String), postgres::Error> {
+    let in_recovery = |client: &mut Session| -> Result<bool, postgres::Error> {
         Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
     };
     if in_recovery(client)? {
@@ -140,30 +158,40 @@ fn promote_in(client: &mut Client) -> Result<Promoted, postgres::Error> {
         "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, pg_current_wal_lsn()::text",
         &[],
     )?;
-    let lsn = row.get::<_, String>(1).parse().unwrap_or_default();
-    Ok(Promoted { timeline: row.get::<_, i32>(0) as u32, lsn })
+    Ok((row.get::<_, i32>(0) as u32, row.get(1)))
 }
 
-/// Whether a stream to a standby is open, on its side, and how far it has received what it follows, which is on its disk.
-/// Where it is over, nothing comes after.
+/// Whether a stream to a standby is open, on its side. Where it is over, nothing comes after.
 ///
 /// # Errors
 /// When it can't be asked.
-pub fn reception(server: &Login) -> Result<(bool, Lsn)> {
-    let (receives, text) = server.ask(crate::sql::PATIENCE, |client| {
-        // In this order: the receiver writes what the kernel has for it, and ends only then.
-        let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-        let receives: bool = client.query_one(sql, &[])?.get(0);
-        // After a restart nothing was received yet, and what is there was replayed.
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
-        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0).unwrap_or_default()))
-    })?;
-    let received =
-        text.parse().with_context(|| format!("{} has not replayed anything yet", server.address))?;
-    Ok((receives, received))
+pub fn receives(server: &Login) -> Result<bool> {
+    server.ask(crate::sql::PATIENCE, receives_in)
 }
 
-/// How far a server has received what it follows, which is on its disk.
-pub fn received(server: &Login) -> Result<Lsn> {
-    Ok(reception(server)?.1)
+fn receives_in(client: &mut Session) -> Result<bool, postgres::Error> {
+    let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
+    Ok(client.query_one(sql, &[])?.get(0))
+}
+
+/// The same, and how far a standby has received what it follows: to the end of the log on its disk, all of which it replays
+/// before it is a primary. The server itself does not know that: what it has received counts from its last start, and what it
+/// has replayed may be long behind, on purpose or not.
+///
+/// # Errors
+/// When it can't be asked, or its log can't be read.
+pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
+    let (receives, known) = standby.login()?.ask(crate::sql::PATIENCE, |client| {
+        // In this order: the receiver writes what the kernel has for it, and ends only then.
+        let receives = receives_in(client)?;
+        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
+        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0)))
+    })?;
+    let known = known.with_context(|| format!("`{}` has not replayed anything yet", standby.name))?;
+    Ok((receives, Place::of(&standby.state)?.end(known.parse()?)?))
+}
+
+/// How far a standby has received what it follows.
+pub fn received(standby: &Node) -> Result<Lsn> {
+    Ok(reception(standby)?.1)
 }

@@ -17,25 +17,54 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     facts::{
+        cluster,
         node::{self, Node},
         wal::Place,
     },
+    hint::advise,
     plan,
     state::Root,
     sys::{fs, mount::Jail, process},
 };
 
-/// Lets a standby, which is about to be promoted, know which timelines there are on the disks of the lab's nodes.
+/// More promotions than a cluster sees while one of its standbys hears of none.
+const MANY: u32 = 1000;
+
+/// Lets a standby, which is about to be promoted, know which timelines there are on the disks of its cluster's nodes.
+///
+/// # Errors
+/// As [`unheard_of`], and when it can't be told.
 pub fn take(root: &Root, standby: &Node) -> Result<()> {
-    let place = Place::of(&standby.state)?;
-    // Without its log nobody can, and somebody has to be the primary.
-    let Ok((own, _)) = place.timeline() else { return Ok(()) };
-    let all = node::all(root, &standby.lab)?;
-    let known = all.iter().filter_map(|node| Place::of(&node.state).and_then(Place::timeline).ok());
-    let newest = known.map(|(timeline, _)| timeline).max().unwrap_or(own);
+    let unheard_of = unheard_of(root, standby)?;
     let wal = log_inside(standby)?;
     // It looks for one after the other, and stops where there is none.
-    (own + 1..=newest).try_for_each(|timeline| take_one(&wal, timeline))
+    unheard_of.into_iter().try_for_each(|timeline| take_one(&wal, timeline))
+}
+
+/// The timelines that a standby has not heard of.
+///
+/// # Errors
+/// When there are more than there can be. Each is the name of a file in a directory that belongs to a container.
+pub fn unheard_of(root: &Root, standby: &Node) -> Result<Vec<u32>> {
+    // Without its log nobody can tell it, and somebody has to be the primary.
+    let Ok((own, _)) = Place::of(&standby.state).and_then(Place::timeline) else { return Ok(Vec::new()) };
+    let mut newest = own;
+    // Another cluster's may have the same numbers.
+    for node in node::all(root, &standby.lab)?.iter().filter(|node| cluster::have_one_origin(node, standby)) {
+        let Ok((timeline, _)) = Place::of(&node.state).and_then(Place::timeline) else { continue };
+        if timeline > own.saturating_add(MANY) {
+            return Err(advise(
+                format!(
+                    "`{}` has a file of timeline {timeline} in its pg_wal, and `{}` is on timeline {own}: that many promotions \
+                     there were not",
+                    node.name, standby.name
+                ),
+                format!("take {timeline:08X}* away from there"),
+            ));
+        }
+        newest = newest.max(timeline);
+    }
+    Ok((own..=newest).skip(1).collect())
 }
 
 /// The log of a running server, by way of its own mounts. In a log that is in the overlay, a file that was made from outside

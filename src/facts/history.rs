@@ -28,9 +28,11 @@ impl Standing {
         let is_exact = scan.exact && scan.since <= *since;
         match (commits, is_exact) {
             (0, true) => None,
-            (_, true) => Some(transactions(commits, scan.rows())),
+            (_, true) => Some(amount(commits, scan.prepared, "transaction", scan.rows())),
             (0, false) => Some(format!("what was in the WAL before {}, which is gone", scan.since)),
-            (_, false) => Some(format!("at least {}", transactions(commits, scan.rows()))),
+            (_, false) => {
+                Some(format!("at least {}", amount(commits, scan.prepared, "transaction", scan.rows())))
+            }
         }
     }
 }
@@ -85,8 +87,10 @@ pub fn counted(count: u64, what: &str) -> String {
     format!("{count} {what}{}", if count == 1 { "" } else { "s" })
 }
 
-fn transactions(commits: u64, rows: u64) -> String {
-    format!("{} with {}", counted(commits, "transaction"), counted(rows, "row"))
+/// `3 transactions (1 prepared) with 5 rows`, or another word for transaction.
+pub fn amount(commits: u64, prepared: u64, what: &str, rows: u64) -> String {
+    let prepared = if prepared == 0 { String::new() } else { format!(" ({prepared} prepared)") };
+    format!("{}{prepared} with {}", counted(commits, what), counted(rows, "row"))
 }
 
 /// Compares the data of a server that does not run with those of another one.
@@ -107,7 +111,7 @@ pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
 
 /// Where the log of a data directory ends.
 fn end(place: Place<'_>) -> Result<Lsn> {
-    Ok(place.lost(place.control()?.redo)?.end)
+    place.end(place.control()?.redo)
 }
 
 /// Timelines and where each of them ends.

@@ -14,7 +14,7 @@ use rustix::fs::{Dir, FileType, OFlags};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    image::{Image, user},
+    image::{Image, Store, user},
     plan::{ImageFacts, PostgresFacts},
     postgres::{launch::User, version},
     state::Root,
@@ -34,11 +34,8 @@ struct Findings {
 
 /// The facts of an image, from memory or by looking into it (root only).
 pub fn facts(root: &Root, image: &Image) -> Result<ImageFacts> {
-    let digest = image.manifest.to_string();
-    let memory = root.path().join("images").join(format!("{}.facts.json", digest.replace(':', "-")));
-    let known = crate::sys::fs::read_at_once(&memory)
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Findings>(&bytes).ok());
+    let store = Store::open(root.path())?;
+    let known = store.noted(&image.manifest).and_then(|note| serde_json::from_slice::<Findings>(&note).ok());
     let env = environment(image);
     let findings = match known {
         Some(findings) => findings,
@@ -46,14 +43,14 @@ pub fn facts(root: &Root, image: &Image) -> Result<ImageFacts> {
             let lowers = image.lowers();
             let found = look_inside(&lowers, root.path(), |jail| find(jail, &env, &image.config.user))
                 .with_context(|| format!("look into image {}", image.name()))?;
-            std::fs::write(&memory, serde_json::to_vec(&found)?)
-                .with_context(|| format!("write {}", memory.display()))?;
+            // Only to know it sooner next time; another command may write the same at this moment.
+            let _ = store.note(&image.manifest, &serde_json::to_vec(&found)?);
             found
         }
     };
     let workdir = &image.config.working_dir;
     Ok(ImageFacts {
-        digest,
+        digest: image.manifest.to_string(),
         lowers: image.lowers(),
         env,
         workdir: (!workdir.is_empty()).then(|| PathBuf::from(workdir)),

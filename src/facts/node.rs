@@ -1,6 +1,6 @@
 //! The state of one node, asked of the kernel and of its pid 1, never of a stored status.
 
-use std::{net::SocketAddrV4, os::fd::OwnedFd};
+use std::{net::SocketAddrV4, os::fd::OwnedFd, path::Path};
 
 use anyhow::Result;
 use nix::unistd::Pid;
@@ -88,6 +88,14 @@ impl Node {
                 ),
                 format!("bring it back as a standby: `pgbox rejoin {name}`"),
             ),
+            _ if self.status.reason == Some(Reason::DiskFull) => {
+                let disk = self.state.data.as_deref().unwrap_or(Path::new("/")).display();
+                let why = self.status.error.as_deref().unwrap_or_default();
+                advise(
+                    format!("node `{name}` does not run: {why}"),
+                    format!("make room in {disk}, then: pgbox start {name}; `pgbox slots` shows what standbys have it keep"),
+                )
+            }
             _ => advise(format!("node `{name}` does not run"), format!("start it: pgbox start {name}")),
         })
     }

@@ -297,7 +297,7 @@ fn member(one: &Seen, above: Option<&Seen>, head: Option<&Seen>, depth: usize) -
         recovery: one.recovery.clone(),
         memory_bytes: usage.memory_current.map(|all| all.saturating_sub(cache)),
         memory_limit: usage.memory_max,
-        oom_kills: usage.oom_kills,
+        oom_kills: usage.oom_kills.or(Some(one.node.status.oom_kills).filter(|kills| *kills > 0)),
         error: error(one),
     }
 }

@@ -93,6 +93,14 @@ impl<'a> Place<'a> {
         self.scan(from, wal::commits_since)
     }
 
+    /// Where the log ends, looked for from a position that it has; never before that.
+    ///
+    /// # Errors
+    /// As [`lost`](Self::lost).
+    pub fn end(self, from: Lsn) -> Result<Lsn> {
+        Ok(self.unreceived(from)?.end.max(from))
+    }
+
     fn scan(self, from: Lsn, read: Reading) -> Result<Scan> {
         let control = self.control()?;
         let mut segments = self.segments()?;
@@ -108,7 +116,7 @@ impl<'a> Place<'a> {
     /// When the directory can't be read.
     pub fn timeline(self) -> Result<(u32, Vec<Switch>)> {
         let segments = self.segments()?;
-        Ok((segments.timeline, parse_history(&history(&segments.dir, segments.timeline)?)))
+        Ok((segments.timeline, segments.history))
     }
 
     /// Where the log that is still there begins.
@@ -180,8 +188,9 @@ impl<'a> Place<'a> {
             self.data.display(),
             control.timeline
         );
-        let timelines = Timelines::parse(&history(&dir, timeline)?, timeline)?;
-        Ok(Segments { dir, timelines, timeline, size: control.segment.into(), open: None })
+        let history = history(&dir, timeline)?;
+        let timelines = Timelines::new(&history, timeline);
+        Ok(Segments { dir, history, timelines, timeline, size: control.segment.into(), open: None })
     }
 
     fn open(self) -> Result<OwnedFd> {
@@ -223,6 +232,7 @@ impl<'a> Place<'a> {
 /// The segment files, by position.
 struct Segments {
     dir: OwnedFd,
+    history: Vec<Switch>,
     timelines: Timelines,
     timeline: u32,
     size: u64,
@@ -247,15 +257,16 @@ impl Segments {
     }
 }
 
-/// The history file of a timeline; empty for the first one, which has none.
-fn history(dir: &OwnedFd, timeline: u32) -> Result<String> {
+/// How a timeline has come to be.
+fn history(dir: &OwnedFd, timeline: u32) -> Result<Vec<Switch>> {
     let name = format!("{timeline:08X}.history");
     let read = || -> io::Result<String> {
         let mut text = String::new();
         fs::file_beneath(dir, name.as_bytes())?.take(1 << 20).read_to_string(&mut text)?;
         Ok(text)
     };
-    Ok(found(read()).with_context(|| format!("read {name}"))?.unwrap_or_default())
+    let text = found(read()).with_context(|| format!("read {name}"))?.unwrap_or_default();
+    parse_history(&text, timeline).with_context(|| format!("read {name}"))
 }
 
 /// Absence as a value.

@@ -11,10 +11,7 @@ use super::{
     watch::{Guard, Refusal, Watched},
 };
 use crate::{
-    engine::{
-        failover::{self, Pause},
-        loss,
-    },
+    engine::{failover, loss},
     facts::{
         cluster::{self, Cluster},
         node::Node,
@@ -73,7 +70,7 @@ impl Guard<'_> {
         if let Some(target) = failover::unfinished(cluster) {
             return self.promote(cluster, target, first_sign, begun);
         }
-        let pause = Pause::begin(root, head)?;
+        let pause = failover::hold(root, head, None, wish.accept_loss)?;
         let Some(target) = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)) else {
             pause.end()?;
             return self.refuse(&head.name, NOBODY.to_owned());
@@ -92,7 +89,7 @@ impl Guard<'_> {
             };
             return self.refuse(&head.name, why);
         }
-        failover::leave_behind(root, head, &target.name, pause)?;
+        failover::leave_behind(root, head, target, pause)?;
         let target = failover::furthest(cluster, head, target)?;
         (self.tell)(&Event::Fenced {
             primary: head.name.clone(),

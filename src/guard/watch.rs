@@ -383,8 +383,7 @@ impl Head {
 fn cut_off(cluster: &Cluster, rule: &SyncRule) -> Sight {
     let members = cluster.nodes.iter().filter(|node| rule.names.contains(&node.name));
     let running = members.filter(|node| node.pidfd.is_some() && !node.frozen);
-    let heard =
-        running.filter_map(|node| Some((&node.name, takeover::reception(&node.login().ok()?).ok()?.0)));
+    let heard = running.filter_map(|node| Some((&node.name, takeover::receives(&node.login().ok()?).ok()?)));
     let (hear, deaf): (Vec<_>, Vec<_>) = heard.partition(|(_, receives)| *receives);
     let named =
         |nodes: &[(&Name, bool)]| nodes.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");

@@ -45,7 +45,7 @@ pub use limits::Limits;
 pub use progress::{Progress, Silent};
 pub use reference::Reference;
 pub use store::{InUse, Removed, Store};
-pub use view::{mount, umount};
+pub use view::{mount, mount_points, umount};
 
 use std::path::PathBuf;
 

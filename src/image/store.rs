@@ -3,6 +3,7 @@
 //! ```text
 //! images/index.json           names: an OCI image index, one descriptor for each name
 //! images/blobs/sha256/<hex>   manifests and configurations as they came
+//! images/sha256-<hex>.facts.json  what was found in the image with this manifest, see [`Store::note`]
 //! images/lock                 held (flock(2)) by the one import or removal that is under way
 //! layers/<key>/               the root directory of one unpacked layer: a lower directory of overlays
 //! layers/<key>.json           what it is: both IDs in full, and its size
@@ -29,7 +30,7 @@ use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -120,6 +121,16 @@ impl Store {
     /// Makes sure that an image has not been removed since it was resolved.
     pub fn confirm(&self, manifest: &Digest) -> Result<()> {
         self.matching(&self.index()?, &manifest.to_string()).map(drop)
+    }
+
+    /// What was noted of the image with this manifest.
+    pub fn noted(&self, manifest: &Digest) -> Option<Vec<u8>> {
+        fs::read_at_once(self.note_path(&manifest.hex())).ok()
+    }
+
+    /// Keeps something with an image, as long as that is there.
+    pub fn note(&self, manifest: &Digest, content: &[u8]) -> Result<()> {
+        replace(&self.note_path(&manifest.hex()), content)
     }
 
     /// All images, by name.
@@ -276,6 +287,10 @@ impl Store {
         self.layers.join(format!("{key}.json"))
     }
 
+    fn note_path(&self, hex: &str) -> PathBuf {
+        self.images.join(format!("sha256-{hex}.facts.json"))
+    }
+
     fn blob_path(&self, digest: &Digest) -> PathBuf {
         self.images.join("blobs/sha256").join(digest.hex())
     }
@@ -363,6 +378,8 @@ impl Store {
         for name in entries(&self.images.join("blobs/sha256"))?.into_iter().filter(|n| !blobs.contains(n)) {
             std::fs::remove_file(self.images.join("blobs/sha256").join(&name))
                 .with_context(|| format!("remove blob {name}"))?;
+            // Of a manifest; the others have none.
+            let _ = std::fs::remove_file(self.note_path(&name));
         }
         let (mut layers, mut bytes) = (0, 0);
         for name in entries(&self.layers)? {
@@ -408,15 +425,6 @@ fn entries(dir: &Path) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// Writes a file so that readers and crashes see the old or the new one, never a part.
 fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension(format!("tmp-{}", std::process::id()));
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
-        File::open(path.parent().unwrap_or(Path::new("/")))?.sync_all()
-    };
-    write().with_context(|| format!("write {}", path.display()))
+    fs::replace(path, bytes, 0o644, true).with_context(|| format!("write {}", path.display()))
 }

@@ -3,7 +3,7 @@
 use super::Image;
 use crate::sys::overlay::{self, Options};
 use anyhow::{Context, Result, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Mounts `image` read-only at the directory `dir`. It stays until [`umount`], also when pgbox has ended.
 pub fn mount(image: &Image, dir: &Path) -> Result<()> {
@@ -13,6 +13,11 @@ pub fn mount(image: &Image, dir: &Path) -> Result<()> {
     let options = Options { read_only: true, volatile: false };
     overlay::mount(&image.lowers(), None, dir, options)
         .with_context(|| format!("mount image {}", image.name()))
+}
+
+/// Where `image` is mounted, as this process sees it.
+pub fn mount_points(image: &Image) -> Result<Vec<PathBuf>> {
+    overlay::mount_points(&image.lowers())
 }
 
 /// Takes a mount away again.

@@ -55,6 +55,9 @@ impl Init<'_> {
             match self.events.next(None::<Instant>)? {
                 Event::Ended(ended, exit) if ended == pid => {
                     self.events.drain();
+                    if exit == Exit::Signal(libc::SIGKILL) {
+                        self.events.note_oom(&format!("`{word}`"));
+                    }
                     return Ok(Ended { exit, reason: reason(exit, asked) });
                 }
                 Event::Signal(told) if told.signal == Signal::SIGPIPE => {}

@@ -22,11 +22,15 @@ use rustix::fs::{OFlags, fcntl_setfl};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::log::Log;
+use super::oom::{self, OomCounter};
 use crate::postgres::report::Exit;
 use crate::sys::memory;
 
 /// After this time in which nothing happened, the memory is let go that is only needed when something does.
 const QUIET_MILLIS: u16 = 1000;
+
+/// What every postmaster's line has in it about a child that died of SIGKILL, whatever its language.
+const KILLED: &[u8] = b"ignal 9";
 
 /// Something has happened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +88,7 @@ pub struct Events {
     /// that the reading end never reports its end.
     pipe: Option<(File, OwnedFd)>,
     log: Log,
+    oom: OomCounter,
     ended: VecDeque<(Pid, Exit)>,
     watched: Option<(Pid, Option<Exit>)>,
     put_back: Option<Told>,
@@ -91,14 +96,14 @@ pub struct Events {
 
 impl Events {
     /// To be called with all signals blocked.
-    pub fn new(log: Log) -> Result<Events> {
+    pub fn new(log: Log, oom: OomCounter) -> Result<Events> {
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&SigSet::all(), flags).context("signalfd")?;
         let pipe = match log.is_file() {
             true => Some(output_pipe()?),
             false => None,
         };
-        Ok(Events { signals, pipe, log, ended: VecDeque::new(), watched: None, put_back: None })
+        Ok(Events { signals, pipe, log, oom, ended: VecDeque::new(), watched: None, put_back: None })
     }
 
     /// Where a child's stdout and stderr go; `None`: to our own.
@@ -179,14 +184,36 @@ impl Events {
     pub fn drain(&mut self) {
         let Some((reader, _)) = &mut self.pipe else { return };
         let mut buffer = [0; 8192];
+        let mut somebody_died = false;
         for _ in 0..8 {
             match reader.read(&mut buffer) {
-                Ok(0) => return,
-                Ok(len) => self.log.write(&buffer[..len]),
+                Ok(0) => break,
+                Ok(len) => {
+                    somebody_died |= buffer[..len].windows(KILLED.len()).any(|word| word == KILLED);
+                    self.log.write(&buffer[..len]);
+                }
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(_) => return,
+                Err(_) => break,
             }
         }
+        if somebody_died && let Some(who) = oom::victim(&self.log.tail()).map(str::to_owned) {
+            self.note_oom(&who);
+        }
+    }
+
+    /// Says in the log that it was the kernel's OOM killer, if it was, that has ended somebody of whom is known that he died of
+    /// SIGKILL. `None` where that can't be known.
+    pub fn note_oom(&mut self, who: &str) -> Option<bool> {
+        let was_it = self.oom.has_grown()?;
+        if was_it {
+            self.log.line(&format!("the kernel's OOM killer has ended {who}: the node was out of memory"));
+        }
+        Some(was_it)
+    }
+
+    /// The counter of the OOM killer.
+    pub fn oom(&self) -> &OomCounter {
+        &self.oom
     }
 
     fn reap(&mut self) -> Result<()> {

@@ -19,7 +19,7 @@ use super::program::{Program, set_variable, variable};
 use super::start::{Names, read};
 use super::{Init, at};
 use crate::postgres::contract::check_secret;
-use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, sample_candidates};
+use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, locale_named, sample_candidates};
 use crate::postgres::launch::{Password, PostgresPayload, Source};
 use crate::postgres::report::{Exit, Phase};
 use crate::postgres::{hba, quote};
@@ -77,7 +77,7 @@ impl Init<'_> {
         self.phase(Phase::Scripts);
         let env = script_env(self.server_env(first.postgres), first.names, first.password.as_deref());
         let server = self.start_private(first.postgres, first.data)?;
-        let result = self.run_scripts(first, &scripts, &env);
+        let result = self.run_scripts(first, &scripts, env);
         let stopped = self.stop_private(server);
         // The scripts' own error says more than what it did to the server.
         result.and(stopped)
@@ -114,7 +114,12 @@ impl Init<'_> {
                 }
                 return Ok(());
             }
-            if !locale_missing(&self.events.log().tail()) {
+            let tail = self.events.log().tail();
+            if locale.is_none() && locale_named(&tail) {
+                let words = self.events.log().last_words();
+                bail!("POSTGRES_INITDB_ARGS names a locale that the image does not have: {words}");
+            }
+            if !locale_missing(&tail) {
                 bail!("initdb failed with {exit}: {}", self.events.log().last_words());
             }
         }
@@ -190,6 +195,8 @@ fn script_env(
     for name in ["PGHOST", "PGHOSTADDR"] {
         set_variable(&mut env, name, "");
     }
+    // Read already; a script's `file_env` would take the two for a contradiction.
+    env.retain(|(name, _)| !name.starts_with("POSTGRES_") || !name.ends_with("_FILE"));
     set_variable(&mut env, "POSTGRES_USER", names.superuser.as_str());
     set_variable(&mut env, "POSTGRES_DB", names.database.as_str());
     set_variable(&mut env, "POSTGRES_INITDB_ARGS", names.initdb_args.as_str());

@@ -14,7 +14,9 @@ mod command;
 mod datadir;
 mod events;
 mod first;
+mod full;
 mod log;
+mod oom;
 mod ownership;
 mod private;
 mod program;
@@ -23,16 +25,16 @@ mod sql;
 mod standby;
 mod start;
 mod talk;
-mod title;
 mod waldir;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
+use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::postgres::launch::{Payload, User};
 use crate::postgres::report::{Exit, Phase, Reason};
-use crate::sys::{child, fs::read_text_at_once};
+use crate::sys::{child, fs::read_text_at_once, title};
 
 pub use crate::postgres::launch::InitConfig;
 pub use crate::postgres::report::{Report, Status};
@@ -62,6 +64,8 @@ pub struct InitFds {
     pub replicator: Option<OwnedFd>,
     /// The writing end of a pipe to the caller: lines of [`Report`], closed when the server is up.
     pub report: Option<OwnedFd>,
+    /// The file of the node's cgroup that counts whom the kernel's OOM killer has ended.
+    pub oom: Option<OwnedFd>,
     /// The data directory of the server that is followed, for as long as this one has none of its own, or why it could not be
     /// opened. `None`: it is not to be cloned.
     pub upstream: Option<Result<OwnedFd, String>>,
@@ -88,12 +92,11 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
     let terminal = fds.terminal;
-    let mut talk = match prepare(fds) {
-        Ok(talk) => talk,
-        // Nothing to report through yet: the exit code is the report.
-        Err(_) => return 125,
-    };
-    let result = Init::new(config, &mut talk, assume, terminal).and_then(|mut init| init.payload());
+    let prepared = prepare(&fds);
+    let mut talk = Talk::new(fds);
+    let result = prepared
+        .and_then(|()| Init::new(config, &mut talk, assume, terminal))
+        .and_then(|mut init| init.payload());
     match result {
         Ok(ended) => {
             talk.ended(ended.exit, ended.reason);
@@ -114,18 +117,22 @@ struct Ended {
 }
 
 /// Lets go of everything that the caller had and this process must not have.
-fn prepare(fds: InitFds) -> Result<Talk> {
+fn prepare(fds: &InitFds) -> Result<()> {
     child::block_signals()?;
     // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
     // was made a session leader already.
     let _ = nix::unistd::setsid();
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
-    close_foreign(&fds)?;
+    close_foreign(fds)?;
     if fds.log.is_some() {
         leave_terminal()?;
     }
-    title::set();
-    Talk::new(fds)
+    title::set(c"pgbox-init");
+    match &fds.report {
+        // A caller that was stopped (Ctrl-Z) must not stop the container.
+        Some(report) => fcntl_setfl(report, OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)"),
+        None => Ok(()),
+    }
 }
 
 /// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.
@@ -140,7 +147,7 @@ fn close_foreign(fds: &InitFds) -> Result<()> {
     if let Some(log) = &fds.log {
         kept.extend([log.current.as_fd(), log.previous.as_fd()]);
     }
-    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report] {
+    for fd in [&fds.status, &fds.secret, &fds.orders, &fds.replicator, &fds.report, &fds.oom] {
         kept.extend(fd.as_ref().map(AsFd::as_fd));
     }
     kept.extend(fds.upstream.iter().flatten().map(AsFd::as_fd));
@@ -181,7 +188,7 @@ impl<'a> Init<'a> {
     ) -> Result<Init<'a>> {
         let mut log = talk.take_log()?;
         log.set_cap(config.log_cap);
-        let events = Events::new(log)?;
+        let events = Events::new(log, talk.take_oom_counter())?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
         let shielded = std::fs::write(OOM_SCORE_ADJ, "-1000").is_ok()
             // It may have come with another one, from whoever has started pgbox.
@@ -190,10 +197,14 @@ impl<'a> Init<'a> {
     }
 
     fn payload(&mut self) -> Result<Ended> {
-        match &self.config.payload {
+        // An image may name a working directory that it does not have. Where it can't be made, the chdir says what is wrong.
+        let _ = std::fs::create_dir_all(&self.config.cwd);
+        let ended = match &self.config.payload {
             Payload::Postgres(postgres) => self.postgres(postgres),
             Payload::Command { argv } => self.command(argv),
-        }
+        };
+        self.talk.status.oom_kills = self.events.oom().total();
+        ended
     }
 
     /// Says something in the log and to the caller.
@@ -203,6 +214,7 @@ impl<'a> Init<'a> {
     }
 
     fn phase(&mut self, phase: Phase) {
+        self.talk.status.oom_kills = self.events.oom().total();
         self.talk.phase(phase);
     }
 }

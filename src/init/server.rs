@@ -14,6 +14,7 @@ use nix::unistd::Pid;
 
 use super::datadir::DataDir;
 use super::events::{Event, Told};
+use super::full;
 use super::private::{POLL, accepts, server_argv};
 use super::program::Program;
 use super::standby::receives;
@@ -26,9 +27,6 @@ const STABLE: Duration = Duration::from_secs(60);
 
 /// The longest pause before a restart.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-
-/// Less than this free on the volume and a crash is taken for a full one: a WAL segment cannot be made.
-const SEGMENT: u64 = 16 << 20;
 
 /// What a server was asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,15 +89,21 @@ impl Init<'_> {
         ever_up: bool,
         crashes: &mut u32,
     ) -> Result<Option<Reason>> {
-        let Exit::Code(_) = run.exit else {
-            return Ok(self.note_crash(run, crashes, "usually the kernel's OOM killer, or a kill -9"));
-        };
+        if let Exit::Signal(signal) = run.exit {
+            let was_oom =
+                (signal == libc::SIGKILL).then(|| self.events.note_oom("the server itself")).flatten();
+            let why = match was_oom {
+                Some(true) => "the kernel's OOM killer, the node was out of memory",
+                Some(false) => "a kill -9, and not the kernel's OOM killer",
+                None => "a kill, the kernel's OOM killer or a fault of its own",
+            };
+            return Ok(self.note_crash(run, crashes, why));
+        }
         let words = self.events.log().last_words();
-        if disk_full(data, &self.events.log().tail()) {
-            let text = format!(
-                "no space left on the volume of {}; the server is not started again: {words}",
-                data.path.display()
-            );
+        if full::is_full(data, &self.events.log().tail()) {
+            let space = full::space(data);
+            let text =
+                format!("no space left on the volume of {space}; the server is not started again: {words}");
             self.events.log_line(&text);
             self.talk.status.error = Some(text);
             return Ok(Some(Reason::DiskFull));
@@ -241,16 +245,6 @@ impl Init<'_> {
             }
         }
     }
-}
-
-/// True if the server ended because its volume is full. The log only counts where the server itself gave up:
-/// a client's failed INSERT is an ERROR.
-fn disk_full(data: &DataDir, tail: &str) -> bool {
-    let gave_up = |line: &str| {
-        (line.contains("PANIC:") || line.contains("FATAL:"))
-            && (line.contains("No space left on device") || line.contains("Disk quota exceeded"))
-    };
-    data.free_bytes().is_ok_and(|free| free < SEGMENT) || tail.lines().any(gave_up)
 }
 
 /// The orphaned processes (children of pid 1) that execute `server`.

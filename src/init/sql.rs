@@ -4,7 +4,7 @@
 //! unpacks it (gzip, zstd) into psql's standard input; only for xz is the image's own program needed.
 
 use std::fs::{self, File};
-use std::io::{BufReader, ErrorKind};
+use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
@@ -12,17 +12,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use nix::unistd::Pid;
+use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::first::{First, create_database};
 use super::program::{Program, variable};
 use super::{Init, at};
 use crate::postgres::report::Exit;
-use crate::postgres::scripts::{Compression, Kind, classify, psql, source};
+use crate::postgres::scripts::{Compression, Kind, classify, environment, psql, source};
 use crate::sys::child::SpawnError;
 use crate::sys::execute;
 
 type Env = [(String, String)];
+
+/// More than Linux passes to any program (execve(2)).
+const LARGEST_ENVIRONMENT: u64 = 6 << 20;
 
 /// The scripts of a directory in the order of their bytes; a missing directory has none.
 pub fn list(directory: &Path) -> Result<Vec<(PathBuf, Kind)>> {
@@ -52,12 +56,12 @@ impl Init<'_> {
         &mut self,
         first: &First<'_>,
         scripts: &[(PathBuf, Kind)],
-        env: &Env,
+        mut env: Vec<(String, String)>,
     ) -> Result<()> {
         if let Some(sql) = create_database(&first.names.database) {
             let mut argv = psql(&first.postgres.bindir, &first.names.superuser, "postgres");
             argv.extend(["-c".to_owned(), sql]);
-            self.run(argv, env).with_context(|| format!("make the database {:?}", first.names.database))?;
+            self.run(argv, &env).with_context(|| format!("make the database {:?}", first.names.database))?;
         }
         for (path, kind) in scripts {
             let shown = path.display();
@@ -67,13 +71,19 @@ impl Init<'_> {
             }
             self.events.log_line(&format!("running {shown}"));
             self.events.log().forget_tail();
-            self.run_script(first, path, *kind, env)
+            self.run_script(first, path, *kind, &mut env)
                 .with_context(|| format!("init script {shown} failed"))?;
         }
         Ok(())
     }
 
-    fn run_script(&mut self, first: &First<'_>, path: &Path, kind: Kind, env: &Env) -> Result<()> {
+    fn run_script(
+        &mut self,
+        first: &First<'_>,
+        path: &Path,
+        kind: Kind,
+        env: &mut Vec<(String, String)>,
+    ) -> Result<()> {
         let file = path.display().to_string();
         let mut argv = psql(&first.postgres.bindir, &first.names.superuser, &first.names.database);
         match kind {
@@ -85,13 +95,33 @@ impl Init<'_> {
                 }
                 result => result,
             },
-            Kind::Source => self.run(source(&self.shell(env)?, &file), env),
+            Kind::Source => self.source(&file, env),
             Kind::Sql(Compression::Plain) => {
                 argv.push(format!("--file={file}"));
                 self.run(argv, env)
             }
             Kind::Sql(compression) => self.run_compressed(argv, path, compression, env),
         }
+    }
+
+    /// Sources a script. What it has exported is there for all that come after it, as if one shell had sourced them.
+    fn source(&mut self, script: &str, env: &mut Vec<(String, String)>) -> Result<()> {
+        // Not a pipe: what the script leaves in the background has it, too.
+        let mut exports = File::from(memfd_create("exports", MemfdFlags::CLOEXEC).context("memfd_create")?);
+        let mut program = Program::new(source(&self.shell(env)?, script), env.clone());
+        program.extra = vec![exports.as_fd()];
+        let pid = self.spawn(&program)?;
+        drop(program);
+        let exit = self.events.wait_for(pid, self.patience())?;
+        self.judge(exit)?;
+        exports.rewind().context("rewind a memfd")?;
+        let mut text = Vec::new();
+        exports.take(LARGEST_ENVIRONMENT).read_to_end(&mut text).context("read a memfd")?;
+        // Nothing: the script has ended the shell, or the image has no cat.
+        if !text.is_empty() {
+            *env = environment(&text);
+        }
+        Ok(())
     }
 
     /// The shell that sources scripts: bash, for which those of the official image are written, or sh.

@@ -9,10 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
-use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::InitFds;
 use super::log::Log;
+use super::oom::OomCounter;
+use super::{InitFds, LogFds};
 use crate::postgres::launch::Orders;
 use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
 
@@ -23,7 +23,8 @@ pub struct Talk {
     secret: Option<OwnedFd>,
     orders: Option<File>,
     replicator: Option<File>,
-    log: Option<Log>,
+    log: Option<Option<LogFds>>,
+    oom: Option<OwnedFd>,
     upstream: Option<Result<OwnedFd, String>>,
     /// What the status file says.
     pub status: Status,
@@ -31,29 +32,31 @@ pub struct Talk {
 
 impl Talk {
     /// Takes the descriptors over.
-    pub fn new(fds: InitFds) -> Result<Talk> {
-        let log = Log::new(fds.log).context("fstat of the log")?;
-        if let Some(report) = &fds.report {
-            // A caller that was stopped (Ctrl-Z) must not stop the container.
-            fcntl_setfl(report.as_fd(), OFlags::NONBLOCK).context("fcntl(O_NONBLOCK)")?;
-        }
+    pub fn new(fds: InitFds) -> Talk {
         let mut talk = Talk {
             report: fds.report.map(File::from),
             status_file: fds.status.map(File::from),
             secret: fds.secret,
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
-            log: Some(log),
+            log: Some(fds.log),
+            oom: fds.oom,
             upstream: fds.upstream,
             status: Status::default(),
         };
         talk.record();
-        Ok(talk)
+        talk
     }
 
     /// Hands the log over to the event loop.
     pub fn take_log(&mut self) -> Result<Log> {
-        self.log.take().context("the log is in use already")
+        let log = self.log.take().context("the log is in use already")?;
+        Log::new(log).context("fstat of the log")
+    }
+
+    /// Hands the counter of the OOM killer over to the event loop.
+    pub fn take_oom_counter(&mut self) -> OomCounter {
+        OomCounter::new(self.oom.take())
     }
 
     /// Reads the password and closes its descriptor.

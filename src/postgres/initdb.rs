@@ -94,6 +94,11 @@ pub fn locale_missing(output: &str) -> bool {
     .any(|message| output.contains(message))
 }
 
+/// True if initdb's output says that a locale is not installed that an option names. Another default would not help: options win.
+pub fn locale_named(output: &str) -> bool {
+    output.contains("invalid locale name")
+}
+
 /// Where the image can have the sample that initdb makes postgresql.conf from: Debian's place, then the
 /// two that PostgreSQL's own build uses.
 pub fn sample_candidates(bindir: &Path, major: u32) -> Vec<PathBuf> {
@@ -153,5 +158,7 @@ mod tests {
         assert!(locale_missing("initdb: error: invalid locale settings; check LANG and LC_* environment"));
         assert!(locale_missing("initdb: error: invalid locale name \"de_DE.UTF-8\""));
         assert!(!locale_missing("initdb: error: could not create directory"));
+        assert!(locale_named("initdb: error: invalid locale name \"de_DE.UTF-8\""));
+        assert!(!locale_named("initdb: error: invalid locale settings; check LANG and LC_* environment"));
     }
 }

@@ -135,6 +135,9 @@ pub struct Status {
     pub pid: i32,
     /// How often Postgres was started again after a crash.
     pub restarts: u32,
+    /// How many processes the kernel's OOM killer has ended. The node's cgroup counts, and goes with a stop.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// How the payload ended last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub last_exit: Option<Exit>,

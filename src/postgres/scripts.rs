@@ -61,19 +61,25 @@ fn connection_database(name: &str) -> String {
     }
 }
 
-/// The argv that sources `script`: in `shell`, which stops at the first error, with the one function of the
-/// official entrypoint that scripts use.
+/// The argv that sources `script`: in `shell`, which stops at the first error, among the functions of the official entrypoint
+/// that scripts use. It writes its environment to descriptor 3 in the end, see [`environment`].
 pub fn source(shell: &str, script: &str) -> Vec<String> {
-    const PRELUDE: &str = r#"docker_process_sql() {
-    psql -v ON_ERROR_STOP=1 --no-password --no-psqlrc --username "$POSTGRES_USER" --dbname "$POSTGRES_DB" "$@"
-}
-. "$1""#;
+    const PRELUDE: &str = include_str!("prelude.sh");
     let options: &[&str] = match shell.ends_with("bash") {
         true => &["-Ee", "-o", "pipefail", "-c"],
         false => &["-e", "-c"],
     };
     let words = [&[shell], options, &[PRELUDE, shell, script]].concat();
     words.into_iter().map(str::to_owned).collect()
+}
+
+/// The variables in the text of an environ file, proc_pid_environ(5).
+pub fn environment(text: &[u8]) -> Vec<(String, String)> {
+    let text = String::from_utf8_lossy(text);
+    text.split_terminator('\0')
+        .filter_map(|line| line.split_once('='))
+        .map(|(k, v)| (k.to_owned(), v.to_owned()))
+        .collect()
 }
 
 #[cfg(test)]
@@ -104,5 +110,12 @@ mod tests {
     fn sourcing_stops_at_the_first_error() {
         assert_eq!(source("/bin/bash", "/x y.sh")[1..5], ["-Ee", "-o", "pipefail", "-c"]);
         assert_eq!(source("/bin/sh", "/x y.sh").last().unwrap(), "/x y.sh");
+    }
+
+    #[test]
+    fn an_environment_has_any_value() {
+        let pairs = [("A", "x=1\n2"), ("EMPTY", ""), ("Z", "z")].map(|(k, v)| (k.to_owned(), v.to_owned()));
+        assert_eq!(environment(b"A=x=1\n2\0EMPTY=\0Z=z\0"), pairs);
+        assert_eq!(environment(b""), []);
     }
 }

@@ -34,7 +34,11 @@ pub fn slot_name(node: &str) -> String {
 
 /// How a standby connects to the server that it follows.
 pub fn conninfo(standby: &Standby) -> String {
-    let (host, name) = (conninfo_value(&standby.host), conninfo_value(&standby.name));
+    conninfo_as(standby, &standby.name)
+}
+
+fn conninfo_as(standby: &Standby, application: &str) -> String {
+    let (host, name) = (conninfo_value(&standby.host), conninfo_value(application));
     let port = standby.port;
     // Keepalives: a server that vanished without a word is noticed between two messages, too.
     format!(
@@ -59,7 +63,10 @@ pub fn settings(standby: &Standby) -> Vec<(String, String)> {
 pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby, waldir: Option<&Path>) -> Vec<String> {
     let mut argv = vec![bindir.join("pg_basebackup").display().to_string()];
     argv.push(format!("--pgdata={}", pgdata.display()));
-    argv.push(format!("--dbname={}", conninfo(standby)));
+    // With a slot its log stream tells how far it has flushed that. Under the node's own name it would be the synchronous
+    // standby, and commits be acknowledged that are in half a copy. No node has a name with a space.
+    let application = format!("base backup of {}", standby.name);
+    argv.push(format!("--dbname={}", conninfo_as(standby, &application)));
     argv.push(format!("--slot={}", standby.slot));
     // A spread checkpoint takes minutes on a busy primary. A manifest is for backups that are kept: it costs a checksum of
     // every byte, and is wrong as soon as the server has started.
@@ -112,9 +119,13 @@ pub fn create_role(verifier: &str) -> String {
     sql
 }
 
-/// Asks a server for the state of its stream to a standby: `streaming` when all is well.
+/// Asks a server for the state of its stream to a standby: `streaming` when all is well. Of a standby that vanished without a
+/// word and is back there may be two; the last one is it.
 pub fn stream_state(name: &str) -> String {
-    format!("SELECT state FROM pg_stat_replication WHERE application_name = {}", quote::literal(name))
+    format!(
+        "SELECT state FROM pg_stat_replication WHERE application_name = {} ORDER BY backend_start DESC LIMIT 1",
+        quote::literal(name)
+    )
 }
 
 /// Asks a standby whether it is told to apply late, and whether it does nothing but wait until it may apply what it has. When
@@ -199,6 +210,14 @@ mod tests {
         let text = format!("{argv:?}{:?}", settings(&standby()));
         assert!(!text.contains("password=") && text.contains(PASSFILE), "{text}");
         assert!(text.contains("recovery_min_apply_delay\", \"300000ms"), "{text}");
+    }
+
+    /// Whom a sync rule names, and who is looked for among those that stream.
+    #[test]
+    fn a_base_backup_has_not_the_name_of_its_node() {
+        let argv = base_backup(Path::new("/b"), Path::new("/d"), &standby(), None);
+        assert!(argv[2].contains(" application_name='base backup of r1' "), "{argv:?}");
+        assert!(conninfo(&standby()).contains(" application_name=r1 "));
     }
 
     #[test]

@@ -88,6 +88,42 @@ pub fn buffers_warning(shared_buffers: &str, memory_limit: u64) -> Result<Option
     }))
 }
 
+/// Why a server with `huge_pages = on` would not start, and how it would; `value` gives its settings, `meminfo` is the text of
+/// /proc/meminfo. It takes somewhat more than its shared_buffers, which only a server can say: less is certainly too little.
+pub fn huge_pages_missing(
+    value: impl Fn(&str) -> Option<String>,
+    meminfo: &str,
+) -> Result<Option<(String, String)>> {
+    let on = value("huge_pages")
+        .is_some_and(|on| ["on", "true", "yes", "1"].contains(&on.to_lowercase().as_str()));
+    // Pages of another size have counters of their own.
+    if !on || value("huge_page_size").is_some_and(|size| size != "0") {
+        return Ok(None);
+    }
+    let field = |name: &str| -> u64 {
+        let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    };
+    let page = field("Hugepagesize") << 10;
+    if page == 0 {
+        let way_out = "leave it out, or huge_pages=try takes some where there are any".to_owned();
+        return Ok(Some(("this kernel has no huge pages for huge_pages=on".to_owned(), way_out)));
+    }
+    let buffers = value("shared_buffers").unwrap_or_else(|| "128MB".to_owned());
+    let needed = parse_memory(&buffers, 8192)?.div_ceil(page);
+    let (total, free) =
+        (field("HugePages_Total"), field("HugePages_Free").saturating_sub(field("HugePages_Rsvd")));
+    Ok((free < needed).then(|| {
+        let page = megabytes(page);
+        // A tenth is for what else is in shared memory.
+        let enough = total - free + needed + needed.div_ceil(10) + 8;
+        (
+            format!("huge_pages=on needs more than {needed} huge pages of {page} for shared_buffers, and {free} of {total} are free"),
+            format!("sysctl vm.nr_hugepages={enough}; or huge_pages=try takes them only where there are enough"),
+        )
+    }))
+}
+
 /// Bytes of a memory setting (PostgreSQL manual 20.1.1): units are B, kB, MB, GB and TB, powers of 1024; a
 /// bare number counts in `unit` bytes.
 pub fn parse_memory(text: &str, unit: u64) -> Result<u64> {
@@ -112,6 +148,28 @@ pub fn parse_memory(text: &str, unit: u64) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn huge_pages_are_counted_before_they_are_missed() {
+        let missing = |settings: &[(&str, &str)], free: u64| {
+            let value = |name: &str| {
+                settings.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
+            };
+            let meminfo = format!(
+                "HugePages_Total:  80\nHugePages_Free:  {free}\nHugePages_Rsvd:  2\nHugepagesize:  2048 kB\n"
+            );
+            huge_pages_missing(value, &meminfo).unwrap()
+        };
+        assert_eq!(missing(&[("huge_pages", "off"), ("huge_pages", "try")], 0), None);
+        assert_eq!(missing(&[("huge_pages", "on")], 66), None);
+        let (why, way_out) = missing(&[("huge_pages", "ON"), ("shared_buffers", "200MB")], 70).unwrap();
+        assert!(
+            why.contains("more than 100 huge pages of 2MB") && why.contains("68 of 80 are free"),
+            "{why}"
+        );
+        assert!(way_out.contains("vm.nr_hugepages=130"), "{way_out}");
+        assert!(missing(&[("huge_pages", "on")], 65).is_some());
+    }
 
     fn value(limit: u64, name: &str) -> u64 {
         let settings = tune(Memory::Limit(limit), None);

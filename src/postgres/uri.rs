@@ -57,16 +57,6 @@ impl Target<'_> {
         }
         uri
     }
-
-    /// The same as keyword/value pairs, as `primary_conninfo` takes it.
-    pub fn conninfo(&self) -> String {
-        let mut text = format!("host={} port={}", conninfo_value(self.host), self.port);
-        text += &format!(" user={} dbname={}", conninfo_value(self.user), conninfo_value(self.database));
-        if let Some(passfile) = self.passfile {
-            text += &format!(" passfile={}", conninfo_value(&passfile.display().to_string()));
-        }
-        text
-    }
 }
 
 /// A value in a keyword/value string: quoted unless it is plain.
@@ -103,10 +93,8 @@ mod tests {
         let uri =
             "postgresql://it%27s%20me@10.88.0.2:5432/a%2Fb%20%C3%BC?passfile=%2Fvar%2Flib%2Fpgbox%2Fa%20b";
         assert_eq!(target.uri(), uri);
-        let pairs = r"host=10.88.0.2 port=5432 user='it\'s me' dbname='a/b ü' passfile='/var/lib/pgbox/a b'";
-        assert_eq!(target.conninfo(), pairs);
         assert!(Target { host: "::1", ..target }.uri().contains("@[::1]:5432/"));
-        assert_eq!(conninfo_value(""), "''");
+        assert_eq!(["", "it's me", "/a-b.c:1"].map(conninfo_value), ["''", r"'it\'s me'", "/a-b.c:1"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use anyhow::{Result, ensure};
 
-use super::{control::Control, lsn::Lsn};
+use super::{control::Control, lsn::Lsn, timeline::Switch};
 pub use reader::Pages;
 use reader::Reader;
 use record::Meaning;
@@ -60,8 +60,10 @@ pub struct Scan {
     pub since: Lsn,
     /// Where the log ends.
     pub end: Lsn,
-    /// Transactions that committed.
+    /// Transactions that committed, or that are prepared to (PREPARE TRANSACTION).
     pub commits: u64,
+    /// Those among them that are prepared, and neither committed nor rolled back later.
+    pub prepared: u64,
     /// Those among them that left nothing which anybody would miss: they only took locks, or were autovacuum's
     /// statistics for the planner.
     pub idle: u64,
@@ -149,26 +151,33 @@ struct Work {
 fn count(reader: &mut Reader, start: Lsn, from: Lsn) -> Result<Scan> {
     let mut scan = Scan { since: start, exact: true, ..Scan::default() };
     let mut running: HashMap<u32, Work> = HashMap::new();
+    let mut prepared: HashMap<u32, Vec<u32>> = HashMap::new();
     let mut whole_from = None;
+    // Numbers wrap around, so that only their distance tells which is later.
+    let whole = |from: Option<u32>, xid: u32| from.is_some_and(|first| xid.wrapping_sub(first) < 1 << 31);
     reader.go(start);
     loop {
         let Some(record) = reader.next()? else { break };
         let xid = record::xid(record.bytes);
         match record::meaning(record.bytes, record.magic) {
             Some(Meaning::Commit { xid, children, time }) => {
+                prepared.remove(&xid);
                 let family = || children.iter().copied().chain([xid]);
                 let work: Vec<Work> = family().filter_map(|xid| running.remove(&xid)).collect();
                 if record.end > from {
-                    // Numbers wrap around, so that only their distance tells which is later.
-                    let whole = |xid: u32| whole_from.is_some_and(|first| xid.wrapping_sub(first) < 1 << 31);
-                    scan.add(work, family().all(whole), time);
+                    scan.add(work, family().all(|xid| whole(whole_from, xid)));
+                    scan.note(time);
                 }
             }
             Some(Meaning::Abort { xid, children }) => {
+                prepared.remove(&xid);
                 children.iter().chain([&xid]).for_each(|xid| drop(running.remove(xid)));
             }
+            Some(Meaning::Prepare { xid, children }) if record.end > from => {
+                prepared.insert(xid, children);
+            }
             Some(Meaning::NextXid(next)) => drop(whole_from.get_or_insert(next)),
-            Some(Meaning::Nothing) => {}
+            Some(Meaning::Nothing | Meaning::Prepare { .. }) => {}
             _ if xid == 0 => {}
             Some(Meaning::Rows(table, rows)) => {
                 *running.entry(xid).or_default().tables.entry(table).or_default() += rows;
@@ -176,13 +185,21 @@ fn count(reader: &mut Reader, start: Lsn, from: Lsn) -> Result<Scan> {
             Some(Meaning::Content) | None => running.entry(xid).or_default().content = true,
         }
     }
+    for (xid, children) in prepared {
+        let family = || children.iter().copied().chain([xid]);
+        let mut work: Vec<Work> = family().filter_map(|xid| running.remove(&xid)).collect();
+        // Somebody counts on it, whatever it did.
+        work.push(Work { content: true, ..Work::default() });
+        scan.add(work, family().all(|xid| whole(whole_from, xid)));
+        scan.prepared += 1;
+    }
     scan.end = reader.at();
     scan.exact &= scan.since <= from;
     Ok(scan)
 }
 
 impl Scan {
-    fn add(&mut self, work: Vec<Work>, whole: bool, time: i64) {
+    fn add(&mut self, work: Vec<Work>, whole: bool) {
         let mut idle = whole;
         for work in work {
             idle &= !work.content;
@@ -194,30 +211,25 @@ impl Scan {
         self.commits += 1;
         self.idle += u64::from(idle);
         self.exact &= whole;
+    }
+
+    fn note(&mut self, time: i64) {
         let unix = time + 946_684_800_000_000;
         self.first_commit = self.first_commit.or(Some(unix));
         self.last_commit = Some(unix);
     }
 }
 
-/// Timelines along the log, oldest first: where each begins. The content of `pg_wal/NNNNNNNN.history`.
+/// Timelines along the log, oldest first: where each begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timelines(Vec<(u32, Lsn)>);
 
 impl Timelines {
-    /// The ancestors of timeline `newest` from its history file, which a first timeline doesn't have.
-    pub fn parse(history: &str, newest: u32) -> Result<Timelines> {
-        let mut all = Vec::new();
-        let mut begins = Lsn(0);
-        for line in history.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#')) {
-            let mut words = line.split_ascii_whitespace();
-            let entry = words.next().and_then(|id| id.parse().ok()).zip(words.next());
-            let Some((id, end)) = entry else { anyhow::bail!("no line of a timeline history: {line:?}") };
-            all.push((id, begins));
-            begins = end.parse()?;
-        }
-        all.push((newest, begins));
-        Ok(Timelines(all))
+    /// A timeline and its ancestors.
+    pub fn new(history: &[Switch], newest: u32) -> Timelines {
+        let begins = [Lsn(0)].into_iter().chain(history.iter().map(|switch| switch.end));
+        let numbers = history.iter().map(|switch| switch.timeline).chain([newest]);
+        Timelines(numbers.zip(begins).collect())
     }
 
     /// The name of the segment file with `lsn` in it. Where a timeline begins within a segment, the new one's file
@@ -247,6 +259,7 @@ pub fn position_of(name: &[u8], size: u64) -> Option<Lsn> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::postgres::timeline::parse_history;
 
     #[test]
     fn a_segment_begins_where_its_name_says() {
@@ -256,7 +269,7 @@ mod tests {
 
     #[test]
     fn segments_have_the_names_that_postgres_gives_them() {
-        let first = Timelines::parse("", 1).unwrap();
+        let first = Timelines::new(&[], 1);
         assert_eq!(first.file(Lsn(0x16B_3748), 16 << 20), "000000010000000000000001");
         assert_eq!(first.file(Lsn(0x2A_FF00_0000), 16 << 20), "000000010000002A000000FF");
         assert_eq!(first.file(Lsn(0x2A_FF10_0000), 1 << 20), "000000010000002A00000FF1");
@@ -269,11 +282,9 @@ mod tests {
     #[test]
     fn each_segment_is_looked_for_on_the_timeline_that_has_it() {
         let history = "1\t0/3001234\tno recovery target specified\n\n# x\n2\t0/5000000\twhy not\n";
-        let lines = Timelines::parse(history, 3).unwrap();
+        let lines = Timelines::new(&parse_history(history, 3).unwrap(), 3);
         assert_eq!(lines, Timelines(vec![(1, Lsn(0)), (2, Lsn(0x300_1234)), (3, Lsn(0x500_0000))]));
         let timeline = |lsn| timeline_of(lines.file(Lsn(lsn), 16 << 20).as_bytes()).unwrap();
         assert_eq!([0x2FF_FFFF, 0x300_0000, 0x4FF_FFFF, 0x500_0000].map(timeline), [1, 2, 2, 3]);
-        assert!(Timelines::parse("1\n", 2).is_err());
-        assert!(Timelines::parse("1\tx\n", 2).is_err());
     }
 }

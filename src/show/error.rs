@@ -68,9 +68,7 @@ mod tests {
     #[test]
     fn a_failed_step_tells_the_state_of_the_host() {
         let error = Error::new(StepFailed {
-            number: 7,
-            total: 16,
-            title: "create cgroup x".into(),
+            step: "step 7/16 failed: create cgroup x".into(),
             cause: "mkdir: EROFS".into(),
             hint: None,
             host: "steps 6-1 undone".into(),

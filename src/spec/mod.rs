@@ -115,6 +115,9 @@ impl Follow {
     }
 }
 
+/// Where each server listens in its node.
+pub const SERVER_PORT: u16 = 5432;
+
 impl NodeSpec {
     /// What in it excludes something else in it.
     pub fn contradiction(&self) -> Option<String> {
@@ -141,6 +144,23 @@ impl NodeSpec {
             })
         };
         place.or_else(port).or_else(swap).or_else(high)
+    }
+
+    /// A published port that no server would answer on, said as a sentence: the node's own is 5432, unless its words or its
+    /// environment name another one.
+    pub fn deaf_port(&self) -> Option<String> {
+        let says = |word: &String| {
+            word.starts_with("-p")
+                || word.starts_with("--port")
+                || word.trim_start_matches("-c").starts_with("port=")
+        };
+        let is_moved =
+            self.server_args().iter().any(says) || self.env.iter().any(|(name, _)| name == "PGPORT");
+        if self.command().is_some() || is_moved {
+            return None;
+        }
+        let deaf = self.publish.iter().find(|publish| publish.port != SERVER_PORT)?;
+        Some(format!("nothing would answer on {deaf}: a server's port is {SERVER_PORT}"))
     }
 
     /// The command to run instead of a server, if the words after `--` are one.

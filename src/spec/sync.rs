@@ -57,6 +57,13 @@ impl SyncRule {
         (self.count > 0).then_some(self)
     }
 
+    /// Whether one of those that are named has every commit that was acknowledged by this rule, as it is at `own` and others of
+    /// them are at `others`: of so many one has every commit, and none has more. Where the rest is nobody knows.
+    pub fn is_covered<P: PartialOrd>(&self, own: P, others: &[P]) -> bool {
+        let known = others.len() + 1;
+        known + self.count > self.names.len() && others.iter().all(|other| *other <= own)
+    }
+
     /// What a primary is to be told while these standbys follow it: a value for
     /// `synchronous_standby_names`, empty when nobody is left to wait for. A member that has become the primary has left
     /// its seat to whoever follows it now and is not in the rule; and so has one whose place the primary has taken. `left`
@@ -173,6 +180,20 @@ mod tests {
         // r1 had become the primary, and p sat in its place.
         let seats = rule.without(r1, &[p.clone(), r2.clone()]).unwrap();
         assert_eq!(seats.to_string(), "first 2 (r2, p)");
+    }
+
+    #[test]
+    fn who_has_every_commit_is_known_where_too_few_are_left_to_have_one_more() {
+        let covered =
+            |rule: &str, own: u64, others: &[u64]| rule.parse::<SyncRule>().unwrap().is_covered(own, others);
+        assert!(covered("any 1 (a)", 5, &[]));
+        // The other one may be the one that has it.
+        assert!(!covered("any 1 (a, b)", 5, &[]));
+        assert!(covered("any 1 (a, b)", 5, &[5]) && covered("any 1 (a, b)", 5, &[4]));
+        assert!(!covered("any 1 (a, b)", 5, &[6]));
+        assert!(covered("any 2 (a, b)", 5, &[]) && covered("first 2 (a, b, c)", 5, &[4]));
+        assert!(!covered("first 2 (a, b, c)", 5, &[]) && !covered("any 1 (a, b, c)", 5, &[5]));
+        assert!(!covered("any 2 (a, b, c)", 5, &[4, 6]));
     }
 
     #[test]

@@ -145,13 +145,18 @@ impl NodeDir {
     }
 }
 
-/// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number.
+/// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number, and it may be too
+/// large, because undoing an absent thing is Ok. It counts in the list that the plan had when the node was made: of one that
+/// was whole, or that got another plan, it says no more than [`ALL`](Self::ALL).
 pub struct Progress {
     file: File,
     path: PathBuf,
 }
 
 impl Progress {
+    /// More steps than any plan has.
+    pub const ALL: usize = 9999;
+
     pub fn set(&self, begun: usize) -> Result<()> {
         let text = format!("{begun:4}\n");
         self.file.write_all_at(text.as_bytes(), 0).with_context(|| format!("write {}", self.path.display()))

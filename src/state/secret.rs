@@ -10,7 +10,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::Root;
-use crate::spec::Name;
+use crate::{spec::Name, sys};
 
 impl Root {
     /// What connection strings name: the passwords of a lab in libpq's format, as long as it has a node.
@@ -54,9 +54,8 @@ pub fn write_secret(path: &Path, content: &str) -> Result<()> {
 
 /// The same in one step: who reads it meanwhile has the old content or the new, and so has everybody if it fails.
 pub fn replace_secret(path: &Path, content: &str) -> Result<()> {
-    let new = path.with_added_extension("tmp");
-    write_secret(&new, content)?;
-    fs::rename(&new, path).with_context(|| format!("rename {} to {}", new.display(), path.display()))
+    sys::fs::replace(path, content.as_bytes(), 0o600, true)
+        .with_context(|| format!("write {}", path.display()))
 }
 
 /// The content of such a file; empty if there is none.

@@ -77,7 +77,6 @@ pub enum InnerStep {
     /// Applied by pid 1 to every process of the image, right before its exec.
     DropPrivileges {
         keep: Vec<String>,
-        seccomp: bool,
     },
     /// The last one: from here on this process is the node's init.
     StartInit {
@@ -158,10 +157,10 @@ impl InnerStep {
                 title: format!("mount the overlay of {} layers at {}", lowers.len(), merged.display()),
                 why: "The layers are shared by all containers and never change; what is written lands in upper. It is \
                       mounted in here so that a crash leaves no mount on the host. `volatile` skips syncs: the data \
-                      that matters is on a volume.",
+                      that matters is on a volume. `nodev`: a device node that an image brings opens nothing.",
                 see: "https://docs.kernel.org/filesystems/overlayfs.html",
                 shell: format!(
-                    "rm -rf {work}/work\nmount -t overlay overlay -o volatile,lowerdir={},upperdir={},workdir={work} {}",
+                    "rm -rf {work}/work\nmount -t overlay overlay -o nodev,volatile,lowerdir={},upperdir={},workdir={work} {}",
                     lowers.iter().map(|l| l.display().to_string()).collect::<Vec<_>>().join(":"),
                     upper.display(),
                     merged.display(),
@@ -292,12 +291,8 @@ impl InnerStep {
                 shell: format!("hostname {name}"),
                 look: "hostname".to_owned(),
             },
-            Self::DropPrivileges { keep, seccomp } => Lesson {
-                title: format!(
-                    "keep {} capabilities{}",
-                    keep.len(),
-                    if *seccomp { " and filter system calls" } else { "" }
-                ),
+            Self::DropPrivileges { keep } => Lesson {
+                title: format!("keep {} capabilities and filter system calls", keep.len()),
                 why: "Root inside is root outside: what it may do is a matter of capabilities. Those that reach beyond \
                       the container are taken from the bounding set, from which no exec can get them back, and the \
                       seccomp filter refuses system calls that make namespaces, mount, or load kernel code.",

@@ -10,9 +10,10 @@
 
 use rustix::fs::{self, AtFlags, Mode, OFlags, ResolveFlags, Timespec, Timestamps, XattrFlags};
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 /// All of a file, without asking for its size first: the files of proc(5), sysfs(5) and cgroups(7) say that it is 0,
@@ -53,6 +54,26 @@ pub fn read_text_at_once(path: impl AsRef<Path>) -> io::Result<String> {
 
 fn text(bytes: Vec<u8>) -> io::Result<String> {
     String::from_utf8(bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Replaces a file in one step: who reads it meanwhile finds the old content or the new, and so does whoever comes after a
+/// crash. One at a time for each path. If `durable`, the new content is there after a power cut, too: rename(2) alone may bring
+/// the name back without it, or not at all.
+pub fn replace(path: &Path, content: &[u8], mode: u32, durable: bool) -> io::Result<()> {
+    let new = path.with_added_extension("tmp");
+    let write = || -> io::Result<()> {
+        let mut file = File::options().create(true).truncate(true).write(true).mode(mode).open(&new)?;
+        file.write_all(content)?;
+        if durable {
+            file.sync_all()?;
+        }
+        std::fs::rename(&new, path)?;
+        match path.parent() {
+            Some(parent) if durable => Ok(fs::fsync(open_dir(parent)?)?),
+            _ => Ok(()),
+        }
+    };
+    write().inspect_err(|_| drop(std::fs::remove_file(&new)))
 }
 
 /// What a directory entry is: the S_IFMT part of `st_mode`, see inode(7).

@@ -24,4 +24,5 @@ pub mod process;
 pub mod readable;
 pub mod seccomp;
 pub mod sysctl;
+pub mod title;
 pub mod tty;

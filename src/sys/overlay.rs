@@ -14,7 +14,10 @@ use rustix::mount::{
 use std::fmt::Write as _;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+
+use super::mount::unescape;
 
 /// How to mount.
 #[derive(Clone, Copy, Debug, Default)]
@@ -29,6 +32,9 @@ const LONGEST_STRING: usize = 255;
 
 /// Mounts `lowers` (topmost first) at the directory `target`, with `upper` and work directory if given. The upper
 /// directory's own attributes become those of the merged root.
+///
+/// No device node in a layer can be opened through the mount: a number is all that it takes to reach the host's disk. Without
+/// an upper the mount is for looking, and runs no program with rights of its owner either.
 pub fn mount(
     lowers: &[PathBuf],
     upper: Option<(&Path, &Path)>,
@@ -50,6 +56,45 @@ pub fn umount(target: &Path) -> Result<()> {
     mount::unmount(target, UnmountFlags::NOFOLLOW)
         .map_err(std::io::Error::from)
         .with_context(|| format!("umount {}", target.display()))
+}
+
+/// Where exactly these directories (topmost first) are mounted, as this process sees it: by an overlay, or the only one by a bind.
+pub fn mount_points(lowers: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    let lowers: Vec<PathBuf> = lowers.iter().map(|lower| real(lower)).collect();
+    let home = lowers.first().and_then(|lower| lower.parent()).unwrap_or(Path::new("/"));
+    let is_bound = |point: &Path| match (&lowers[..], std::fs::metadata(point)) {
+        ([only], Ok(seen)) => {
+            std::fs::metadata(only).is_ok_and(|own| (own.dev(), own.ino()) == (seen.dev(), seen.ino()))
+        }
+        _ => false,
+    };
+    let table = super::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let mut points = Vec::new();
+    for line in String::from_utf8_lossy(&table).lines() {
+        let Some((mount, overlay)) = line.split_once(" - ") else { continue };
+        let point = PathBuf::from(unescape(mount.split(' ').nth(4).unwrap_or_default()));
+        // A name alone is one beside the others.
+        let seen: Vec<PathBuf> = match overlay.strip_prefix("overlay ") {
+            Some(rest) => lower_directories(rest).map(|lower| real(&home.join(lower))).collect(),
+            None => Vec::new(),
+        };
+        if seen == lowers || is_bound(&point) {
+            points.push(point);
+        }
+    }
+    Ok(points)
+}
+
+/// The lower directories in the source and options of an overlay, proc_pid_mountinfo(5).
+fn lower_directories(text: &str) -> impl Iterator<Item = PathBuf> {
+    let options = text.split(' ').nth(1).unwrap_or_default().split(',');
+    let values = options.filter_map(|option| match option.split_once('=')? {
+        ("lowerdir+", one) => Some(vec![one]),
+        ("lowerdir", all) => Some(all.split(':').collect()),
+        _ => None,
+    });
+    values.flatten().map(|value| PathBuf::from(unescape(value)))
 }
 
 /// Removes the work directory of an overlay that is mounted nowhere any more. What a `volatile` mount leaves in it is
@@ -122,8 +167,9 @@ fn mount_by_parts(
     created
         .map_err(std::io::Error::from)
         .with_context(|| format!("create the overlay for {}{said}", target.display()))?;
-    let attributes =
-        if read_only(upper, options) { MountAttrFlags::MOUNT_ATTR_RDONLY } else { MountAttrFlags::empty() };
+    let mut attributes = MountAttrFlags::MOUNT_ATTR_NODEV;
+    attributes.set(MountAttrFlags::MOUNT_ATTR_NOSUID, upper.is_none());
+    attributes.set(MountAttrFlags::MOUNT_ATTR_RDONLY, read_only(upper, options));
     let made = mount::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes);
     let made = told(&context, made, || "fsmount overlay".into())?;
     mount::move_mount(&made, "", CWD, target, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
@@ -178,7 +224,9 @@ fn string_mount(
     data.extend(text.into_bytes());
     nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
     nix::unistd::chdir(parent).with_context(|| format!("chdir {}", parent.display()))?;
-    let flags = if read_only(upper, options) { MountFlags::RDONLY } else { MountFlags::empty() };
+    let mut flags = MountFlags::NODEV;
+    flags.set(MountFlags::NOSUID, upper.is_none());
+    flags.set(MountFlags::RDONLY, read_only(upper, options));
     let data = std::ffi::CString::new(data)?;
     mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
         .map_err(std::io::Error::from)
@@ -199,8 +247,9 @@ fn read_only(upper: Option<(&Path, &Path)>, options: Options) -> bool {
 fn bind_read_only(source: &Path, target: &Path) -> Result<()> {
     let shown = || format!("bind {} read-only at {}", source.display(), target.display());
     mount::mount_bind(source, target).map_err(std::io::Error::from).with_context(shown)?;
-    // The bind itself ignores MS_RDONLY; only a remount of it makes it read-only.
-    let result = mount::mount_remount(target, MountFlags::BIND | MountFlags::RDONLY, "");
+    // The bind itself ignores these flags; only a remount of it sets them.
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NODEV | MountFlags::NOSUID;
+    let result = mount::mount_remount(target, flags, "");
     if result.is_err() {
         umount(target)?;
     }

@@ -110,7 +110,6 @@ pub fn request(target: &Target, argv: &[&str]) -> EnterRequest {
         tty: false,
         stdin: false,
         capabilities: kept(),
-        seccomp: true,
     }
 }
 

@@ -421,6 +421,7 @@ fn fds(spec: &Spec) -> InitFds {
         status: Some(open("status", false)),
         secret: spec.secret.then(|| open("secret", false)),
         report: Some(open("report", true)),
+        oom: None,
         upstream: None,
     }
 }

@@ -137,9 +137,12 @@ fn a_row_taken_away_behind_its_back_is_named() {
 fn a_killed_driver_has_told_all_it_knew() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15"]);
-    host.pgbox(&["drive", "start", "--writers", "4"]);
+    let start = ["drive", "start", "--writers", "4"];
+    assert!(host.command(&start).env("POSTGRES_PASSWORD", "tell-nobody").status().unwrap().success());
     more(&host, 100);
     let pid = driver(&host);
+    let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("read its environment");
+    assert!(environment.iter().all(|byte| *byte == 0), "{}", String::from_utf8_lossy(&environment));
     assert_eq!(
         run("ps", &["-o", "sid=", "-p", &pid.to_string()]).trim(),
         pid.to_string(),

@@ -246,3 +246,48 @@ fn who_is_behind_on_purpose_sits_in_a_seat_only_where_it_is_named() {
     assert!(output.status.success() && said.contains("`late` applies 1h late, and with"), "{said}");
     assert_eq!(host.sql("r1", &[], NAMES), "ANY 1 (\"late\", \"r2\")");
 }
+
+/// What pg_basebackup has received is half a copy, though it tells the server how far it has flushed its log.
+#[test]
+fn a_base_backup_acknowledges_no_commit() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--rate", "20m", "--sync"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT repeat('x', 100) FROM generate_series(1, 600000)");
+    let mut reinit = host.command(&["reinit", "r1"]).stdout(Stdio::null()).spawn().expect("start pgbox");
+    let flows = "SELECT bool_or(state = 'backup') AND bool_or(state = 'streaming') FROM pg_stat_replication";
+    soon("the backup's log flows", 30, || host.sql("primary", &[], flows) == "t");
+    let mut commit = begin(&host, "primary", "INSERT INTO t VALUES (1)");
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    soon("the commit waits", 5, || host.sql("primary", &[], waits) == "1");
+    // The backup tells every 10 seconds how far it is, and at the end of each file of its log.
+    host.sql("primary", &[], "SELECT pg_switch_wal()");
+    let ends = "SELECT bool_or(flush_lsn >= pg_current_wal_lsn()) FROM pg_stat_replication";
+    soon("the backup has it", 15, || host.sql("primary", &[], ends) == "t");
+    assert_eq!(host.sql("primary", &[], waits), "1");
+    assert_eq!(host.sql("primary", &[], STATES), "base backup of r1 async, base backup of r1 async");
+    assert!(host.fails(1, &["wait", "r1", "--for", "streaming", "--timeout", "100ms"]).contains("r1"));
+    assert!(reinit.wait().unwrap().success() && commit.wait().unwrap().success());
+    assert_eq!(host.sql("primary", &[], STATES), "r1 quorum");
+}
+
+/// A base backup can take hours. Who has the data of a standby is waited for, as the user says, also where it is away.
+#[test]
+fn a_rule_waits_for_nobody_whose_data_are_being_made() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let mut made = host.command(&["replica", "r1", "--of", "primary", "--rate", "8m"]);
+    let mut made = made.stdout(Stdio::null()).spawn().expect("start pgbox");
+    let copied = "SELECT count(*) FROM pg_stat_progress_basebackup WHERE phase LIKE 'streaming%'";
+    soon("it is copied", 20, || host.sql("primary", &[], copied) == "1");
+    let said = host.try_pgbox(&["sync", "any 1 (r1)"]);
+    assert!(said.status.success() && text(&said.stderr).contains("wait for nobody"), "{said:?}");
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    assert_eq!(host.sql("primary", &[], copied), "1", "it did not wait until that was over");
+    assert!(made.wait().unwrap().success());
+    soon("commits wait for it", 5, || host.sql("primary", &[], STATES) == "r1 quorum");
+    host.pgbox(&["sync", "off"]);
+    host.pgbox(&["stop", "r1"]);
+    host.pgbox(&["sync", "any 1 (r1)"]);
+    assert_eq!(host.sql("primary", &[], NAMES), "ANY 1 (\"r1\")");
+}

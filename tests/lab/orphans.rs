@@ -358,6 +358,23 @@ fn nobody_is_promoted_past_one_who_has_more() {
     assert_eq!(host.sql("r2", &[], "SELECT count(*) FROM t").trim(), "1");
 }
 
+/// A power cut leaves an empty file on some file systems; what it said then counts as unknown, not as nothing.
+#[test]
+fn an_old_primary_s_volume_whose_mark_is_damaged_does_not_come_up() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["rm", "-f", "primary", "r1"]);
+    let run_it = || host.fails(1, &["run", "primary", "postgres:15"]);
+    assert!(run_it().contains("`r1` was promoted in its place"));
+    let known = host.root.join("volumes/default/primary/volume.json");
+    fs::write(&known, "").unwrap();
+    let said = run_it();
+    assert!(said.contains("can't be told") && said.contains(known.to_str().unwrap()), "{said}");
+}
+
 /// The node that knew where in its volume they are is gone.
 #[test]
 fn data_below_the_top_of_a_volume_count_as_well() {

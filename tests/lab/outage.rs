@@ -230,3 +230,26 @@ fn a_start_waits_for_the_end_of_a_stop() {
     assert!(host.pgbox(&["start", "r1"]).contains("r1 is ready at"));
     let _ = client.wait();
 }
+
+/// A standby with data of its own needs nothing of its primary to come up, and what says nothing must not hold it up.
+#[test]
+fn a_standby_starts_while_its_primary_is_silent() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "p", "postgres:15"]);
+    host.pgbox(&["replica", "r", "--of", "p"]);
+    for (silence, end, why) in [
+        (&["freeze", "p"][..], &["thaw", "p"][..], "`p`, which it follows, is frozen"),
+        (&["crash", "p", "--signal", "STOP"], &["crash", "p", "--signal", "CONT"], "gave no answer for 3"),
+    ] {
+        host.pgbox(&["stop", "r"]);
+        host.pgbox(silence);
+        let begun = std::time::Instant::now();
+        let output = host.try_pgbox(&["start", "r"]);
+        let said = text(&output.stderr);
+        assert!(output.status.success() && said.contains(why), "{silence:?}: {said}");
+        assert!(begun.elapsed().as_secs() < 10, "{silence:?}: {:?}", begun.elapsed());
+        assert_eq!(host.sql("r", &[], "SELECT pg_is_in_recovery()"), "t");
+        host.pgbox(end);
+        until("streaming", || host.sql("p", &[], "SELECT state FROM pg_stat_replication"));
+    }
+}

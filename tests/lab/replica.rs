@@ -223,7 +223,6 @@ fn a_standby_that_applies_late_is_up_before_it_has_applied_anything() {
         std::fs::write(&path, text).expect("write");
         path.to_str().expect("UTF-8").to_owned()
     };
-    let begun = Instant::now();
     host.pgbox(&["up", &file("130")]);
     // Its base backup brings WAL along that is no hour old, and it streams all the same; what comes then is applied late.
     host.sql("primary", &[], "CREATE TABLE t ()");
@@ -255,7 +254,6 @@ fn a_standby_that_applies_late_is_up_before_it_has_applied_anything() {
         assert!(said.contains("because it applies late"), "{said}");
         assert_eq!(host.sql(node, &[], "SHOW max_connections"), "130");
     }
-    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
 }
 
 fn state_of(node: &str) -> String {

@@ -172,6 +172,14 @@ fn volumes_and_ports_that_exclude_each_other() {
     misuse(&["-v", &format!("a:{data}"), "-v", &format!("b:{data}")], &["a and b", data]);
     misuse(&["-p", "5433:5432", "-p", "127.0.0.1:5433:5433"], &["5433", "can't both"]);
     misuse(&["-p", "5433:5432", "-p", "5433:5432"], &["5433->5432 is published twice"]);
+    for port in ["5433:80", "5433"] {
+        misuse(&["-p", port], &["nothing would answer on 0.0.0.0:5433->", "write -p 5433:5432"]);
+    }
+    for more in
+        [&["--", "sleep", "1"][..], &["-e", "PGPORT=80"], &["--", "-c", "port=80"], &["--", "-p", "80"]]
+    {
+        host.pgbox(&[&["run", "--dry-run", "n", "postgres:15", "-p", "5433:80"], more].concat());
+    }
     misuse(&["--memory", "max", "--swap", "1g"], &["swap", "memory"]);
     misuse(&["--cpus", "-1"], &["`-1` CPUs", "least is 0.01"]);
     run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);
@@ -201,6 +209,28 @@ fn volumes_and_ports_that_exclude_each_other() {
     host.pgbox(&["run", "t", "tiny", "-v", "a:/1", "-v", "a:/2", "--", "true"]);
     host.pgbox(&["rm", "-v", "t"]);
     assert!(!host.root.join("volumes/default/a").exists());
+}
+
+#[test]
+fn huge_pages_that_are_not_there_are_missed_before_anything_is_made() {
+    let Some(host) = Host::new() else { return };
+    let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
+    let free =
+        meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).expect("huge pages").trim();
+    let on = ["run", "n", "postgres:15", "-c", "huge_pages=on", "-c", "shared_buffers=1TB"];
+    let said = host.fails(1, &on);
+    assert!(said.contains("huge_pages=on needs more than") && said.contains(&format!("{free} of")), "{said}");
+    assert!(said.contains("sysctl vm.nr_hugepages="), "{said}");
+    assert_eq!(said.matches("error: ").count(), 1, "{said}");
+    host.is_clean();
+    assert_eq!(host.pgbox(&["ps", "-q"]) + &host.pgbox(&["volume", "ls", "-q"]), "");
+    if free == "0" {
+        host.pgbox(&["run", "n", "postgres:15"]);
+        let started = host.sql("n", &[], "SELECT pg_postmaster_start_time()");
+        let said = host.fails(1, &["set", "n", "huge_pages=on"]);
+        assert!(said.contains("huge_pages=on needs more than 64 huge pages of 2"), "{said}");
+        assert_eq!(host.sql("n", &[], "SELECT pg_postmaster_start_time()"), started, "it was restarted");
+    }
 }
 
 #[test]

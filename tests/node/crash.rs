@@ -83,6 +83,34 @@ fn rm_killed_at_any_moment_does_it_the_second_time() {
 }
 
 #[test]
+fn a_volume_whose_removal_is_killed_is_gone_by_its_name_and_soon_altogether() {
+    let Some(host) = Host::new() else { return };
+    let lab = host.root.join("volumes/default");
+    let left = || std::fs::read_dir(&lab).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let half = || left().filter(|name| name.to_string_lossy().ends_with(".going")).count();
+    for removal in [&["rm", "-v", "n"][..], &["volume", "rm", "n"]] {
+        host.pgbox(&["run", "n", "postgres:15"]);
+        host.pgbox(&["stop", "n"]);
+        if removal[0] == "volume" {
+            host.pgbox(&["rm", "n"]);
+        }
+        host.killed_at("unlinkat", 300, removal);
+        assert_eq!(half(), 1, "{removal:?}: {:?}", left().collect::<Vec<_>>());
+        assert_eq!(host.pgbox(&["volume", "ls", "-q"]), "");
+        // The name is free, and what comes next to remove something ends what was begun.
+        host.pgbox(&["run", "n", "postgres:15"]);
+        assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
+        host.pgbox(&["rm", "-f", "-v", "n"]);
+        assert_eq!(half(), 0, "{removal:?}");
+    }
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["stop", "n"]);
+    host.killed_at("unlinkat", 300, &["rm", "-v", "n"]);
+    host.pgbox(&["down", "-v"]);
+    assert_eq!(half(), 0);
+}
+
+#[test]
 fn killing_every_command_harms_no_node() {
     let Some(host) = Host::new() else { return };
     let mut runner =

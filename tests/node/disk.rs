@@ -34,6 +34,7 @@ fn a_disk_that_fills_up_is_a_state_of_its_own_and_loses_no_row() {
     let mount = format!("{}:{PGDATA}", small.display());
     host.pgbox(&["run", "n", "postgres:15", "-v", &mount, "--restart", "on-crash:5"]);
     host.sql("n", &[], "CREATE TABLE kept AS SELECT generate_series(1, 1000) i");
+    host.sql("n", &[], "SELECT pg_create_physical_replication_slot('away', true)");
     let uri = host.pgbox(&["uri", "n"]);
     let hog = "CREATE TABLE hog AS SELECT repeat(md5(i::text), 30) FROM generate_series(1, 200000) i";
     assert!(!Command::new("psql").args(["-Xqc", hog, uri.trim()]).output().unwrap().status.success());
@@ -41,6 +42,14 @@ fn a_disk_that_fills_up_is_a_state_of_its_own_and_loses_no_row() {
     assert_eq!(host.json(&["ps", "--json"])[0]["restarts"], 0, "a restart could only fail again");
     let log = host.pgbox(&["logs", "-n", "1", "n"]);
     assert!(log.contains("no space left on the volume"), "{log}");
+    for words in ["of 90M free", "pg_wal ", "base ", "slots that keep WAL: away"] {
+        assert!(log.contains(words), "{words:?} is not in: {log}");
+    }
+    let said = host.fails(1, &["psql", "n", "-c", "SELECT 1"]);
+    assert!(
+        said.contains("of 90M free") && said.contains(&format!("make room in {}", small.display())),
+        "{said}"
+    );
     run("mount", &["-o", "remount,size=300m", small.to_str().unwrap()]);
     host.pgbox(&["start", "n"]);
     assert_eq!(host.sql("n", &[], "SELECT count(*) FROM kept"), "1000");

@@ -91,6 +91,25 @@ impl Host {
         text(&output.stderr)
     }
 
+    /// Runs pgbox until it makes a system call for the `nth` time, and kills it there.
+    #[track_caller]
+    pub fn killed_at(&self, call: &str, nth: u32, args: &[&str]) {
+        assert!(self.try_killed_at(call, nth, args), "pgbox {args:?} was not killed");
+    }
+
+    /// The same; false if it did not come to that.
+    #[track_caller]
+    pub fn try_killed_at(&self, call: &str, nth: u32, args: &[&str]) -> bool {
+        let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, PGBOX]);
+        command.args(args).env("PGBOX_ROOT", &self.root).env_remove("PGBOX_LAB");
+        let output = command.stdin(Stdio::null()).output().expect("start strace");
+        // strace ends as what it traces.
+        assert!(matches!(output.status.code(), None | Some(0)), "pgbox {args:?}: {}", text(&output.stderr));
+        output.status.code().is_none()
+    }
+
     #[track_caller]
     pub fn json(&self, args: &[&str]) -> serde_json::Value {
         serde_json::from_str(&self.pgbox(args)).expect("JSON")

@@ -24,7 +24,10 @@ pub fn layout(host: &Host, names: &[&str]) -> std::path::PathBuf {
     run("umoci", &["unpack", "--image", &format!("{path}:{}", names[0]), root.to_str().unwrap()]);
     fs::create_dir_all(root.join("rootfs/bin")).unwrap();
     fs::copy("/bin/busybox", root.join("rootfs/bin/busybox")).unwrap();
-    std::os::unix::fs::symlink("busybox", root.join("rootfs/bin/echo")).unwrap();
+    for applet in ["echo", "cat"] {
+        std::os::unix::fs::symlink("busybox", root.join("rootfs/bin").join(applet)).unwrap();
+    }
+    run("mknod", &["-m", "666", root.join("rootfs/null").to_str().unwrap(), "c", "1", "3"]);
     run("umoci", &["repack", "--image", &format!("{path}:{}", names[0]), root.to_str().unwrap()]);
     for name in &names[1..] {
         run("umoci", &["tag", "--image", &format!("{path}:{}", names[0]), name]);
@@ -62,6 +65,18 @@ fn an_image_is_imported_with_all_its_names_and_from_every_form() {
     for image in ["from:oci", "busy:saved"] {
         assert_eq!(host.pgbox(&["run", "--rm", "t", image, "--", "/bin/echo", image]), format!("{image}\n"));
     }
+}
+
+/// `/null` of the image is the kernel's null device by its number, as another one would be the host's disk.
+#[test]
+fn a_device_that_an_image_brings_opens_nothing() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    assert_eq!(host.pgbox(&["run", "--rm", "t", "busy:1", "--", "/bin/cat", "/dev/null"]), "");
+    let said = host.fails(1, &["run", "--rm", "t", "busy:1", "--", "/bin/cat", "/null"]);
+    assert!(said.contains("/null") && said.contains("Permission denied"), "{said}");
 }
 
 #[test]
@@ -108,6 +123,48 @@ fn an_image_that_a_stopped_node_needs_is_not_removed() {
     host.pgbox(&["wait", "t", "--for", "stopped"]);
     host.pgbox(&["rm", "t"]);
     host.pgbox(&["image", "rm", "busy:1"]);
+    assert_eq!(names(&host), Vec::<String>::new());
+}
+
+#[test]
+fn a_working_directory_that_the_image_lacks_is_made() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    let path = format!("{}:busy:1", layout.display());
+    run("umoci", &["config", "--image", &path, "--config.workingdir", "/not/there"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    let said = host.pgbox(&["run", "--rm", "t", "busy:1", "--", "/bin/busybox", "pwd"]);
+    assert_eq!(said, "/not/there\n");
+}
+
+#[test]
+fn an_image_that_is_mounted_is_not_removed_below_it() {
+    let Some(host) = Host::new() else { return };
+    let layout = layout(&host, &["busy:1"]);
+    own_store(&host);
+    host.pgbox(&["image", "import", layout.to_str().unwrap()]);
+    // Of two layers, which takes an overlay.
+    let (from, root) = (format!("{}:busy:1", layout.display()), host.scratch("second"));
+    run("umoci", &["unpack", "--image", &from, root.to_str().unwrap()]);
+    fs::write(root.join("rootfs/more"), "x").unwrap();
+    run("umoci", &["repack", "--image", &format!("{}:busy:2", layout.display()), root.to_str().unwrap()]);
+    host.pgbox(&["image", "import", &format!("{}:busy:2", layout.display())]);
+    let at = host.scratch("mnt");
+    let path = at.to_str().unwrap();
+    // The other one is not mounted: its layers are those of one that stays.
+    for (image, other) in [("busy:2", "busy:1"), ("busy:1", "")] {
+        host.pgbox(&["image", "mount", image, path]);
+        let said = host.fails(1, &["image", "rm", image]);
+        assert!(said.contains(&format!("is mounted at {path}")) && said.contains("image umount"), "{said}");
+        if !other.is_empty() {
+            host.pgbox(&["image", "rm", other]);
+            host.pgbox(&["image", "import", &from]);
+        }
+        assert!(at.join("bin/busybox").exists(), "its files are gone");
+        host.pgbox(&["image", "umount", path]);
+        host.pgbox(&["image", "rm", image]);
+    }
     assert_eq!(names(&host), Vec::<String>::new());
 }
 

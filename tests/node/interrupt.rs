@@ -148,6 +148,38 @@ fn the_foreground_shows_the_log_and_a_signal_is_a_fast_shutdown() {
     }
 }
 
+/// A command that was stopped while it waited (Ctrl-Z) finds another node under the name when it goes on.
+#[test]
+fn who_gives_up_late_leaves_a_node_alone_that_was_made_anew() {
+    let Some(host) = Host::new() else { return };
+    let scripts = slow_scripts(&host);
+    let late = begin(&host, &["run", "n", "postgres:15", "-v", &scripts]);
+    until("the scripts run", 20, || state(&host) == "init-scripts");
+    send(&late, Signal::SIGSTOP);
+    host.pgbox(&["rm", "--force", "-v", "n"]);
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    send(&late, Signal::SIGCONT);
+    let (code, _, said) = end(late);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("`n` was made or started anew by another command, and is left alone"), "{said}");
+    assert_eq!(host.sql("n", &[], "SELECT i FROM t"), "7");
+
+    // The same for one that was there before.
+    host.pgbox(&["rm", "--force", "-v", "n"]);
+    slow_start(&host);
+    let late = begin(&host, &["start", "n"]);
+    until("it recovers", 20, || state(&host) == "starting");
+    send(&late, Signal::SIGSTOP);
+    host.pgbox(&["stop", "n"]);
+    host.pgbox(&["start", "n"]);
+    let pid = host.init_pid("n");
+    send(&late, Signal::SIGCONT);
+    let (code, _, said) = end(late);
+    assert!(code == Some(1) && said.contains("is left alone"), "{code:?} {said}");
+    assert_eq!((host.init_pid("n"), host.sql("n", &[], "SELECT 1").as_str()), (pid, "1"));
+}
+
 #[test]
 fn the_foreground_ends_with_the_node_whoever_ends_it() {
     let Some(host) = Host::new() else { return };

@@ -30,6 +30,60 @@ fn a_backend_that_takes_too_much_dies_and_the_server_answers_again() {
     host.pgbox(&["wait", "n", "--timeout", "30s"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     assert!(host.json(&["stats", "--json", "n"])[0]["oom_kills"].as_u64().unwrap() >= 1);
+    // With who it was, also when the node and its counter are gone.
+    host.pgbox(&["stop", "n"]);
+    let log = host.pgbox(&["logs", "n"]);
+    let told = log.lines().find(|line| line.contains("OOM killer")).unwrap_or_else(|| panic!("{log}"));
+    assert!(told.contains("has ended server process (PID "), "{told}");
+    assert!(host.json(&["inspect", "--json", "n"])[0]["status"]["oom_kills"].as_u64().unwrap() >= 1);
+    let shown = host.pgbox(&["status"]);
+    let kills =
+        shown.lines().find(|line| line.starts_with("n ")).and_then(|line| line.split_whitespace().last());
+    assert!(kills.is_some_and(|kills| kills.parse::<u64>().is_ok_and(|kills| kills >= 1)), "{shown}");
+}
+
+#[test]
+fn a_server_that_is_killed_by_hand_is_not_the_oom_killers() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["crash", "n"]);
+    host.pgbox(&["wait", "n", "--for", "stopped"]);
+    let log = host.pgbox(&["logs", "-n", "1", "n"]);
+    assert!(log.contains("signal 9: a kill -9, and not the kernel's OOM killer"), "{log}");
+}
+
+#[test]
+fn the_oom_killer_takes_a_backend_before_the_server() {
+    let Some(host) = Host::new() else { return };
+    // What pgbox comes with, where it may not be lowered. Raising it may be done by all.
+    std::fs::write("/proc/self/oom_score_adj", "100").unwrap();
+    let lowest = match std::process::Command::new("sh")
+        .args(["-c", "echo -1000 >/proc/self/oom_score_adj"])
+        .status()
+    {
+        Ok(status) if status.success() => -1000,
+        _ => 100,
+    };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    let score = |pid: i32| {
+        std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap().trim().parse::<i32>().unwrap()
+    };
+    let children = |pid: i32| {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+        text.split_whitespace().map(|pid| pid.parse::<i32>().unwrap()).collect::<Vec<_>>()
+    };
+    let init = host.init_pid("n");
+    let postmaster = children(init)[0];
+    assert_eq!((score(init), score(postmaster)), (lowest, lowest));
+    let backends = children(postmaster);
+    assert!(!backends.is_empty() && backends.iter().all(|pid| score(*pid) == 0), "{backends:?}");
+    for dir in host.json(&["inspect", "--json", "n"])[0]["cgroup"].as_array().unwrap() {
+        if let Ok(group) =
+            std::fs::read_to_string(std::path::Path::new(dir.as_str().unwrap()).join("memory.oom.group"))
+        {
+            assert_eq!(group.trim(), "0");
+        }
+    }
 }
 
 #[test]

@@ -5,6 +5,18 @@ use std::fs;
 use crate::harness::{Host, run, text, until};
 
 #[test]
+fn a_dry_run_of_rm_refuses_what_rm_refuses() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "tiny", "-d", "--", "sleep", "600"]);
+    let refused = host.fails(1, &["rm", "n"]);
+    assert_eq!(host.fails(1, &["rm", "--dry-run", "n"]), refused);
+    assert!(refused.contains("node `n` runs"), "{refused}");
+    assert!(host.pgbox(&["rm", "--force", "--dry-run", "n"]).contains("undo: "));
+    host.pgbox(&["stop", "n"]);
+    assert!(host.pgbox(&["rm", "--dry-run", "n"]).contains("undo: "));
+}
+
+#[test]
 fn rm_force_finds_everything_by_its_name_alone() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "kept", "postgres:15"]);

@@ -29,6 +29,39 @@ fn a_read_only_cgroup_mount_is_named_and_nothing_is_left() {
 }
 
 #[test]
+fn a_failure_between_the_host_steps_and_pid_1_is_rolled_back_and_is_no_steps() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
+    host.pgbox(&["stop", "n"]);
+    let orders = host.root.join("labs/default/nodes/n/orders.json");
+    std::fs::remove_file(&orders).unwrap();
+    std::fs::create_dir(&orders).unwrap();
+    let said = host.fails(1, &["start", "n"]);
+    for words in ["pid 1 was not made, between steps", "orders.json", "EISDIR", "`n` is stopped"] {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+    host.is_clean();
+    std::fs::remove_dir(&orders).unwrap();
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
+}
+
+#[test]
+fn what_pid_1_fails_at_before_its_payload_is_told() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15"]);
+    host.pgbox(&["stop", "n"]);
+    let file = host.root.join("labs/default/nodes/n/state.json");
+    let state = std::fs::read_to_string(&file).unwrap();
+    std::fs::write(&file, state.replace("cap_fsetid", "cap_nonsense")).unwrap();
+    let said = host.fails(1, &["start", "n"]);
+    for words in ["failed: keep 7 capabilities", "cap_nonsense", "`n` is stopped"] {
+        assert!(said.contains(words), "{words:?} is not in: {said}");
+    }
+    host.is_clean();
+}
+
+#[test]
 fn what_is_somebody_elses_is_not_taken_back() {
     let Some(host) = Host::new() else { return };
     let names = pgbox::spec::ObjectNames::new(&host.root, &"default".parse().unwrap(), &"n".parse().unwrap());

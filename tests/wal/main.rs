@@ -15,7 +15,7 @@ use pgbox::postgres::control::ClusterState;
 use pgbox::postgres::control::Control;
 use pgbox::postgres::lsn::Lsn;
 use pgbox::postgres::wal::Scan;
-use server::{Printed, Server, commits, output, rows, skipped, tool, waldump};
+use server::{Printed, Server, commits, output, prepared, rows, skipped, tool, waldump};
 
 /// The checkpoint at the end of a recovery would take the log before it away.
 const KEEP: &[&str] = &["wal_keep_size=512MB"];
@@ -37,18 +37,20 @@ fn by_file(scan: &Scan) -> BTreeMap<u32, u64> {
 #[track_caller]
 fn agrees_everywhere(data: &Path, printed: &[Printed], step: usize) {
     let commits = commits(printed);
+    let prepared = prepared(printed);
     let end = lost(data, printed[0].lsn).unwrap().end;
     let last = printed.last().unwrap().lsn;
     assert!(end > last && end - last < 1 << 22, "ends at {end}, the last record is at {last}");
     let committing = printed.iter().filter(|p| commits.contains(&p.lsn));
     let sample = printed.iter().step_by(step).chain(committing.step_by(commits.len() / 10 + 1));
     for record in sample {
-        let expected = commits.iter().filter(|lsn| **lsn >= record.lsn).count() as u64;
+        let later = |list: &[Lsn]| list.iter().filter(|lsn| **lsn >= record.lsn).count() as u64;
+        let expected = later(&commits) + later(&prepared);
         for within in [0, 1, 8, 23] {
             let scan = lost(data, record.lsn + within).unwrap();
             assert_eq!(
-                (scan.commits, scan.end),
-                (expected, end),
+                (scan.commits, scan.prepared, scan.end),
+                (expected, later(&prepared), end),
                 "from {} + {within}: {record:?}",
                 record.lsn
             );
@@ -95,7 +97,10 @@ fn every_kind_of_transaction_is_counted_as_pg_waldump_shows_it() {
          COMMIT PREPARED 'kept';
          BEGIN; CREATE TABLE gone (a int); DROP TABLE gone; INSERT INTO t VALUES (13009); PREPARE TRANSACTION 'q';
          COMMIT PREPARED 'q';
-         BEGIN; INSERT INTO t SELECT n, 'p' FROM generate_series(14001, 14005) n; PREPARE TRANSACTION 'open';
+         BEGIN; INSERT INTO t SELECT n, 'p' FROM generate_series(14001, 14005) n;
+         SAVEPOINT d; INSERT INTO t VALUES (14006, 'p'); PREPARE TRANSACTION 'open';
+         BEGIN; INSERT INTO t VALUES (14007, 'p'); PREPARE TRANSACTION 'given up';
+         ROLLBACK PREPARED 'given up';
          BEGIN; SELECT count(*) FROM (SELECT 1 FROM t WHERE id = 300 FOR UPDATE) x; COMMIT;
          ANALYZE t;",
     );
@@ -106,10 +111,13 @@ fn every_kind_of_transaction_is_counted_as_pg_waldump_shows_it() {
     let (printed, why) = waldump(&data, 1, from);
     let scan = lost(&data, from).unwrap();
     assert!(scan.exact, "{scan:?}");
-    assert_eq!(scan.commits, commits(&printed).len() as u64);
-    assert_eq!(by_file(&scan), rows(&printed));
+    // One is prepared and nothing more.
+    assert_eq!((scan.commits, scan.prepared), (commits(&printed).len() as u64 + 1, 1));
+    let mut committed = rows(&printed);
+    *committed.entry(t).or_default() += 6;
+    assert_eq!(by_file(&scan), committed);
     let mine = by_file(&scan);
-    assert_eq!((mine[&t], mine[&big]), (5000 + 50 + 2 + 200 + 50 + 8 + 1, 3));
+    assert_eq!((mine[&t], mine[&big]), (5000 + 50 + 2 + 200 + 50 + 8 + 1 + 6, 3));
     assert_eq!(scan.rows_but(|table| table.file == toast), mine[&t] + mine[&big]);
     assert!(mine[&toast] > 1500, "3 MB are many chunks: {mine:?}");
     // FOR UPDATE and ANALYZE: nobody would miss them.

@@ -245,3 +245,13 @@ pub fn commits(printed: &[Printed]) -> Vec<Lsn> {
     let commit = |p: &&Printed| p.manager == "Transaction" && p.what.starts_with("COMMIT");
     printed.iter().filter(commit).map(|p| p.lsn).collect()
 }
+
+/// Where transactions were prepared of which nothing is said later.
+pub fn prepared(printed: &[Printed]) -> Vec<Lsn> {
+    let ended = |xid: u32| {
+        let ends = ["COMMIT_PREPARED", "ABORT_PREPARED"];
+        printed.iter().any(|p| ends.iter().any(|word| number_after(&p.what, word) == Some(xid)))
+    };
+    let prepare = |p: &&Printed| p.manager == "Transaction" && p.what.starts_with("PREPARE") && !ended(p.xid);
+    printed.iter().filter(prepare).map(|p| p.lsn).collect()
+}

@@ -23,6 +23,7 @@ use crate::{
     hint::advise,
     plan::{self, changes::Data},
     postgres::{
+        contract,
         launch::{Renew, RenewHow},
         standby::SIGNAL,
         version,
@@ -115,18 +116,13 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         }
         _ => None,
     };
-    let of_volume = || {
-        // A standby is refused in words of its own, by `check_role`.
-        if spec.follow.is_some() {
-            return None;
-        }
-        let volume = context.root.volume_home(&context.lab, data)?;
-        let by = state::load_volume(&volume).ok()??.superseded_by?;
-        let volume = volume.file_name()?.to_string_lossy().into_owned();
-        Some((by, format!("a standby can go on with them: `pgbox replica {volume} --of PRIMARY`")))
-    };
     let nodes = facts::nodes(&context.root, &context.lab)?;
-    let Some((by, way_out)) = nodes.into_iter().find_map(of_node).or_else(of_volume) else { return Ok(()) };
+    let loser = match nodes.into_iter().find_map(of_node) {
+        // A standby is refused in words of its own, by `check_role`.
+        None if spec.follow.is_none() => marked_volume(context, data)?,
+        found => found,
+    };
+    let Some((by, way_out)) = loser else { return Ok(()) };
     let nodes = node::all(&context.root, &context.lab)?;
     let rivals = rival::of_data(&context.root, &context.lab, &nodes, data)?;
     let way_out = match facts::load(&context.root, &context.lab, &by)? {
@@ -148,6 +144,22 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
         ),
         way_out,
     ))
+}
+
+/// Who was promoted in the place of the data in a volume, and how these can be used all the same.
+fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)>> {
+    let Some(volume) = context.root.volume_home(&context.lab, data) else { return Ok(None) };
+    let shown = volume.file_name().unwrap_or_default().display().to_string();
+    let known = state::load_volume(&volume).map_err(|error| {
+        advise(
+            format!(
+                "whether another node was promoted in the place of volume `{shown}` can't be told: {error:#}"
+            ),
+            format!("if none was, remove {}", volume.join("volume.json").display()),
+        )
+    })?;
+    let way_out = || format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`");
+    Ok(known.and_then(|known| known.superseded_by).map(|by| (by, way_out())))
 }
 
 /// `postgres --single` is a server too, and no interlock of its own reaches into another pid namespace.
@@ -283,8 +295,14 @@ fn volume_of(context: &Context, data: &Path) -> Option<String> {
     Some(home.file_name()?.to_string_lossy().into_owned())
 }
 
-/// Says that a node goes on with what an earlier one has left: most often that is meant, and sometimes forgotten.
+/// Says what the data that there are already mean for the node.
 pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
+    note_of_volume(context, spec, data);
+    note_of_variables(context, spec, data);
+}
+
+/// Says that a node goes on with what an earlier one has left: most often that is meant, and sometimes forgotten.
+fn note_of_volume(context: &Context, spec: &NodeSpec, data: &Path) {
     let Some(volume) = volume_of(context, data).filter(|_| content(data) != Data::None) else { return };
     let version = facts::data_version(data).ok().flatten().map(|version| format!("PostgreSQL {version}"));
     let age = Place::alone(data).control().ok().map(|control| {
@@ -298,6 +316,18 @@ pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
         known.join(", ")
     );
     cmd::note(context, &text);
+}
+
+/// Says which of the variables came too late.
+fn note_of_variables(context: &Context, spec: &NodeSpec, data: &Path) {
+    let is_given = |name: &&str| spec.env.iter().any(|(given, _)| given == name);
+    let late: Vec<&str> = contract::WHEN_MADE.into_iter().filter(is_given).collect();
+    if content(data) == Data::None || spec.follow.is_some() || late.is_empty() {
+        return;
+    }
+    let (counts, are) = if late.len() == 1 { ("counts", "is") } else { ("count", "are") };
+    let (late, name) = (late.join(", "), &spec.node);
+    cmd::note(context, &format!("{late} {counts} when the data of `{name}` are made, and {are} as then"));
 }
 
 /// A time in its largest unit.

@@ -13,7 +13,10 @@ use crate::{
     engine::settings::{self, Change},
     facts::{cluster::Cluster, node::Node},
     hint::advise,
-    postgres::parameter::{self, Parameter},
+    postgres::{
+        parameter::{self, Parameter},
+        tune,
+    },
 };
 
 /// Checks changes for a node, and gives what a running server of the same image knows of these parameters.
@@ -38,6 +41,10 @@ pub fn everything(
     }
     run_postgres(context, witness, changes)?;
     fit_together(node, witness, changes)?;
+    if changes.iter().any(|change| change.name.eq_ignore_ascii_case("huge_pages")) {
+        let buffers = settings::ask(witness, &["shared_buffers".to_owned()])?;
+        huge_pages(|name| wanted(changes, &buffers, name))?;
+    }
     Ok(known)
 }
 
@@ -48,17 +55,27 @@ fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
         return Ok(());
     }
     let known = settings::ask(witness, &parameter::TOGETHER.map(str::to_owned))?;
-    let value = |name: &str| {
-        let known = find(&known, name)?;
-        let change = changes.iter().rev().find(|change| change.name.eq_ignore_ascii_case(name));
-        match change.map(|change| &change.value) {
-            Some(Some(value)) => Some(value.clone()),
-            Some(None) => known.fallback.clone(),
-            None => Some(known.setting.clone()),
-        }
-    };
-    match parameter::conflict(value) {
+    match parameter::conflict(|name| wanted(changes, &known, name)) {
         Some(why) => bail!("`{}` would not start with that: {why}", node.name),
+        None => Ok(()),
+    }
+}
+
+/// What a parameter will be after the changes.
+fn wanted(changes: &[Change], known: &[Parameter], name: &str) -> Option<String> {
+    let change = changes.iter().rev().find(|change| change.name.eq_ignore_ascii_case(name));
+    match change.map(|change| &change.value) {
+        Some(Some(value)) => Some(value.clone()),
+        Some(None) => find(known, name)?.fallback.clone(),
+        None => Some(find(known, name)?.setting.clone()),
+    }
+}
+
+/// Refuses huge pages that this machine does not have; `value` gives the settings.
+pub fn huge_pages(value: impl Fn(&str) -> Option<String>) -> Result<()> {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+    match tune::huge_pages_missing(value, &meminfo)? {
+        Some((why, way_out)) => Err(advise(why, way_out)),
         None => Ok(()),
     }
 }

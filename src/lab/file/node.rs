@@ -74,7 +74,7 @@ pub fn wanted(file: &LabFile, lab: &Name, name: &Name, said: &RawNode, dir: &Pat
         offline: false,
         follow,
     };
-    if let Some(text) = spec.contradiction() {
+    if let Some(text) = spec.contradiction().or_else(|| spec.deaf_port()) {
         anyhow::bail!("{}: nodes.{name}: {text}", file.shown);
     }
     Ok(WantedNode { spec, secret: contract.secret })

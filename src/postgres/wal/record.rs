@@ -21,6 +21,10 @@ const BTREE: u8 = 11;
 const SINCE_15: u16 = 0xD110;
 const SINCE_18: u16 = 0xD118;
 
+/// Bytes in the header of a prepared transaction; since 15 it has the numbers of statistics to forget, too.
+const PREPARE_HEADER: usize = 64;
+const PREPARE_HEADER_15: usize = 72;
+
 /// What a record means to one who counts what transactions did.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Meaning {
@@ -33,6 +37,11 @@ pub enum Meaning {
         time: i64,
     },
     Abort {
+        xid: u32,
+        children: Vec<u32>,
+    },
+    /// Done as far as their session goes, and to be committed by any other: whoever asked for it was told so.
+    Prepare {
         xid: u32,
         children: Vec<u32>,
     },
@@ -91,8 +100,10 @@ fn rows(manager: u8, info: u8, parts: &Parts) -> Option<Meaning> {
 /// Commit and abort, also of what was prepared before.
 fn ending(mut xid: u32, info: u8, main: &[u8], magic: u16) -> Option<Meaning> {
     let operation = info & 0x70;
-    if !matches!(operation, 0x00 | 0x20 | 0x30 | 0x40) {
-        return Some(if operation == 0x10 { Meaning::Content } else { Meaning::Nothing });
+    match operation {
+        0x00 | 0x20 | 0x30 | 0x40 => {}
+        0x10 => return prepare(main, magic),
+        _ => return Some(Meaning::Nothing),
     }
     let mut fields = Fields(main);
     let time = fields.u64()? as i64;
@@ -121,6 +132,18 @@ fn ending(mut xid: u32, info: u8, main: &[u8], magic: u16) -> Option<Meaning> {
         0x00 | 0x30 => Meaning::Commit { xid, children, time },
         _ => Meaning::Abort { xid, children },
     })
+}
+
+/// PREPARE TRANSACTION (`xl_xact_prepare`): a header of fixed size, the name, the children.
+fn prepare(main: &[u8], magic: u16) -> Option<Meaning> {
+    let at = |place| Fields(main).from(place);
+    let (xid, count) = (at(8)?.u32()?, at(28)?.u32()?);
+    let header = if magic >= SINCE_15 { PREPARE_HEADER_15 } else { PREPARE_HEADER };
+    // Its length is right before a replication origin's position and time, which end the header.
+    let name = usize::from(at(header - 18)?.u16()?);
+    let mut list = at(header + name.next_multiple_of(8))?;
+    let children = (0..count).map(|_| list.u32()).collect::<Option<Vec<u32>>>()?;
+    Some(Meaning::Prepare { xid, children })
 }
 
 /// A count, and that many things of one size.

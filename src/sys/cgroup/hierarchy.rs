@@ -12,7 +12,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use super::os;
 use crate::sys::mount::unescape;
@@ -119,6 +119,18 @@ pub fn detect() -> Result<Hierarchy> {
     Ok(KNOWN.get_or_init(|| found).clone())
 }
 
+/// Controllers of [`Controller::REQUIRED`] that no mounted hierarchy has.
+#[derive(Debug)]
+pub struct Missing(Vec<&'static str>);
+
+impl fmt::Display for Missing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "no mounted cgroup hierarchy has the controller {}", self.0.join(", nor "))
+    }
+}
+
+impl std::error::Error for Missing {}
+
 impl Hierarchy {
     /// [`detect`] over the text of a mountinfo file (proc(5)); `v2_controllers` reads `cgroup.controllers`
     /// of the cgroup2 mount that it is given.
@@ -145,7 +157,7 @@ impl Hierarchy {
             }
         }
         if !missing.is_empty() {
-            bail!("no mounted cgroup hierarchy has the controller {}", missing.join(", nor "));
+            return Err(Missing(missing).into());
         }
         if unified.is_none() {
             // Only here are these two worth a directory (and a slow write of cgroup.procs) of their own:

@@ -3,7 +3,7 @@
 //!
 //! The surprises: a kill that walks a list of pids races with fork, cgroup.kill (Linux 5.14) does not; a task
 //! frozen by v2 still dies of SIGKILL, one frozen by the v1 freezer dies only when thawed; freezing is
-//! asynchronous, so the state is read until it has happened.
+//! asynchronous, so the state is read until it has happened, which it never has where a task waits in the kernel (`still`).
 
 use std::fs::File;
 use std::io;
@@ -11,7 +11,7 @@ use std::os::{fd::AsFd, unix::fs::FileExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use cgroups_rs::freezer::{FreezerController, FreezerState};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -22,6 +22,8 @@ use super::{Cgroup, Controller, crate_error, os, stats};
 
 /// How long all tasks may take to stop at a freeze.
 const FREEZE_PATIENCE: Duration = Duration::from_secs(5);
+/// From when on a freeze is looked into that does not finish.
+const FREEZE_DOUBT: Duration = Duration::from_millis(500);
 /// How long a kill by single signals may chase processes that fork.
 const KILL_PATIENCE: Duration = Duration::from_secs(5);
 /// Between two looks at something that v1 gives no event for.
@@ -68,7 +70,7 @@ impl Cgroup {
         self.kill_each()
     }
 
-    /// SIGKILL by pid until nobody is left. Frozen for the first round if that is possible, so that nothing forks
+    /// SIGKILL by pid until nobody new comes. Frozen for the first round if that is possible, so that nothing forks
     /// away; a freeze that does not finish stops most of them, and the rounds do the rest.
     fn kill_each(&self) -> Result<()> {
         let frozen = self.can_freeze();
@@ -76,21 +78,25 @@ impl Cgroup {
             let _ = self.freeze();
         }
         let deadline = Instant::now() + KILL_PATIENCE;
-        let killed = wait_until(deadline, || {
-            let pids = self.processes()?;
-            for pid in &pids {
-                match kill(*pid, Signal::SIGKILL) {
+        let mut killed = Vec::new();
+        let all = wait_until(deadline, || {
+            let before = killed.len();
+            for pid in self.processes()? {
+                match kill(pid, Signal::SIGKILL) {
                     Ok(()) | Err(Errno::ESRCH) => {}
                     Err(errno) => return Err(errno).with_context(|| format!("kill process {pid}")),
                 }
+                if !killed.contains(&pid) {
+                    killed.push(pid);
+                }
             }
-            if frozen && !pids.is_empty() {
+            if frozen && !killed.is_empty() {
                 self.thaw()?; // a v1-frozen task takes its SIGKILL only when it runs again
             }
-            Ok(pids.is_empty())
+            Ok(killed.len() == before)
         })?;
-        if !killed {
-            bail!("cgroup {}: processes {:?} survive SIGKILL", self.relative.display(), self.processes()?);
+        if !all {
+            bail!("cgroup {}: it does not stop to fork: {:?}", self.relative.display(), self.processes()?);
         }
         Ok(())
     }
@@ -100,12 +106,33 @@ impl Cgroup {
     /// # Errors
     /// When the kernel has neither cgroup.freeze nor a v1 freezer, or a task does not stop within 5 s.
     pub fn freeze(&self) -> Result<()> {
-        self.set_frozen(true)
+        self.done(true, self.set_frozen(true, FREEZE_PATIENCE)?)
+    }
+
+    /// As [`freeze`](Self::freeze), and returns as well when those who have not stopped wait in the kernel: none of them runs
+    /// before the group thaws.
+    ///
+    /// # Errors
+    /// As [`freeze`](Self::freeze).
+    pub fn hold_still(&self) -> Result<()> {
+        let deadline = Instant::now() + FREEZE_PATIENCE;
+        loop {
+            let is_still = self.set_frozen(true, FREEZE_DOUBT)? || self.is_still()?;
+            if is_still || Instant::now() >= deadline {
+                return self.done(true, is_still);
+            }
+        }
     }
 
     /// Lets a frozen group go on.
     pub fn thaw(&self) -> Result<()> {
-        self.set_frozen(false)
+        self.done(false, self.set_frozen(false, FREEZE_PATIENCE)?)
+    }
+
+    fn done(&self, frozen: bool, done: bool) -> Result<()> {
+        let verb = if frozen { "freeze" } else { "thaw" };
+        ensure!(done, "cgroup {}: it did not {verb} within {FREEZE_PATIENCE:?}", self.relative.display());
+        Ok(())
     }
 
     /// Whether every task of the group is stopped by a freeze. An absent group is not.
@@ -129,25 +156,14 @@ impl Cgroup {
         }
     }
 
-    fn set_frozen(&self, frozen: bool) -> Result<()> {
-        let deadline = Instant::now() + FREEZE_PATIENCE;
-        let done = match self.unified_dir() {
-            Some(dir) => {
-                let file = dir.join("cgroup.freeze");
-                write_existing(&file, if frozen { "1" } else { "0" })
-                    .with_context(|| format!("write to {}", file.display()))?;
-                match self.events()? {
-                    Some(mut events) => events.wait("frozen", frozen, deadline)?,
-                    None => false,
-                }
-            }
-            None => self.set_frozen_v1(frozen, deadline)?,
-        };
-        if !done {
-            let verb = if frozen { "freeze" } else { "thaw" };
-            bail!("cgroup {}: it did not {verb} within {FREEZE_PATIENCE:?}", self.relative.display());
-        }
-        Ok(())
+    /// Asks for it; true if it has happened within `patience`.
+    fn set_frozen(&self, frozen: bool, patience: Duration) -> Result<bool> {
+        let deadline = Instant::now() + patience;
+        let Some(dir) = self.unified_dir() else { return self.set_frozen_v1(frozen, deadline) };
+        let file = dir.join("cgroup.freeze");
+        write_existing(&file, if frozen { "1" } else { "0" })
+            .with_context(|| format!("write to {}", file.display()))?;
+        self.events()?.map_or(Ok(false), |mut events| events.wait("frozen", frozen, deadline))
     }
 
     fn set_frozen_v1(&self, frozen: bool, deadline: Instant) -> Result<bool> {

@@ -26,8 +26,9 @@ mod hierarchy;
 mod life;
 mod limits;
 mod stats;
+mod still;
 
-pub use hierarchy::{Controller, Hierarchy, Kind, Mount, detect};
+pub use hierarchy::{Controller, Hierarchy, Kind, Missing, Mount, detect};
 pub use limits::{CpuQuota, Limits, UNLIMITED, Unmet, Value, Write, unmet, writes};
 pub use stats::Stats;
 

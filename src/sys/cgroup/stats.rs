@@ -62,6 +62,13 @@ impl Cgroup {
         Ok(stats)
     }
 
+    /// The file with the counter of those that were killed for lack of memory, in the line `oom_kill`.
+    pub fn oom_counter(&self) -> Option<std::fs::File> {
+        let name =
+            if self.hierarchy.is_v2(Controller::Memory) { "memory.events" } else { "memory.oom_control" };
+        std::fs::File::open(self.dir_of(Controller::Memory).ok()?.join(name)).ok()
+    }
+
     fn memory_v2(&self, stats: &mut Stats) -> Result<()> {
         let dir = self.existing(Controller::Memory)?;
         stats.memory_current = number(&dir.join("memory.current"))?;
