@@ -126,22 +126,16 @@ pub fn way_out(nodes: &[Node], node: &Node) -> String {
 pub fn stays_down(root: &Root, nodes: &[Node], node: &Node) -> Option<(String, String)> {
     let Role::Superseded { by } = node.state.role() else { return None };
     let name = &node.name;
-    Some(match (role_of(nodes, &by), left_alone(root, nodes, node)) {
-        (Some(Role::Standby { of }), _) if of == *name => (
-            format!("`{by}` was about to take the place of `{name}`, which was not finished"),
-            format!("`pgbox failover {by}`"),
-        ),
-        (None, Some(text)) => match text.split_once("; ") {
-            Some((what, way_out)) => (what.to_owned(), way_out.to_owned()),
-            None => (text, format!("`pgbox rejoin {name}`")),
-        },
-        _ => (
-            format!(
-                "`{name}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart"
-            ),
-            format!("bring it back as a standby: `pgbox rejoin {name}`"),
-        ),
-    })
+    if role_of(nodes, &by) == Some(Role::Standby { of: name.clone() }) {
+        let what = format!("`{by}` was about to take the place of `{name}`, which was not finished");
+        return Some((what, format!("`pgbox failover {by}`")));
+    }
+    let what = format!(
+        "`{name}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart"
+    );
+    let way_out = left_alone(root, nodes, node);
+    let way_out = way_out.unwrap_or_else(|| format!("bring it back as a standby: `pgbox rejoin {name}`"));
+    Some((what, way_out))
 }
 
 /// What to say of a node if the one that it follows, or that took its place, is gone.

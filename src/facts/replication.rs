@@ -227,6 +227,10 @@ fn without_primary(nodes: &[Seen]) -> (Vec<Member>, Vec<String>) {
         members.push(member(one, None, None, 0));
         below(nodes, one, one, 1, &mut members);
     }
+    // Who is part of a circle.
+    let drawn: Vec<Name> = members.iter().map(|member| member.node.clone()).collect();
+    let rest = nodes.iter().filter(|one| !drawn.contains(&one.node.name));
+    members.extend(rest.map(|one| member(one, None, None, 0)));
     let warnings = warnings(nodes, &members, &Sync::default());
     (members, warnings)
 }

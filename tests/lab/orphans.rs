@@ -171,7 +171,10 @@ fn an_old_primary_does_not_come_back_where_others_are_further_by_more_than_one_c
     drop(unreadable);
     host.pgbox(&["rm", "-f", "primary"]);
     let said = host.fails(1, &["run", "primary", "postgres:15"]);
-    assert!(said.contains("two primaries") && said.contains("`pgbox volume rm primary`"), "{said}");
+    assert!(
+        said.contains("two primaries") && said.contains("`pgbox replica primary --of PRIMARY`"),
+        "{said}"
+    );
 }
 
 /// As `data`, a volume of another name than its node's.
