@@ -72,7 +72,9 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         promoted.lsn,
         begun.elapsed().as_secs_f64() * 1000.0
     );
-    tell_of_rule(context, &target.name)?;
+    if let Err(error) = tell_of_rule(context, &target.name) {
+        super::warn(context, &format!("whom commits wait for now can't be told: {error:#}"));
+    }
     if let Some(head) = head {
         super::note(context, &format!("`{0}` comes back as a standby with `pgbox rejoin {0}`", head.name));
     }

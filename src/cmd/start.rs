@@ -131,7 +131,6 @@ fn bring_up(
         node = node::find(&context.root, &context.lab, name)?;
     }
     check_role(context, &node)?;
-    check_stray(context, &node)?;
     check_data(context, &node.state)?;
     collation::warn_of_data(context, name, node.state.data.as_deref(), node.state.libc.as_deref());
     halt::take_down(&node)?;
@@ -242,17 +241,16 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
     }
 }
 
-/// Refuses an old primary: it would be a second one.
+/// Refuses an old primary, which would be a second one, and a standby that was promoted behind pgbox' back: its pid 1 would,
+/// too, and not know why.
 fn check_role(context: &Context, node: &node::Node) -> Result<()> {
+    // Who follows nobody starts whatever the others are, and whether they can be read.
+    if matches!(node.state.role(), Role::Primary | Role::Command) {
+        return Ok(());
+    }
     let nodes = node::all(&context.root, &context.lab)?;
-    let told = cluster::stays_down(&context.root, &nodes, node);
+    let told = cluster::stays_down(&context.root, &nodes, node).or_else(|| stray::told(&nodes, node));
     told.map_or(Ok(()), |(what, way_out)| Err(advise(what, way_out)))
-}
-
-/// Refuses a standby that was promoted behind pgbox' back. Its pid 1 would, too, and not know why.
-fn check_stray(context: &Context, node: &node::Node) -> Result<()> {
-    let told = stray::told(&node::all(&context.root, &context.lab)?, node);
-    told.map_or(Ok(()), |text| Err(anyhow::Error::msg(text)))
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {

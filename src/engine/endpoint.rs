@@ -123,7 +123,7 @@ fn leads(cluster: &Cluster) -> Leads {
 /// another way, and has taken along whoever follows it.
 fn readers<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> Vec<Name> {
     let takes_reads = |node: &&Node| {
-        let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());
+        let at_once = node.state.spec.follow.is_some() && !node.state.applies_late();
         let standby = matches!(node.state.role(), Role::Standby { .. });
         at_once && standby && node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running
     };

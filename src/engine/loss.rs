@@ -192,7 +192,7 @@ fn is_synchronous(cluster: &Cluster, head: &Node, target: &Node, received: Lsn) 
 /// Whether some role or database may be one whose commits wait for nobody (ALTER ROLE, ALTER DATABASE). The standby has that
 /// catalog, as far as it has applied it.
 fn is_waived(standby: &Node) -> bool {
-    let is_late = standby.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_some());
+    let is_late = standby.state.applies_late();
     let asked = || {
         standby.login()?.ask(sql::PATIENCE, |client| {
             let sql = "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS line \
@@ -228,7 +228,7 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
     let standbys = cluster.nodes.iter().filter(|node| node.name != head.name);
     let worth = |node: &Node| {
         let Role::Standby { of } = node.state.role() else { return None };
-        let at_once = node.state.spec.follow.as_ref().is_some_and(|follow| follow.delay_ms.is_none());
+        let at_once = node.state.spec.follow.is_some() && !node.state.applies_late();
         let first = Reverse(node.name.clone());
         Some((place(head, node)?, rule.contains(&node.name), at_once, of == head.name, first))
     };

@@ -26,8 +26,8 @@ pub fn change(root: &Root, node: &Node, wanted: &[Publish]) -> Result<()> {
     let (old, new) = (steps(old.as_ref()), steps(new));
     old.iter().try_for_each(HostStep::undo)?;
     // In between: of a command that is killed, what is there is in the plan.
-    orders::save(&node.dir, &state)?;
-    new.iter().try_for_each(HostStep::apply).map_err(|error| {
+    let changed = orders::save(&node.dir, &state).and_then(|()| new.iter().try_for_each(HostStep::apply));
+    changed.map_err(|error| {
         let back =
             orders::save(&node.dir, &node.state).and_then(|()| old.iter().try_for_each(HostStep::apply));
         match back {

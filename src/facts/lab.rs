@@ -173,7 +173,7 @@ fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
         (Life::Running, _) => Condition::ComingUp,
     };
     let alone = cluster::left_alone(root, nodes, node);
-    let stray = stray::told(nodes, node);
+    let stray = stray::said(nodes, node);
     let stuck = recovery::stuck(nodes, node).map(|why| recovery::with_way_out(&why, &node.name));
     Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone, stray, stuck }
 }

@@ -132,7 +132,7 @@ struct Seen {
 pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
     let nodes = node::all(root, lab)?;
     let mut strays: BTreeMap<Name, String> =
-        nodes.iter().filter_map(|node| Some((node.name.clone(), stray::told(&nodes, node)?))).collect();
+        nodes.iter().filter_map(|node| Some((node.name.clone(), stray::said(&nodes, node)?))).collect();
     let mut stuck: BTreeMap<Name, String> =
         nodes.iter().filter_map(|node| Some((node.name.clone(), recovery::stuck(&nodes, node)?))).collect();
     let (clusters, others) = cluster::sort(nodes);

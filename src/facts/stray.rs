@@ -36,8 +36,13 @@ pub fn leads_away(nodes: &[Node], node: &Node) -> bool {
     false
 }
 
-/// What to say of a node that was promoted behind pgbox' back.
-pub fn told(nodes: &[Node], node: &Node) -> Option<String> {
+/// What to say of a node that was promoted behind pgbox' back, in one line.
+pub fn said(nodes: &[Node], node: &Node) -> Option<String> {
+    told(nodes, node).map(|(what, way_out)| format!("{what}; {way_out}"))
+}
+
+/// The same, and what to type.
+pub fn told(nodes: &[Node], node: &Node) -> Option<(String, String)> {
     if !is_one(nodes, node) {
         return None;
     }
@@ -46,19 +51,15 @@ pub fn told(nodes: &[Node], node: &Node) -> Option<String> {
     let [name, primary] = [&node.name, &head.name];
     let what = format!("`{name}` was promoted behind pgbox' back, and is no standby of `{primary}` any more");
     let rejoin = format!("`pgbox rejoin {name}`");
-    Some(match loss(node, head) {
-        Ok(None) => format!("{what}; it has nothing that anybody would miss, and comes back: {rejoin}"),
-        Ok(Some(loss)) => {
-            format!(
-                "{what}; it has {loss} that `{primary}` lacks; to give that up: {rejoin}{}",
-                instead(node, head)
-            )
+    let has = match loss(node, head) {
+        Ok(None) => {
+            let what = format!("{what}; it has nothing that anybody would miss");
+            return Some((what, format!("to bring it back: {rejoin}")));
         }
-        Err(error) => format!(
-            "{what}; nobody knows what it has that `{primary}` lacks ({error:#}); to give that up: {rejoin}{}",
-            instead(node, head)
-        ),
-    })
+        Ok(Some(loss)) => format!("it has {loss} that `{primary}` lacks"),
+        Err(error) => format!("nobody knows what it has that `{primary}` lacks ({error:#})"),
+    };
+    Some((format!("{what}; {has}"), format!("to give that up: {rejoin}{}", instead(node, head))))
 }
 
 /// The other way out, as long as it runs: nothing starts it as a primary.

@@ -39,7 +39,7 @@ impl Guard<'_> {
         let strays = cluster.nodes.iter().filter(|node| stray::is_one(&cluster.nodes, node));
         let strays: BTreeSet<Name> = strays.map(|node| node.name.clone()).collect();
         for name in strays.difference(&self.strays) {
-            if let Some(what) = cluster.node(name).and_then(|node| stray::told(&cluster.nodes, node)) {
+            if let Some(what) = cluster.node(name).and_then(|node| stray::said(&cluster.nodes, node)) {
                 (self.tell)(&Event::Warning { what })?;
             }
         }

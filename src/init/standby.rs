@@ -125,7 +125,7 @@ impl Init<'_> {
         standby: &Standby,
         waldir: Option<&Path>,
     ) -> Result<()> {
-        self.fresh = standby.delay_ms.is_some();
+        self.fresh = standby.delay_ms.is_some_and(|late| late > 0);
         match self.try_clones(postgres, standby, waldir) {
             Ok(()) => return self.sign(postgres, standby),
             Err(error) if standby.only_clones || error.is::<super::events::Stopped>() => return Err(error),

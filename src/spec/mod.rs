@@ -146,17 +146,9 @@ impl NodeSpec {
         place.or_else(port).or_else(swap).or_else(high)
     }
 
-    /// A published port that no server would answer on, said as a sentence: the node's own is 5432, unless its words or its
-    /// environment name another one.
+    /// A published port that no server would answer on, said as a sentence: the node's own is always 5432.
     pub fn deaf_port(&self) -> Option<String> {
-        let says = |word: &String| {
-            word.starts_with("-p")
-                || word.starts_with("--port")
-                || word.trim_start_matches("-c").starts_with("port=")
-        };
-        let is_moved =
-            self.server_args().iter().any(says) || self.env.iter().any(|(name, _)| name == "PGPORT");
-        if self.command().is_some() || is_moved {
+        if self.command().is_some() {
             return None;
         }
         let deaf = self.publish.iter().find(|publish| publish.port != SERVER_PORT)?;

@@ -13,7 +13,7 @@ use nix::{
 };
 use serde_json::Value;
 
-use crate::harness::{Host, run, until};
+use crate::harness::{Host, run, text, until};
 
 /// A guard in the background; it ends with the test.
 pub struct Guard {
@@ -151,7 +151,8 @@ fn what_somebody_wants_is_no_failure() {
         || guard.events().into_iter().skip_while(|e| e["event"] != "trouble").any(|e| e["event"] == "back");
     until("it is back", 20, is_back);
     let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-    until("r1 streams again", 10, || host.sql("primary", &[], streams) == "1");
+    let streaming = || text(&host.try_pgbox(&["psql", "primary", "-Atc", streams]).stdout);
+    until("r1 streams again", 20, || streaming().trim() == "1");
     // A change by hand is followed.
     host.pgbox(&["switchover", "r1"]);
     guard.sees("watching", |event| event["primary"] == "r1");
