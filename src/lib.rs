@@ -10,8 +10,8 @@
 //!   crash recovery.
 //! * **inner steps** ([`step::inner`]) inside the new namespaces, before the payload starts: mounts,
 //!   overlay, volumes, /proc, /dev, /sys, hostname, pivot_root. The kernel takes them back when pid 1 ends.
-//! * **after steps** ([`step::after`]) over the network once the server is up: wait until it answers.
-//!   There is nothing to take back.
+//! * **after steps** ([`step::after`]) over the network once the server is up: wait until it answers, and a
+//!   standby until it streams. There is nothing to take back.
 //!
 //! `run`, `start`, `--dry-run`, `--explain`, `rm`, roll-back and recovery all read the same lists.
 //!
@@ -28,7 +28,8 @@
 //! ```
 //!
 //! Imports go downward (`tests/tidy.rs` checks it). `sys` can, but knows nothing: no word of containers,
-//! images or Postgres. `plan` knows, but touches nothing. `engine` touches, but decides nothing.
+//! images or Postgres. `plan` knows, but touches nothing. `engine` touches, and decides only what nobody can know
+//! before: who has what when a primary fails.
 
 pub mod cli;
 pub mod cmd;
