@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use anyhow::{Error, Result};
+use anyhow::{Context as _, Error, Result};
 
 use super::{Context, each, endpoint, need_root};
 use crate::{
@@ -54,7 +54,9 @@ fn removed(name: &Name, volumes: &[PathBuf]) -> String {
 
 /// Refuses to remove a container with a part of the data in it, of which the rest would stay.
 pub fn refuse_loss(node: &Node) -> Result<()> {
-    let inside = volume::in_no_volume(&node.state.plan);
+    let inside = volume::in_no_volume(&node.state.plan).with_context(|| {
+        format!("whether `{}` has a part of its data in no volume is not known", node.name)
+    })?;
     let shown = |path: &PathBuf| path.display().to_string();
     match inside.iter().map(shown).collect::<Vec<_>>().join(", ") {
         none if none.is_empty() => Ok(()),

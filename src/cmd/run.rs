@@ -199,7 +199,7 @@ fn check_host(
     let settings = postgres.orders.settings.iter().rev();
     let value =
         |name: &str| settings.clone().find(|(given, _)| given == name).map(|(_, value)| value.clone());
-    set::check_huge_pages(value)
+    set::check_huge_pages(value, false)
 }
 
 /// What is left to do for a node that has come up.

@@ -78,7 +78,12 @@ pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration
             _ if node.frozen => {
                 format!("`{name}` runs already, but is frozen; to let it go on: pgbox thaw {name}")
             }
-            Phase::Stopping => format!("`{name}` was told to stop, and has not ended yet"),
+            Phase::Stopping => {
+                return Err(advise(
+                    format!("`{name}` was told to stop, and has not ended yet"),
+                    format!("try again, or end it now: pgbox stop -t 0 {name}"),
+                ));
+            }
             _ => format!("`{name}` runs already"),
         };
         super::note(context, &text);

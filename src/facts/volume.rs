@@ -55,14 +55,16 @@ fn look(root: &Root, lab: &Name, name: &Name) -> Result<Volume> {
 
 /// Directories, as the node sees them, that its data need and that are in no volume, so that they go with the container:
 /// tablespaces, and a write-ahead log outside the data directory. Both are symbolic links in the data (PostgreSQL manual 73.1).
-pub fn in_no_volume(plan: &Plan) -> Vec<PathBuf> {
-    let Some(data) = plan::data_below(plan) else { return Vec::new() };
-    let links = |dir: &str| -> io::Result<Vec<PathBuf>> {
-        let dir = sys::open_dir_below(&data.top, &data.rest.join(dir))?;
-        let targets = sys::names(&dir)?.into_iter().filter_map(|name| sys::readlinkat(&dir, &name).ok());
-        Ok(targets.map(|target| PathBuf::from(OsString::from_vec(target))).collect())
-    };
-    let linked = ["", "pg_tblspc"].into_iter().flat_map(|dir| links(dir).unwrap_or_default());
+///
+/// # Errors
+/// When the links can't be read: then nobody knows what would go.
+pub fn in_no_volume(plan: &Plan) -> Result<Vec<PathBuf>> {
+    let Some(data) = plan::data_below(plan) else { return Ok(Vec::new()) };
+    let mut linked = Vec::new();
+    for path in ["", "pg_tblspc"].map(|dir| data.rest.join(dir)) {
+        let found = links(&data.top, &path);
+        linked.extend(found.with_context(|| format!("read {}", data.top.join(&path).display()))?);
+    }
     // What the node has put there may be anything; what is no directory of its own is none that it would lose.
     let is_in_upper = |target: &PathBuf| match plan::found_below(plan, target) {
         Some(below) => {
@@ -70,7 +72,26 @@ pub fn in_no_volume(plan: &Plan) -> Vec<PathBuf> {
         }
         None => false,
     };
-    linked.filter(is_in_upper).collect()
+    linked.retain(is_in_upper);
+    Ok(linked)
+}
+
+/// Where the symbolic links in a directory lead; none, where it is not there.
+fn links(top: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
+    let dir = match sys::open_dir_below(top, path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        dir => dir?,
+    };
+    let mut targets = Vec::new();
+    for name in sys::names(&dir)? {
+        match sys::readlinkat(&dir, &name) {
+            Ok(target) => targets.push(PathBuf::from(OsString::from_vec(target))),
+            // No link, or gone meanwhile.
+            Err(e) if matches!(e.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::NotFound) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(targets)
 }
 
 /// The nodes of all labs that have the volume or a part of it mounted.

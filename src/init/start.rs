@@ -120,7 +120,7 @@ impl Init<'_> {
             let standby = Standby { delay_ms: standby.delay_ms.filter(|_| !self.fresh), ..standby.clone() };
             settings.extend(standby::settings(&standby));
             if start {
-                raised = too_low(&postgres.pgdata, &settings, &conf);
+                raised = too_low(postgres, &settings, &conf);
             }
         }
         settings.extend(raised.iter().cloned());
@@ -157,12 +157,16 @@ impl Init<'_> {
     }
 }
 
-/// What a standby is told too little of to recover. Of files that can't be read the server itself will say so.
-fn too_low(pgdata: &Path, settings: &[(String, String)], conf: &Path) -> Vec<(String, String)> {
-    let control = read_file(&pgdata.join("global/pg_control")).ok();
+/// What a standby is told too little of to recover, where more in the generated file would help. Of files that can't be read
+/// the server itself will say so.
+fn too_low(postgres: &PostgresPayload, settings: &[(String, String)], conf: &Path) -> Vec<(String, String)> {
+    let control = read_file(&postgres.pgdata.join("global/pg_control")).ok();
     let Some(Ok(control)) = control.map(|bytes| Control::parse(&bytes)) else { return Vec::new() };
-    let conf = read_file(conf).unwrap_or_default();
-    parameter::too_low(settings, &String::from_utf8_lossy(&conf), &control.least)
+    let text = |path: &Path| String::from_utf8_lossy(&read_file(path).unwrap_or_default()).into_owned();
+    let auto = text(&postgres.pgdata.join("postgresql.auto.conf"));
+    let mut low = parameter::too_low(settings, &text(conf), &control.least);
+    low.retain(|(name, _)| !parameter::is_overruled(&postgres.server_args, &auto, name));
+    low
 }
 
 /// Reads what may be in files.

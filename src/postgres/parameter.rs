@@ -150,19 +150,35 @@ pub fn ordered_default(name: &str) -> Option<i64> {
 /// Those that a standby would have too little of to recover, each with what its primary had: what it is told in its generated
 /// file (`settings`) or in postgresql.conf is less than `least`, in the order of [`ORDERED`].
 pub fn too_low(settings: &[(String, String)], conf: &str, least: &[u32; 5]) -> Vec<(String, String)> {
-    let in_conf = |name: &str| {
-        let value = conf.lines().rev().filter_map(|line| line.split_once('='));
-        let mut value =
-            value.filter(|(key, _)| key.trim().eq_ignore_ascii_case(name)).map(|(_, value)| value);
-        Some(value.next()?.split('#').next()?.trim().trim_matches('\'').to_owned())
-    };
     let low = |((name, default), least): (&(&str, i64), &u32)| {
-        let told = settings::value(settings, name).map(str::to_owned).or_else(|| in_conf(name));
+        let told = settings::value(settings, name).map(str::to_owned).or_else(|| in_file(conf, name));
         // What is no number the server refuses by itself.
         let told = told.map_or(Some(*default), |told| told.trim().parse().ok())?;
         (told < i64::from(*least)).then(|| ((*name).to_owned(), least.to_string()))
     };
     ORDERED.iter().zip(least).filter_map(low).collect()
+}
+
+/// Whether a server is told of a parameter in what wins over the generated file: by its arguments (`args`), or by ALTER SYSTEM
+/// (`auto`, the text of postgresql.auto.conf).
+pub fn is_overruled(args: &[String], auto: &str, name: &str) -> bool {
+    let is_argument = |(at, word): (usize, &String)| {
+        let setting = match word.as_str() {
+            "-c" => args.get(at + 1).map(String::as_str),
+            word => word.strip_prefix("--").or_else(|| word.strip_prefix("-c")),
+        };
+        let key = setting.and_then(|setting| setting.split_once('=')).map(|(key, _)| key);
+        key.is_some_and(|key| key.trim().replace('-', "_").eq_ignore_ascii_case(name))
+            || (name == "max_connections" && word.starts_with("-N"))
+    };
+    args.iter().enumerate().any(is_argument) || in_file(auto, name).is_some()
+}
+
+/// What the text of postgresql.conf or postgresql.auto.conf says of a parameter.
+fn in_file(text: &str, name: &str) -> Option<String> {
+    let mut lines = text.lines().rev().filter_map(|line| line.split_once('='));
+    let (_, value) = lines.find(|(key, _)| key.trim().eq_ignore_ascii_case(name))?;
+    Some(value.split('#').next()?.trim().trim_matches('\'').to_owned())
 }
 
 #[cfg(test)]
@@ -219,6 +235,24 @@ mod tests {
         assert!(names(&[], "#max_connections = 100\nmax_connections = '150' # more").is_empty());
         let told = [("max_wal_senders", "4"), ("Max_Connections", "130")];
         assert_eq!(names(&told, "max_connections=100"), ["max_wal_senders=10"]);
+    }
+
+    #[test]
+    fn arguments_and_alter_system_win_over_the_generated_file() {
+        let is = |args: &[&str], auto: &str| {
+            let args: Vec<_> = args.iter().map(|arg| arg.to_string()).collect();
+            is_overruled(&args, auto, "max_connections")
+        };
+        for args in [
+            &["-c", "max_connections=9"][..],
+            &["-cmax_connections=9"],
+            &["--max-connections=9"],
+            &["-N", "9"],
+        ] {
+            assert!(is(args, ""), "{args:?}");
+        }
+        assert!(is(&[], "# by ALTER SYSTEM\nmax_connections = '200'\n"));
+        assert!(!is(&["-c", "work_mem=9MB", "--max-wal-senders=9"], "work_mem = '9MB'"));
     }
 
     #[test]

@@ -89,10 +89,12 @@ pub fn buffers_warning(shared_buffers: &str, memory_limit: u64) -> Result<Option
 }
 
 /// Why a server with `huge_pages = on` would not start, and how it would; `value` gives its settings, `meminfo` is the text of
-/// /proc/meminfo. It takes somewhat more than its shared_buffers, which only a server can say: less is certainly too little.
+/// /proc/meminfo. It takes somewhat more than its shared_buffers, which only a server can say: less is certainly too little. `holds`: it
+/// runs, and may have taken those already that are not free.
 pub fn huge_pages_missing(
     value: impl Fn(&str) -> Option<String>,
     meminfo: &str,
+    holds: bool,
 ) -> Result<Option<(String, String)>> {
     let on = value("huge_pages")
         .is_some_and(|on| ["on", "true", "yes", "1"].contains(&on.to_lowercase().as_str()));
@@ -113,10 +115,11 @@ pub fn huge_pages_missing(
     let needed = parse_memory(&buffers, 8192)?.div_ceil(page);
     let (total, free) =
         (field("HugePages_Total"), field("HugePages_Free").saturating_sub(field("HugePages_Rsvd")));
-    Ok((free < needed).then(|| {
+    let available = if holds { total } else { free };
+    Ok((available < needed).then(|| {
         let page = megabytes(page);
         // A tenth is for what else is in shared memory.
-        let enough = total - free + needed + needed.div_ceil(10) + 8;
+        let enough = total - available + needed + needed.div_ceil(10) + 8;
         (
             format!("huge_pages=on needs more than {needed} huge pages of {page} for shared_buffers, and {free} of {total} are free"),
             format!("sysctl vm.nr_hugepages={enough}; or huge_pages=try takes them only where there are enough"),
@@ -151,15 +154,16 @@ mod tests {
 
     #[test]
     fn huge_pages_are_counted_before_they_are_missed() {
-        let missing = |settings: &[(&str, &str)], free: u64| {
+        let missing_where = |settings: &[(&str, &str)], free: u64, holds: bool| {
             let value = |name: &str| {
                 settings.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned())
             };
             let meminfo = format!(
                 "HugePages_Total:  80\nHugePages_Free:  {free}\nHugePages_Rsvd:  2\nHugepagesize:  2048 kB\n"
             );
-            huge_pages_missing(value, &meminfo).unwrap()
+            huge_pages_missing(value, &meminfo, holds).unwrap()
         };
+        let missing = |settings: &[(&str, &str)], free: u64| missing_where(settings, free, false);
         assert_eq!(missing(&[("huge_pages", "off"), ("huge_pages", "try")], 0), None);
         assert_eq!(missing(&[("huge_pages", "on")], 66), None);
         let (why, way_out) = missing(&[("huge_pages", "ON"), ("shared_buffers", "200MB")], 70).unwrap();
@@ -169,6 +173,10 @@ mod tests {
         );
         assert!(way_out.contains("vm.nr_hugepages=130"), "{way_out}");
         assert!(missing(&[("huge_pages", "on")], 65).is_some());
+        // Those that it has already it gets again, and no more than there are.
+        assert_eq!(missing_where(&[("huge_pages", "on")], 0, true), None);
+        let more = [("huge_pages", "on"), ("shared_buffers", "200MB")];
+        assert!(missing_where(&more, 0, true).unwrap().1.contains("vm.nr_hugepages=118"));
     }
 
     fn value(limit: u64, name: &str) -> u64 {

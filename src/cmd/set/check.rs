@@ -42,8 +42,9 @@ pub fn everything(
     run_postgres(context, witness, changes)?;
     fit_together(node, witness, changes)?;
     if changes.iter().any(|change| change.name.eq_ignore_ascii_case("huge_pages")) {
-        let buffers = settings::ask(witness, &["shared_buffers".to_owned()])?;
-        huge_pages(|name| wanted(changes, &buffers, name))?;
+        let now = settings::ask(witness, &["shared_buffers", "huge_pages"].map(str::to_owned))?;
+        let holds = node.pidfd.is_some() && find(&now, "huge_pages").is_some_and(|now| now.setting != "off");
+        huge_pages(|name| wanted(changes, &now, name), holds)?;
     }
     Ok(known)
 }
@@ -71,10 +72,11 @@ fn wanted(changes: &[Change], known: &[Parameter], name: &str) -> Option<String>
     }
 }
 
-/// Refuses huge pages that this machine does not have; `value` gives the settings.
-pub fn huge_pages(value: impl Fn(&str) -> Option<String>) -> Result<()> {
+/// Refuses huge pages that this machine does not have; `value` gives the settings, `holds` is whether a server with some
+/// restarts.
+pub fn huge_pages(value: impl Fn(&str) -> Option<String>, holds: bool) -> Result<()> {
     let meminfo = std::fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
-    match tune::huge_pages_missing(value, &meminfo)? {
+    match tune::huge_pages_missing(value, &meminfo, holds)? {
         Some((why, way_out)) => Err(advise(why, way_out)),
         None => Ok(()),
     }
