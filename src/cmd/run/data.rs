@@ -148,7 +148,10 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
 
 /// Who was promoted in the place of the data in a volume, and how these can be used all the same.
 fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)>> {
-    let Some(volume) = context.root.volume_home(&context.lab, data) else { return Ok(None) };
+    let home = data.ancestors().find_map(|dir| context.root.volume_home(&context.lab, dir));
+    // The mark is the whole volume's. Below its top there may be other data as well, or none yet.
+    let is_top = context.root.volume_home(&context.lab, data).is_some();
+    let Some(volume) = home.filter(|_| is_top || content(data) == Data::Primary) else { return Ok(None) };
     let shown = volume.file_name().unwrap_or_default().display().to_string();
     let known = state::load_volume(&volume).map_err(|error| {
         advise(
@@ -158,7 +161,10 @@ fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)
             format!("if none was, remove {}", volume.join("volume.json").display()),
         )
     })?;
-    let way_out = || format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`");
+    let way_out = || match is_top {
+        true => format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`"),
+        false => "a standby gets data of its own: `pgbox replica NAME --of PRIMARY`".to_owned(),
+    };
     Ok(known.and_then(|known| known.superseded_by).map(|by| (by, way_out())))
 }
 
