@@ -281,9 +281,20 @@ fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
             ));
         }
     }
+    let origin = Place::alone(data).control().ok().map(|control| control.system);
+    let nodes = node::all(&context.root, &context.lab)?;
+    let mut others = rival::unused(&context.root, &context.lab, &nodes, origin)?;
+    others.retain(|other| other.data != data);
+    let nothing = "nothing is left that they could follow";
+    let without = format!("without {}/{SIGNAL} they are a primary's", data.display());
+    if others.is_empty() {
+        return Ok(format!("{nothing}: {without}"));
+    }
+    let others = others.iter().map(|other| format!("`{}`", other.volume)).collect::<Vec<_>>().join(", ");
+    // On one timeline, whoever has more would go on after other records than its own.
     Ok(format!(
-        "nothing is left that they could follow: without {}/{SIGNAL} they are a primary's",
-        data.display()
+        "{nothing}, but {others} may have more. Choose what has most: if it is these data, {without}. When that is up, each \
+         of the others needs a new base backup: `pgbox volume rm VOLUME`, then `pgbox replica NAME --of CHOSEN`"
     ))
 }
 
