@@ -142,7 +142,7 @@ fn leave_behind(
     // While it is looked at, it must not acknowledge more; but it may turn out that it is needed.
     let pause = match args.dry_run {
         true => Pause::none(),
-        false => failover::hold(&context.root, head, Some(&target.name), args.accept_loss)?,
+        false => failover::hold(&context.root, cluster, head, Some(&target.name), args.accept_loss)?,
     };
     let loss = loss::assess(cluster, head, target);
     let is_refused = !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
