@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, rm, set, talk,
+    need_root, promote, rm, set, talk,
     which::{self, Going},
 };
 use crate::{
@@ -249,8 +249,19 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     told.map_or(Ok(()), |(what, way_out)| Err(advise(what, way_out)))
 }
 
-/// Refuses a standby that was promoted behind pgbox' back. Its pid 1 would, too, and not know why.
+/// Refuses a standby that was promoted behind pgbox' back, or by a takeover that was not finished. Its pid 1 would, too, and not
+/// know why.
 fn check_stray(context: &Context, node: &node::Node) -> Result<()> {
+    let name = &node.name;
+    if let Ok(cluster) = cluster::of(&context.root, &context.lab, name)
+        && promote::half_done(&cluster, name).is_some()
+    {
+        let what = format!(
+            "`{name}` was promoted in the place of `{}`, which was not finished",
+            cluster.head().name
+        );
+        return Err(advise(what, format!("start it as the primary: `pgbox promote {name}`")));
+    }
     let told = stray::told(&node::all(&context.root, &context.lab)?, node);
     told.map_or(Ok(()), |text| Err(anyhow::Error::msg(text)))
 }
