@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, endpoint, need_root, which};
+use super::{Context, endpoint, need_root, promote, which};
 use crate::{
     cli,
     engine::{
@@ -28,7 +28,12 @@ use crate::{
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
     let name = which::standby(context, args.node.as_ref())?;
-    let _lock = context.lock()?;
+    let lock = context.lock()?;
+    if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name)
+        && let Some(node) = promote::half_done(&cluster, name)
+    {
+        return promote::come_back(context, args, lock, node, &cluster.head().name);
+    }
     take_over(context, args, name)
 }
 
@@ -144,7 +149,7 @@ fn leave_behind(
     // While it is looked at, it must not acknowledge more; but it may turn out that it is needed.
     let pause = match args.dry_run {
         true => Pause::none(),
-        false => failover::hold(&context.root, head, Some(&target.name), args.accept_loss)?,
+        false => failover::hold(&context.root, cluster, head, Some(&target.name), args.accept_loss)?,
     };
     let loss = loss::assess(cluster, head, target);
     let is_refused = !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);

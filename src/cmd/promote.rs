@@ -30,6 +30,9 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
     let lock = context.lock()?;
     if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name) {
         let head = cluster.head();
+        if let Some(node) = half_done(&cluster, name) {
+            return come_back(context, args, lock, node, &head.name);
+        }
         match (cluster.node(name).map(|node| node.state.role()), head.state.role()) {
             (Some(Role::Standby { of }), Role::Primary) if head.pidfd.is_some() => {
                 return Err(there_would_be_two(&cluster, name, &of));
@@ -51,8 +54,17 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
     take_over(context, args, name)
 }
 
+/// The node of this name, if a takeover ended when it had been promoted already, and it has gone down since: nothing starts it as
+/// a standby, and its old primary does not start, either.
+pub fn half_done<'c>(cluster: &'c Cluster, name: &Name) -> Option<&'c Node> {
+    let head = cluster.head();
+    let is_to_be = head.state.role() == Role::Superseded { by: name.clone() };
+    let is_down = |node: &&Node| node.pidfd.is_none() && head.pidfd.is_none();
+    cluster.node(name).filter(|_| is_to_be).filter(is_down).filter(|node| stray::has_left(node))
+}
+
 /// Starts a node as the primary that it was, or that its data say it is: `by`, who took its place or whom it followed, is gone.
-fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
+pub fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
     let name = &old.name;
     let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, old)?;
     rival::refuse_primary(&rivals, old)?;

@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, rm, set, talk,
+    need_root, promote, rm, set, talk,
     which::{self, Going},
 };
 use crate::{
@@ -246,12 +246,20 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
     }
 }
 
-/// Refuses an old primary, which would be a second one, and a standby that was promoted behind pgbox' back: its pid 1 would,
-/// too, and not know why.
+/// Refuses an old primary, which would be a second one, and a standby that was promoted behind pgbox' back, or by a takeover
+/// that was not finished: its pid 1 would, too, and not know why.
 fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     // Who follows nobody starts whatever the others are, and whether they can be read.
     if matches!(node.state.role(), Role::Primary | Role::Command) {
         return Ok(());
+    }
+    let name = &node.name;
+    if let Ok(cluster) = cluster::of(&context.root, &context.lab, name)
+        && promote::half_done(&cluster, name).is_some()
+    {
+        let old = &cluster.head().name;
+        let what = format!("`{name}` was promoted in the place of `{old}`, which was not finished");
+        return Err(advise(what, format!("start it as the primary: `pgbox promote {name}`")));
     }
     let nodes = node::all(&context.root, &context.lab)?;
     let told = cluster::stays_down(&context.root, &nodes, node).or_else(|| stray::told(&nodes, node));

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     arrival, endpoint, halt, leftover,
@@ -39,16 +39,27 @@ struct Held {
 
 impl Pause {
     pub fn begin(root: &Root, node: &Node) -> Result<Self> {
+        Self::record(root, node)?.freeze()
+    }
+
+    /// Writes down that it begins.
+    fn record(root: &Root, node: &Node) -> Result<Self> {
         if node.pidfd.is_none() || node.frozen {
             return Ok(Self(None));
         }
         let held = Held { root: root.clone(), lab: node.lab.clone(), group: node.cgroup(root)? };
         root.hold(&node.lab, &node.name)?;
-        let pause = Self(Some(held));
-        pause.0.iter().try_for_each(|held| held.group.hold_still())?;
-        // What it has sent before arrives now.
-        std::thread::sleep(Duration::from_millis(5));
-        Ok(pause)
+        Ok(Self(Some(held)))
+    }
+
+    /// Lets the node go on if it can't be held.
+    fn freeze(self) -> Result<Self> {
+        if let Some(held) = &self.0 {
+            held.group.hold_still()?;
+            // What it has sent before arrives now.
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(self)
     }
 
     /// Nothing is held.
@@ -88,17 +99,30 @@ impl Drop for Pause {
     }
 }
 
-/// Holds the old primary still. Where a loss is accepted, one that can't be is ended at once: what it has acknowledged is looked
-/// up afterwards.
+/// Holds the old primary still. Where a loss is accepted, one that can't be is ended at once, if there is a successor: what it has
+/// acknowledged is looked up afterwards.
 ///
 /// # Errors
 /// When it runs on.
-pub fn hold(root: &Root, head: &Node, target: Option<&Name>, accept_loss: bool) -> Result<Pause> {
-    let error = match Pause::begin(root, head) {
+pub fn hold(
+    root: &Root,
+    cluster: &Cluster,
+    head: &Node,
+    target: Option<&Name>,
+    accept_loss: bool,
+) -> Result<Pause> {
+    // Who can't write that down can't put another one in its place, either.
+    let error = match Pause::record(root, head)?.freeze() {
         Ok(pause) => return Ok(pause),
         Err(error) => error,
     };
     if accept_loss {
+        let name = target.cloned().or_else(|| loss::most_advanced(cluster, head));
+        let successor = name.and_then(|name| cluster.node(&name));
+        let successor = successor.with_context(|| {
+            format!("`{}` can't be held still, and has no successor: {error:#}", head.name)
+        })?;
+        timelines::unheard_of(root, successor)?;
         return takeover::fence(root, head).map(|()| Pause::none());
     }
     let target = target.map_or("STANDBY", Name::as_str);

@@ -16,7 +16,7 @@ use super::{cluster, lab::content, node::Node, wal::Place};
 use crate::{
     hint::advise,
     plan::changes::Data,
-    postgres::{control::Control, datadir},
+    postgres::{backup, control::Control, datadir},
     spec::Name,
     state::{Role, Root},
 };
@@ -188,12 +188,19 @@ fn data_in(top: &Path) -> Vec<(PathBuf, Data)> {
     for _ in 0..=DEPTH {
         let (data, others): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|(_, content)| *content != Data::None);
-        found.extend(data);
+        found.extend(data.into_iter().filter(|(rest, _)| !is_backup(&top.join(rest))));
         // What is below a data directory is its own.
         let below = others.iter().flat_map(|(rest, _)| directories(top, rest));
         all = below.map(|rest| (rest.clone(), content(&top.join(rest)))).collect();
     }
     found
+}
+
+/// Whether a directory holds a base backup that no server has started from: it has nothing that is its own. A primary that crashed
+/// in an exclusive backup (before version 15) has such a label, too, and has left its pid.
+fn is_backup(data: &Path) -> bool {
+    let has = |name: &str| fs::symlink_metadata(data.join(name)).is_ok();
+    has(backup::LABEL) && !has("postmaster.pid")
 }
 
 fn directories(top: &Path, rest: &Path) -> Vec<PathBuf> {
@@ -264,4 +271,25 @@ fn system(place: Option<Place>) -> Option<u64> {
 
 fn timeline(place: Option<Place>) -> Option<u32> {
     Some(place?.timeline().ok()?.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_base_backup_is_nobodys_data() {
+        let top = tempfile::tempdir().unwrap();
+        for (dir, files) in [
+            ("left", &["PG_VERSION"][..]),
+            ("backup", &["PG_VERSION", backup::LABEL]),
+            ("crashed", &["PG_VERSION", backup::LABEL, "postmaster.pid"]),
+        ] {
+            fs::create_dir(top.path().join(dir)).unwrap();
+            files.iter().for_each(|file| fs::write(top.path().join(dir).join(file), "18\n").unwrap());
+        }
+        let mut found: Vec<PathBuf> = data_in(top.path()).into_iter().map(|(rest, _)| rest).collect();
+        found.sort();
+        assert_eq!(found, ["crashed", "left"].map(PathBuf::from));
+    }
 }

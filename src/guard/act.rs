@@ -70,7 +70,7 @@ impl Guard<'_> {
         if let Some(target) = failover::unfinished(cluster) {
             return self.promote(cluster, target, first_sign, begun);
         }
-        let pause = failover::hold(root, head, None, wish.accept_loss)?;
+        let pause = failover::hold(root, cluster, head, None, wish.accept_loss)?;
         let Some(target) = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)) else {
             pause.end()?;
             return self.refuse(&head.name, NOBODY.to_owned());

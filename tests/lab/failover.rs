@@ -320,6 +320,29 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
 }
 
+/// Killed just after the promotion, and then everything went down: the new one's data are a primary's, and nothing says so.
+#[test]
+fn a_takeover_that_was_not_finished_is_finished_after_both_went_down() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["crash", "primary", "--node"]);
+    let root = pgbox::state::Root::new(&host.root);
+    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
+    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
+    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+    host.sql("r1", &[], "SELECT pg_promote()");
+    host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["crash", "r1", "--node"]);
+    let said = host.fails(1, &["start", "r1"]);
+    assert!(said.contains("`pgbox promote r1`"), "{said}");
+    assert!(host.pgbox(&["failover", "r1", "--dry-run"]).contains("start: `r1` as the primary"));
+    host.pgbox(&["promote", "r1"]);
+    assert_eq!(host.sql("r1", &[], "SELECT i FROM t"), "7");
+    host.pgbox(&["rejoin", "r2"]);
+    host.pgbox(&["rejoin", "primary"]);
+    until("primary streaming, r2 streaming", || host.sql("r1", &[], STREAMS));
+}
+
 /// The new primary dies before the next one has heard of it. Both would begin the same timeline, and pg_rewind would find
 /// nothing to do where everything is different.
 #[test]

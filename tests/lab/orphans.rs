@@ -396,6 +396,12 @@ fn data_below_the_top_of_a_volume_count_as_well() {
     let words: Vec<&str> = back.split(' ').skip(1).collect();
     host.pgbox(&[&words[..2], &["postgres:15"], &words[2..], &password].concat());
     assert_eq!(host.sql("kept", &[], "SELECT i FROM t"), "1");
+    // Promoted past them all the same: they do not come back as a second primary.
+    host.pgbox(&["rm", "-f", "kept"]);
+    host.pgbox(&["promote", "r1", "--accept-loss"]);
+    let said = host.fails(1, &[&words[..2], &["postgres:15"], &words[2..], &password].concat());
+    assert!(said.contains("an old primary's, and `r1` was promoted in its place"), "{said}");
+    assert!(said.contains("`pgbox replica NAME --of PRIMARY`"), "{said}");
 }
 
 /// Nobody can be asked what was in them, and somebody has to be the primary.

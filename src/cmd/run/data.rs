@@ -148,7 +148,10 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
 
 /// Who was promoted in the place of the data in a volume, and how these can be used all the same.
 fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)>> {
-    let Some(volume) = context.root.volume_home(&context.lab, data) else { return Ok(None) };
+    let home = data.ancestors().find_map(|dir| context.root.volume_home(&context.lab, dir));
+    // The mark is the whole volume's. Below its top there may be other data as well, or none yet.
+    let is_top = context.root.volume_home(&context.lab, data).is_some();
+    let Some(volume) = home.filter(|_| is_top || content(data) == Data::Primary) else { return Ok(None) };
     let shown = volume.file_name().unwrap_or_default().display().to_string();
     let known = state::load_volume(&volume).map_err(|error| {
         advise(
@@ -158,7 +161,10 @@ fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)
             format!("if none was, remove {}", volume.join("volume.json").display()),
         )
     })?;
-    let way_out = || format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`");
+    let way_out = || match is_top {
+        true => format!("a standby can go on with them: `pgbox replica {shown} --of PRIMARY`"),
+        false => "a standby gets data of its own: `pgbox replica NAME --of PRIMARY`".to_owned(),
+    };
     Ok(known.and_then(|known| known.superseded_by).map(|by| (by, way_out())))
 }
 
@@ -275,9 +281,20 @@ fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
             ));
         }
     }
+    let origin = Place::alone(data).control().ok().map(|control| control.system);
+    let nodes = node::all(&context.root, &context.lab)?;
+    let mut others = rival::unused(&context.root, &context.lab, &nodes, origin)?;
+    others.retain(|other| other.data != data);
+    let nothing = "nothing is left that they could follow";
+    let without = format!("without {}/{SIGNAL} they are a primary's", data.display());
+    if others.is_empty() {
+        return Ok(format!("{nothing}: {without}"));
+    }
+    let others = others.iter().map(|other| format!("`{}`", other.volume)).collect::<Vec<_>>().join(", ");
+    // On one timeline, whoever has more would go on after other records than its own.
     Ok(format!(
-        "nothing is left that they could follow: without {}/{SIGNAL} they are a primary's",
-        data.display()
+        "{nothing}, but {others} may have more. Choose what has most: if it is these data, {without}. When that is up, each \
+         of the others needs a new base backup: `pgbox volume rm VOLUME`, then `pgbox replica NAME --of CHOSEN`"
     ))
 }
 

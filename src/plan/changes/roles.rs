@@ -131,12 +131,19 @@ fn refuse_empty(
     }
     let names = |of: &[&Name]| of.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
     let primaries: Vec<&Name> = left.iter().copied().filter(|name| data(name) == Data::Primary).collect();
-    changes.refused.push(match primaries[..] {
-        [] => format!(
-            "the data of {} are no primary's, and an empty one would be another cluster; without {} those of `{first}` are \
-             a primary's: then `pgbox up` again",
+    let signal = |name: &str| actual.volumes.join(name).join("data").join(SIGNAL).display().to_string();
+    let what = "are no primary's, and an empty one would be another cluster";
+    changes.refused.push(match (&primaries[..], left.len()) {
+        ([], 1) => format!(
+            "the data of `{first}` {what}; without {} they are a primary's: then `pgbox up` again",
+            signal(first.as_str())
+        ),
+        // On one timeline, whoever has more would go on after other records than its own.
+        ([], _) => format!(
+            "the data of {} {what}. Choose those that have most: without {} they are a primary's, which `pgbox run NAME` \
+             starts. When that is up, the others need a new base backup: `pgbox volume rm` for each, then `pgbox up`",
             names(&left),
-            actual.volumes.join(first.as_str()).join("data").join(SIGNAL).display()
+            signal("NAME")
         ),
         _ => format!(
             "the data of {} are a primary's each, and those of `{head}` are not: nobody knows who is meant; name that one in \

@@ -330,9 +330,9 @@ fn an_empty_primary_is_not_made_where_others_have_the_data() {
     check(&wanted(&three()), &lab, &["create b on its data", "create a of b on its data", "create p of b"]);
     assert!(changes(&wanted(&three()), &lab, false).notes[0].contains("`b` is the primary now, and not `p`"));
     for (lab, way_out) in [
-        (left(&[("a", Data::Standby), ("b", Data::Standby)]), "standby.signal"),
+        (left(&[("a", Data::Standby), ("b", Data::Standby)]), "NAME/data/standby.signal"),
         (left(&[("a", Data::Primary), ("b", Data::Primary)]), "nobody knows who is meant"),
-        (left(&[("p", Data::Standby), ("a", Data::Standby), ("b", Data::None)]), "standby.signal"),
+        (left(&[("p", Data::Standby), ("a", Data::Standby), ("b", Data::None)]), "volume rm"),
     ] {
         let found = changes(&wanted(&three()), &lab, false);
         assert_eq!(said(&found), Vec::<String>::new());
