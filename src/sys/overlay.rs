@@ -63,15 +63,21 @@ pub fn mount_points(lowers: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let lowers: Vec<PathBuf> = lowers.iter().map(|lower| real(lower)).collect();
     let home = lowers.first().and_then(|lower| lower.parent()).unwrap_or(Path::new("/"));
-    let is_bound = |point: &Path| match (&lowers[..], std::fs::metadata(point)) {
-        ([only], Ok(seen)) => {
-            std::fs::metadata(only).is_ok_and(|own| (own.dev(), own.ino()) == (seen.dev(), seen.ino()))
-        }
-        _ => false,
+    let table = super::fs::read("/proc/thread-self/mountinfo").context("read mountinfo")?;
+    let table = String::from_utf8_lossy(&table);
+    let only = match &lowers[..] {
+        [only] => Some((only, device(only, &table)?)),
+        _ => None,
     };
-    let table = super::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    // Not of every mount point: one of a server that is gone would never answer.
+    let is_bound = |point: &Path, on: Option<&str>| {
+        only.as_ref().filter(|(_, device)| device.as_deref() == on).is_some_and(|(only, _)| {
+            let identity = |path: &Path| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino()));
+            identity(only).is_ok_and(|own| identity(point).is_ok_and(|seen| own == seen))
+        })
+    };
     let mut points = Vec::new();
-    for line in String::from_utf8_lossy(&table).lines() {
+    for line in table.lines() {
         let Some((mount, overlay)) = line.split_once(" - ") else { continue };
         let point = PathBuf::from(unescape(mount.split(' ').nth(4).unwrap_or_default()));
         // A name alone is one beside the others.
@@ -79,11 +85,30 @@ pub fn mount_points(lowers: &[PathBuf]) -> Result<Vec<PathBuf>> {
             Some(rest) => lower_directories(rest).map(|lower| real(&home.join(lower))).collect(),
             None => Vec::new(),
         };
-        if seen == lowers || is_bound(&point) {
+        if seen == lowers || is_bound(&point, mount.split(' ').nth(2)) {
             points.push(point);
         }
     }
     Ok(points)
+}
+
+/// The number that mountinfo (`table`) has for the filesystem of a directory: stat(2) has another one on Btrfs. `None`: the
+/// directory is not there.
+fn device(path: &Path, table: &str) -> Result<Option<String>> {
+    let directory = match super::fs::open_dir(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        directory => directory.with_context(|| format!("open {}", path.display()))?,
+    };
+    let about = PathBuf::from(format!("/proc/self/fdinfo/{}", directory.as_raw_fd()));
+    let about = std::fs::read_to_string(&about).with_context(|| format!("read {}", about.display()))?;
+    let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
+    let line = table.lines().find(|line| line.split(' ').next() == Some(id));
+    let Some(number) = line.and_then(|line| line.split(' ').nth(2)) else {
+        // What is mounted at or above the root of a chroot is not in the table.
+        let number = rustix::fs::fstat(&directory).map_err(std::io::Error::from)?.st_dev;
+        return Ok(Some(format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))));
+    };
+    Ok(Some(number.to_owned()))
 }
 
 /// The lower directories in the source and options of an overlay, proc_pid_mountinfo(5).
@@ -339,6 +364,17 @@ mod tests {
         let Some((dir, lowers, target)) = lowers() else { return };
         mount(&lowers, None, &target, Options::default()).unwrap();
         check(dir, &target, 131);
+    }
+
+    #[test]
+    fn a_single_directory_is_found_where_it_is_bound() {
+        let Some((dir, lowers, target)) = lowers() else { return };
+        mount(&lowers[..1], None, &target, Options::default()).unwrap();
+        assert_eq!(mount_points(&lowers[..1]).unwrap(), [target.canonicalize().unwrap()]);
+        assert!(mount_points(&lowers[1..2]).unwrap().is_empty());
+        assert!(mount_points(&[dir.path().join("nothing")]).unwrap().is_empty());
+        umount(&target).unwrap();
+        nix::mount::umount(dir.path()).unwrap();
     }
 
     #[test]
