@@ -146,12 +146,13 @@ fn name(text: &str) -> Result<Name> {
 
 /// The reason that a server gives, with what it says of a way out. Of its file it says last only that something is wrong in it.
 fn said(log: &[String]) -> Option<String> {
-    let after = |word: &str| {
-        let mut said = log.iter().filter_map(|line| Some(line.split_once(word)?.1.trim()));
-        said.find(|text| !text.contains("missing configuration file")).map(str::to_owned)
-    };
-    let of_file = |text: String| text.split(&format!(" in file \"{CONFIG}\"")).next().map(str::to_owned);
-    let why = after("LOG:").and_then(of_file).or_else(|| after("FATAL:")).or_else(|| log.last().cloned())?;
+    let after = |word: &str| log.iter().find_map(|line| Some(line.split_once(word)?.1.trim().to_owned()));
+    // A server, or a library in it, may log what is no objection.
+    let in_file = format!(" in file \"{CONFIG}\"");
+    let mut of_file = log
+        .iter()
+        .filter_map(|line| Some(line.split_once("LOG:")?.1.split_once(&in_file)?.0.trim().to_owned()));
+    let why = of_file.next().or_else(|| after("FATAL:")).or_else(|| log.last().cloned())?;
     Some(after("HINT:").map_or_else(|| why.clone(), |hint| format!("{why}; {}", hint.trim_end_matches('.'))))
 }
 
@@ -169,6 +170,9 @@ mod tests {
         let log = "2026-01-01 GMT [2] LOG:  unrecognized configuration parameter \"wrok_mem\" in file \"/pgbox-trial.conf\" line 2\n\
                    2026-01-01 GMT [2] FATAL:  configuration file \"/pgbox-trial.conf\" contains errors";
         assert_eq!(said(log).as_deref(), Some("unrecognized configuration parameter \"wrok_mem\""));
+        let log = "2026-01-01 GMT [2] LOG:  a library says hello\n\
+                   2026-01-01 GMT [2] FATAL:  could not access file \"x\"";
+        assert_eq!(said(log).as_deref(), Some("could not access file \"x\""));
         assert_eq!(said("postgres: cannot").as_deref(), Some("postgres: cannot"));
         assert_eq!(said(""), None);
     }
