@@ -273,11 +273,6 @@ impl Root {
         Ok(try_lock(&file, &path)?.then_some(Lock { let_go: None, _file: file }))
     }
 
-    /// Waits until nobody says so.
-    pub fn wait_for_stop(&self, lab: &Name) -> Result<()> {
-        self.lock_file(&format!("stop-{lab}")).map(drop)
-    }
-
     /// Takes the lock on what all labs share: ports, address ranges, images. Held from the question whether
     /// something is free until it is written down whose it is. Whoever needs a lab's lock as well takes that one
     /// first.

@@ -69,10 +69,21 @@ impl Context {
     /// Takes the lab's lock, and says what the last one who had it has left undone.
     fn lock(&self) -> Result<Lock> {
         let lock = self.root.lock(&self.lab)?;
+        self.tell_let_go(&lock);
+        Ok(lock)
+    }
+
+    /// The same without waiting: `None` while another command holds it.
+    fn try_lock(&self) -> Result<Option<Lock>> {
+        let lock = self.root.try_lock(&self.lab)?;
+        lock.iter().for_each(|lock| self.tell_let_go(lock));
+        Ok(lock)
+    }
+
+    fn tell_let_go(&self, lock: &Lock) {
         if let Some(let_go) = &lock.let_go {
             warn(self, &let_go.text());
         }
-        Ok(lock)
     }
 
     /// Says of a node that is held still whether that will end by itself. For commands that take no lock.

@@ -49,7 +49,7 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     // Nodes that it has not come to yet run, and will not.
     if context.root.lock_stop(&context.lab)?.is_none() {
         super::note(context, "another command stops nodes of this lab; they are started when it is done");
-        context.root.wait_for_stop(&context.lab)?;
+        within(context, args.timeout, || context.root.lock_stop(&context.lab))?;
     }
     let nodes = which::nodes(context, &args.which, Going::Up)?;
     if !args.foreground {
@@ -60,6 +60,24 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
         _ => {
             Err(misuse("only one node can be in the foreground", "name one node, or leave --foreground out"))
         }
+    }
+}
+
+/// Tries to take a lock for so long.
+fn within<L>(context: &Context, timeout: Duration, take: impl Fn() -> Result<Option<L>>) -> Result<L> {
+    let deadline = Instant::now() + timeout;
+    loop {
+        if let Some(lock) = take()? {
+            return Ok(lock);
+        }
+        if Instant::now() >= deadline {
+            let waited = humantime::format_duration(timeout);
+            return Err(advise(
+                format!("another command has been at work in lab `{}` for more than {waited}", context.lab),
+                "try again when it is done; it may be a `pgbox stop` that waits",
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -126,7 +144,7 @@ fn bring_up(
     stdio: Stdio,
     patience: &Patience<'_>,
 ) -> Result<Option<(NodeState, Spawned)>> {
-    let lock = context.lock()?;
+    let lock = within(context, patience.timeout, || context.try_lock())?;
     let mut node = node::find(&context.root, &context.lab, name)?;
     if let Some(pidfd) = &node.pidfd {
         // A start that was killed before it let pid 1 go on has left one that ends at once.

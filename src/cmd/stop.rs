@@ -31,7 +31,9 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     need_root("pgbox stop")?;
-    let _stop = context.root.lock_stop(&context.lab)?;
+    // Of a single node its state tells.
+    let several = args.which.all || args.which.nodes.len() > 1;
+    let _stop = several.then(|| context.root.lock_stop(&context.lab)).transpose()?;
     let nodes = which::nodes(context, &args.which, Going::Down)?;
     each(context, &nodes, |name| stop(context, args, name))
 }

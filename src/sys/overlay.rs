@@ -63,7 +63,7 @@ pub fn mount_points(lowers: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let lowers: Vec<PathBuf> = lowers.iter().map(|lower| real(lower)).collect();
     let home = lowers.first().and_then(|lower| lower.parent()).unwrap_or(Path::new("/"));
-    let table = super::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    let table = super::fs::read("/proc/thread-self/mountinfo").context("read mountinfo")?;
     let table = String::from_utf8_lossy(&table);
     let only = match &lowers[..] {
         [only] => Some((only, device(only, &table)?)),
@@ -103,11 +103,12 @@ fn device(path: &Path, table: &str) -> Result<Option<String>> {
     let about = std::fs::read_to_string(&about).with_context(|| format!("read {}", about.display()))?;
     let id = about.lines().find_map(|line| line.strip_prefix("mnt_id:")).unwrap_or_default().trim();
     let line = table.lines().find(|line| line.split(' ').next() == Some(id));
-    let number = line.and_then(|line| line.split(' ').nth(2));
-    number
-        .map(str::to_owned)
-        .map(Some)
-        .with_context(|| format!("mountinfo has no mount of {}", path.display()))
+    let Some(number) = line.and_then(|line| line.split(' ').nth(2)) else {
+        // What is mounted at or above the root of a chroot is not in the table.
+        let number = rustix::fs::fstat(&directory).map_err(std::io::Error::from)?.st_dev;
+        return Ok(Some(format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number))));
+    };
+    Ok(Some(number.to_owned()))
 }
 
 /// The lower directories in the source and options of an overlay, proc_pid_mountinfo(5).

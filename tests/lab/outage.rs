@@ -227,8 +227,12 @@ fn a_start_waits_for_the_end_of_a_stop() {
     let mut client = sleeper(&host, "r1");
     let mut stop = host.command(&["stop", "r1", "--mode", "smart"]).spawn().expect("stop");
     soon("r1 is being stopped", 5, || phase("r1") == "stopping");
+    let said = host.fails(1, &["start", "primary", "--timeout", "500ms"]);
+    assert!(said.contains("another command has been at work") && said.contains("500ms"), "{said}");
     stop.kill().expect("kill");
     stop.wait().expect("wait");
+    let said = host.fails(1, &["start", "r1", "--timeout", "100ms"]);
+    assert!(said.contains("has not ended yet") && said.contains("pgbox stop -t 0 r1"), "{said}");
     assert!(host.pgbox(&["start", "r1"]).contains("r1 is ready at"));
     let _ = client.wait();
 }

@@ -259,3 +259,20 @@ fn a_standby_that_applies_late_is_up_before_it_has_applied_anything() {
 fn state_of(node: &str) -> String {
     format!("SELECT state FROM pg_stat_replication WHERE application_name = '{node}'")
 }
+
+/// What is copied with the data, and what a server is started with, wins over pgbox' file: nothing in there is to be raised.
+#[test]
+fn a_standby_that_has_enough_by_alter_system_or_an_argument_is_not_told_more() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.sql("primary", &[], "ALTER SYSTEM SET max_connections = 200");
+    host.pgbox(&["restart", "primary"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["stop", "r1"]);
+    let output = host.try_pgbox(&["start", "r1"]);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(output.status.success() && !said.contains("max_connections"), "{said}");
+    assert_eq!(host.sql("r1", &[], "SHOW max_connections"), "200");
+    let conf = host.pgbox(&["exec", "r1", "--", "cat", "/var/lib/postgresql/data/pgbox.conf"]);
+    assert!(!conf.contains("max_connections"), "{conf}");
+}
