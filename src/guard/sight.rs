@@ -22,6 +22,8 @@ pub enum Sight {
     Down(String),
     /// It does not work, and may again.
     Failing(String),
+    /// It works, and did not in between.
+    Returned(String),
 }
 
 /// What there is to say after a look.
@@ -94,6 +96,11 @@ impl Judge {
                     Finding::Trouble(what)
                 }
             },
+            Sight::Returned(_) if self.since.is_some() => Finding::Nothing,
+            Sight::Returned(what) => {
+                self.since = Some(begun);
+                Finding::Trouble(what)
+            }
         }
     }
 }
@@ -118,14 +125,17 @@ pub fn ended(status: &Status, was_up: bool, same_boot: bool) -> Sight {
 /// What pid 1 said last, of a primary whose pid 1 lives, as far as that says enough. `crashes` is how many there were when it was
 /// seen last: who starts anew without one was asked to, however short that took.
 pub fn living(status: &Status, was_up: bool, crashes: u32) -> Option<Sight> {
+    let why = status.error.as_deref().unwrap_or("the server has crashed");
     match status.phase {
+        Phase::Running if status.restarts != crashes => {
+            Some(Sight::Returned(format!("was started again by its pid 1 ({why})")))
+        }
         Phase::Running => None,
         Phase::Starting if was_up && status.restarts == crashes => {
             Some(Sight::LetBe("was asked to stop, or to start anew".to_owned()))
         }
         Phase::Stopping => Some(Sight::LetBe("was asked to stop, or to start anew".to_owned())),
         Phase::Waiting | Phase::Starting if was_up => {
-            let why = status.error.as_deref().unwrap_or("the server has crashed");
             Some(Sight::Failing(format!("is started again by its pid 1 ({why})")))
         }
         Phase::Ended => Some(Sight::Failing("is ending".to_owned())),
@@ -194,6 +204,21 @@ mod tests {
         assert!(matches!(living(&crashed, true, 0), Some(Sight::Failing(_))));
         assert!(matches!(living(&status(Phase::Waiting, None), true, 0), Some(Sight::Failing(_))));
         assert_eq!(living(&status(Phase::Running, None), true, 0), None);
+    }
+
+    #[test]
+    fn a_crash_between_two_looks_is_told_and_is_no_failure() {
+        let now = Instant::now();
+        let mut judge = Judge::new(Duration::ZERO);
+        let crashed = Status { restarts: 1, ..status(Phase::Running, None) };
+        let returned = || living(&crashed, true, 0).expect("it says something");
+        let trouble = Finding::Trouble("was started again by its pid 1 (the server has crashed)".to_owned());
+        assert_eq!(judge.see(returned(), now, now), trouble);
+        assert_eq!(judge.see(Sight::Well, now, now), Finding::Back(Duration::ZERO));
+        // Who was seen to fail before has had its trouble told.
+        assert!(matches!(judge.see(failing(), now, now), Finding::Trouble(_)));
+        assert_eq!(judge.see(returned(), now, now), Finding::Nothing);
+        assert_eq!(living(&crashed, true, 1), None, "that is over");
     }
 
     #[test]

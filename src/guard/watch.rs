@@ -256,6 +256,9 @@ impl Guard<'_> {
         if let Some(sight) = sight::living(&node.status, head.was_up, head.crashes) {
             // After a restart that was asked for it comes up as after a start.
             head.was_up &= !matches!(sight, Sight::LetBe(_));
+            if matches!(sight, Sight::Returned(_)) {
+                head.crashes = node.status.restarts;
+            }
             head.answer = None;
             return sight;
         }
