@@ -5,7 +5,7 @@ use std::fmt;
 
 use nix::errno::Errno;
 
-use crate::{step::HostStep, sys::cgroup::Missing};
+use crate::{spec::Name, step::HostStep, sys::cgroup::Missing};
 
 /// An error with a way out.
 #[derive(Debug)]
@@ -27,6 +27,12 @@ impl std::error::Error for Advised {}
 /// An error whose hint is printed below it.
 pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     anyhow::Error::new(Advised { message: message.into(), hint: Some(hint.into()), code: 1 })
+}
+
+/// What there is to say of a takeover that was begun and not finished, and what to type.
+pub fn unfinished(old: &Name, new: &Name) -> (String, String) {
+    let what = format!("`{new}` was about to take the place of `{old}`, which was not finished");
+    (what, format!("`pgbox failover {new}`"))
 }
 
 /// An error and its way out on one line.

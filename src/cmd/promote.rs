@@ -15,7 +15,7 @@ use crate::{
         rival::{self, Rival},
         stray,
     },
-    hint::advise,
+    hint::{self, advise},
     plan::follow,
     spec::Name,
     state::{Lock, Role},
@@ -117,10 +117,8 @@ fn there_would_be_two(cluster: &Cluster, name: &Name, of: &Name) -> Error {
 pub fn without_successor(context: &Context, cluster: &Cluster, by: &Name) -> Result<Error> {
     let old = &cluster.head().name;
     if cluster.node(by).is_some() {
-        return Ok(advise(
-            format!("`{by}` was about to take the place of `{old}`, which was not finished"),
-            format!("finish it: `pgbox failover {by}`"),
-        ));
+        let (what, way_out) = hint::unfinished(old, by);
+        return Ok(advise(what, way_out));
     }
     let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, cluster.head())?;
     let way_out = rivals.first().map_or_else(

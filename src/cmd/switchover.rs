@@ -21,7 +21,7 @@ use crate::{
         node::{self, Node},
         wal::Place,
     },
-    hint::advise,
+    hint::{self, advise},
     plan::{
         self,
         follow::{self, Upstream},
@@ -99,12 +99,10 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
     let target = cluster.node(target).context("the cluster has lost a node")?;
     target.awake()?;
     if let Role::Superseded { by } = old.state.role()
-        && let Some(other) = cluster.node(&by)
+        && cluster.node(&by).is_some()
     {
-        return Err(advise(
-            format!("`{by}` was about to take the place of `{}`, which was not finished", old.name),
-            format!("`pgbox failover {}`", other.name),
-        ));
+        let (what, way_out) = hint::unfinished(&old.name, &by);
+        return Err(advise(what, way_out));
     }
     if old.state.role() != Role::Primary || old.pidfd.is_none() {
         return Err(advise(

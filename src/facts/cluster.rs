@@ -10,7 +10,7 @@ use super::{
     wal::Place,
 };
 use crate::{
-    hint::advise,
+    hint::{self, advise},
     spec::{self, Name},
     state::{Role, Root},
 };
@@ -127,8 +127,7 @@ pub fn stays_down(root: &Root, nodes: &[Node], node: &Node) -> Option<(String, S
     let Role::Superseded { by } = node.state.role() else { return None };
     let name = &node.name;
     if role_of(nodes, &by) == Some(Role::Standby { of: name.clone() }) {
-        let what = format!("`{by}` was about to take the place of `{name}`, which was not finished");
-        return Some((what, format!("`pgbox failover {by}`")));
+        return Some(hint::unfinished(name, &by));
     }
     let what = format!(
         "`{name}` was the primary, and `{by}` was promoted in its place: two primaries would grow apart"

@@ -16,6 +16,7 @@ use super::{
     stray,
 };
 use crate::{
+    hint,
     postgres::{
         lsn::Lsn,
         report::Phase,
@@ -245,9 +246,8 @@ fn unfinished(nodes: &[Seen], head: &Seen) -> Option<Takeover> {
 
 fn told(Takeover { old, new, promoted }: &Takeover) -> String {
     let but = if *promoted == Some(true) { "; it takes writes already, and nobody is led to it" } else { "" };
-    format!(
-        "`{new}` was about to take the place of `{old}`, which was not finished{but}: `pgbox failover {new}`"
-    )
+    let (what, way_out) = hint::unfinished(old, new);
+    format!("{what}{but}: {way_out}")
 }
 
 /// Adds what follows a node, and what follows that.

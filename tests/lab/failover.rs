@@ -281,17 +281,21 @@ fn a_standby_that_has_gone_another_way_is_not_taken_for_a_better_one() {
     until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
 }
 
+/// The primary is dead, and what a failover to `r1` writes down next is on disk: as if it had been killed there.
+fn begin_takeover(host: &Host) {
+    host.pgbox(&["crash", "primary", "--node"]);
+    let root = pgbox::state::Root::new(&host.root);
+    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
+    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
+    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+}
+
 /// Killed between the end of the old primary and the promotion: nobody is a primary then, and only one can become it.
 #[test]
 fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
     let Some(host) = Host::new() else { return };
     trio(&host);
-    host.pgbox(&["crash", "primary", "--node"]);
-    // What a failover to r1 has written down when it is killed there.
-    let root = pgbox::state::Root::new(&host.root);
-    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
-    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
-    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+    begin_takeover(&host);
     for args in [["start", "primary"], ["rejoin", "primary"], ["switchover", "r1"], ["switchover", "r2"]] {
         let said = host.fails(1, &args);
         let not_finished = "`r1` was about to take the place of `primary`, which was not finished";
@@ -325,11 +329,7 @@ fn a_takeover_that_was_not_finished_is_finished_by_the_same_standby() {
 fn a_takeover_that_was_not_finished_is_finished_after_both_went_down() {
     let Some(host) = Host::new() else { return };
     trio(&host);
-    host.pgbox(&["crash", "primary", "--node"]);
-    let root = pgbox::state::Root::new(&host.root);
-    let name = |name: &str| name.parse::<pgbox::spec::Name>().expect("a name");
-    let old = pgbox::facts::node::find(&root, &name("default"), &name("primary")).expect("the node");
-    pgbox::engine::takeover::supersede(&old, &name("r1")).expect("supersede");
+    begin_takeover(&host);
     host.sql("r1", &[], "SELECT pg_promote()");
     host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
     host.pgbox(&["crash", "r1", "--node"]);

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{Action, Actual, Changes, Data, Existing, Left};
 use crate::{
+    hint,
     lab::wanted::{Wanted, WantedNode},
     postgres::standby::SIGNAL,
     spec::{self, Follow, Name},
@@ -240,9 +241,8 @@ fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
     if let Some(Left { by, .. }) = left
         && actual.node(by).is_some_and(|node| node.role == Role::Standby { of: name.clone() })
     {
-        changes.refused.push(format!(
-            "`{by}` was about to take the place of `{name}`, which was not finished: `pgbox failover {by}`"
-        ));
+        let (what, way_out) = hint::unfinished(name, by);
+        changes.refused.push(format!("{what}: {way_out}"));
         return false;
     }
     let there = actual.node(name);
