@@ -1,7 +1,7 @@
 //! Commands that are interrupted, and nodes that are stopped or removed by one command while another waits.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead, BufReader, Read},
     process::{Child, ChildStdout, Stdio},
     time::Instant,
@@ -148,6 +148,13 @@ fn the_foreground_shows_the_log_and_a_signal_is_a_fast_shutdown() {
     }
 }
 
+/// Stops a command that waits for its node, as Ctrl-Z does; not one that holds the lab's lock, which all others would wait for.
+fn suspend(host: &Host, command: &Child) {
+    let lock = host.root.join("locks/lab-default");
+    until("it waits without the lock", 20, || File::open(&lock).unwrap().try_lock().is_ok());
+    send(command, Signal::SIGSTOP);
+}
+
 /// A command that was stopped while it waited (Ctrl-Z) finds another node under the name when it goes on.
 #[test]
 fn who_gives_up_late_leaves_a_node_alone_that_was_made_anew() {
@@ -155,7 +162,7 @@ fn who_gives_up_late_leaves_a_node_alone_that_was_made_anew() {
     let scripts = slow_scripts(&host);
     let late = begin(&host, &["run", "n", "postgres:15", "-v", &scripts]);
     until("the scripts run", 20, || state(&host) == "init-scripts");
-    send(&late, Signal::SIGSTOP);
+    suspend(&host, &late);
     host.pgbox(&["rm", "--force", "-v", "n"]);
     host.pgbox(&["run", "n", "postgres:15"]);
     host.sql("n", &[], "CREATE TABLE t AS SELECT 7 AS i");
@@ -170,7 +177,7 @@ fn who_gives_up_late_leaves_a_node_alone_that_was_made_anew() {
     slow_start(&host);
     let late = begin(&host, &["start", "n"]);
     until("it recovers", 20, || state(&host) == "starting");
-    send(&late, Signal::SIGSTOP);
+    suspend(&host, &late);
     host.pgbox(&["stop", "n"]);
     host.pgbox(&["start", "n"]);
     let pid = host.init_pid("n");
