@@ -17,11 +17,13 @@ use crate::{
     hint::{advise, as_misuse, misuse},
     lab::{
         file::{DEFAULT_IMAGE, LabFile},
-        wanted::Wanted,
+        wanted::{Wanted, WantedNode},
     },
     plan::changes::{self, Action, Changes},
+    postgres::contract,
     show,
     spec::{Name, name::DEFAULT_LAB},
+    state,
 };
 
 mod apply;
@@ -62,6 +64,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     }
     first.notes.iter().for_each(|note| super::note(context, note));
     tell_of_volumes(context, wanted)?;
+    tell_of_passwords(context, wanted)?;
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
     if args.diff {
@@ -109,6 +112,26 @@ fn tell_of_volumes(context: &Context, wanted: &Wanted) -> Result<()> {
         if is_idle(&volume)? {
             let text = format!(
                 "no node has the volume `{volume}`: `pgbox run {volume}` goes on with its data, see `pgbox volume ls`"
+            );
+            super::note(context, &text);
+        }
+    }
+    Ok(())
+}
+
+/// Says of a superuser's password in a node's environment that it counts only when the data are made.
+fn tell_of_passwords(context: &Context, wanted: &Wanted) -> Result<()> {
+    for WantedNode { spec, secret } in &wanted.nodes {
+        let (Some(secret), None) = (secret, &spec.follow) else { continue };
+        let given = spec.env.iter().find(|(name, _)| name == contract::USER);
+        let user = given.map_or(contract::DEFAULT_USER, |(_, user)| user);
+        let known = state::read_secret(&context.root.node(&context.lab, &spec.node).secret_file())?;
+        let is_set = wanted.users.iter().any(|other| other.name == user);
+        if !known.is_empty() && known != *secret && !is_set {
+            let text = format!(
+                "POSTGRES_PASSWORD of `{0}` is another one now, and was set when the data were made; to change it: \
+                 [users.{user}] with its password, or `pgbox psql {0} -c '\\password'`",
+                spec.node
             );
             super::note(context, &text);
         }

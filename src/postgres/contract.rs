@@ -13,6 +13,9 @@ use super::launch::{Password, Source};
 /// The directory of init scripts.
 pub const SCRIPTS_DIR: &str = "/docker-entrypoint-initdb.d";
 
+/// The variable with the superuser's name.
+pub const USER: &str = "POSTGRES_USER";
+
 /// The superuser where `POSTGRES_USER` is not set.
 pub const DEFAULT_USER: &str = "postgres";
 
@@ -21,7 +24,7 @@ const LONGEST_SECRET: usize = 8192;
 
 /// What counts when the data directory is made, and never again.
 pub const WHEN_MADE: [&str; 8] = [
-    "POSTGRES_USER",
+    USER,
     "POSTGRES_USER_FILE",
     "POSTGRES_DB",
     "POSTGRES_DB_FILE",
@@ -77,7 +80,7 @@ impl Contract {
             }
         }
         Ok(Contract {
-            superuser: source("POSTGRES_USER")?.unwrap_or(Source::Value(DEFAULT_USER.to_owned())),
+            superuser: source(USER)?.unwrap_or(Source::Value(DEFAULT_USER.to_owned())),
             database: source("POSTGRES_DB")?,
             initdb_args: source("POSTGRES_INITDB_ARGS")?,
             initdb_waldir: get("POSTGRES_INITDB_WALDIR").map(PathBuf::from),

@@ -165,6 +165,26 @@ fn the_superuser_may_get_its_password_from_a_lab_file() {
 }
 
 #[test]
+fn a_password_that_is_edited_where_it_does_not_count_is_told() {
+    let Some(host) = Host::new() else { return };
+    let lab = host.scratch("files").join("lab.toml");
+    let up = |password: &str, more: &str| {
+        let nodes =
+            format!("[nodes.primary]\nimage = 'postgres:15'\nenv = {{ POSTGRES_PASSWORD = '{password}' }}\n");
+        fs::write(&lab, format!("{nodes}{more}")).unwrap();
+        let output = host.try_pgbox(&["up", lab.to_str().unwrap()]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stderr)
+    };
+    let is_told = |said: &str| said.contains("POSTGRES_PASSWORD of `primary` is another one now");
+    assert!(!is_told(&up("first", "")) && !is_told(&up("first", "")));
+    let said = up("second", "");
+    assert!(is_told(&said) && said.contains("[users.postgres]") && !said.contains("second"), "{said}");
+    assert!(!is_told(&up("second", "[users.postgres]\npassword = 'second'\n")));
+    assert!(!is_told(&up("second", "")), "now it is that one");
+}
+
+#[test]
 fn psql_without_a_name_is_the_primarys_or_says_which_there_are() {
     let Some(host) = Host::new() else { return };
     assert!(host.fails(1, &["psql", "-c", "SELECT 1"]).contains("no Postgres runs in lab `default`"));

@@ -122,15 +122,13 @@ pub fn owners(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
     }
 }
 
-const SUPERUSER: &str = "POSTGRES_USER";
-
 /// Whether initdb may make a role of this name.
 fn is_superuser(wanted: &Wanted, name: &str) -> bool {
     let users = wanted.nodes.iter().flat_map(|node| &node.spec.env);
-    let mut users = users.filter(|(key, _)| key.starts_with(SUPERUSER)).peekable();
+    let mut users = users.filter(|(key, _)| key.starts_with(contract::USER)).peekable();
     match users.peek() {
         None => name == contract::DEFAULT_USER,
         // From a file it may be any.
-        Some(_) => users.any(|(key, value)| key != SUPERUSER || value == name),
+        Some(_) => users.any(|(key, value)| key != contract::USER || value == name),
     }
 }
