@@ -4,44 +4,40 @@
 //! This is the only place that knows the order of things. Every order below has a reason, given beside it.
 
 pub mod changes;
+pub mod follow;
+mod init;
 mod limits;
+mod owner;
+mod place;
+mod remains;
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use ipnet::Ipv4Net;
 
-pub mod follow;
-mod owner;
-mod place;
-mod remains;
-
+pub use init::{merged_env, restart, tuned};
+pub use limits::{check_limits, limits, set_limits};
 pub use owner::{is_foreign, keep_owner, owned_dir};
 pub use place::{Below, data_below, data_dir, data_on_host, found_below, mount_of};
 pub use remains::remains;
 
 use crate::{
     postgres::{
-        contract::{self, Contract},
-        launch::{self, InitConfig, Orders, Payload, PostgresPayload, Source, User},
-        settings, tune,
+        contract,
+        launch::{InitConfig, Payload, Source, User},
     },
-    spec::{NodeSpec, ObjectNames, Restart, Volume, VolumeSource, name},
+    spec::{NodeSpec, ObjectNames, Volume, VolumeSource, name},
     state::{Plan, Root},
     step::{AfterStep, HostStep, InnerStep, inner::BindPlace},
-    sys::{cgroup, execute::DEFAULT_PATH},
+    sys::cgroup,
 };
-
-pub use limits::{check_limits, limits, set_limits};
 
 /// The port that Postgres listens on inside a node.
 pub const POSTGRES_PORT: u16 = crate::spec::SERVER_PORT;
-
-/// The log is moved aside at this many bytes; two of them are kept.
-const LOG_CAP: u64 = 16 << 20;
 
 /// What the plan has to know about the world. `facts` finds it out.
 #[derive(Debug, Clone)]
@@ -95,7 +91,7 @@ pub struct PostgresFacts {
 /// When the image can't do what is asked, or a variable of the official image's contract is wrong.
 pub fn plan(spec: &NodeSpec, facts: &Facts) -> Result<Plan> {
     let names = ObjectNames::new(facts.root.path(), &spec.lab, &spec.node);
-    let init = init_config(spec, facts)?;
+    let init = init::init_config(spec, facts)?;
     check_limits(spec, &facts.cgroups)?;
     let mounts = mounts(spec, facts, data_dir(&init));
     Ok(Plan {
@@ -357,102 +353,4 @@ fn after_steps(spec: &NodeSpec, facts: &Facts, init: &InitConfig) -> Vec<AfterSt
         steps.push(follow::wait_until_streaming(&upstream.server, &spec.node));
     }
     steps
-}
-
-fn init_config(spec: &NodeSpec, facts: &Facts) -> Result<InitConfig> {
-    let env = merged_env(&facts.image.env, &spec.env);
-    let contract = Contract::parse(&env)?;
-    let (payload, user) = match spec.command() {
-        Some(argv) => command_payload(argv, facts),
-        None => postgres_payload(spec, facts, &contract)?,
-    };
-    let is_command = matches!(payload, Payload::Command { .. });
-    Ok(InitConfig {
-        payload,
-        user,
-        // The contract is the server's: a command that talks to one may need a password.
-        env: if is_command { env } else { contract.rest },
-        cwd: facts.image.workdir.clone().filter(|_| is_command).unwrap_or_else(|| "/".into()),
-        restart: restart(spec.restart),
-        stop_timeout: spec.stop_timeout,
-        log_cap: LOG_CAP,
-    })
-}
-
-/// A restart policy in the words of pid 1.
-pub fn restart(policy: Restart) -> launch::Restart {
-    match policy {
-        Restart::No => launch::Restart::No,
-        Restart::OnCrash { max } => launch::Restart::OnCrash { max },
-    }
-}
-
-fn command_payload(mut argv: Vec<String>, facts: &Facts) -> (Payload, User) {
-    let root = User { uid: 0, gid: 0, groups: vec![], name: "root".into(), home: "/root".into() };
-    let mut user = facts.image.user.clone().unwrap_or(root);
-    // `postgres` need not be in the image's PATH, and most of what it does it refuses to do as root.
-    if let Some(postgres) = facts.image.postgres.as_ref().filter(|_| argv[0] == "postgres") {
-        argv[0] = postgres.bindir.join("postgres").display().to_string();
-        user = postgres.user.clone();
-    }
-    (Payload::Command { argv }, user)
-}
-
-fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Result<(Payload, User)> {
-    let Some(postgres) = &facts.image.postgres else {
-        bail!(
-            "image {} has no Postgres in it: no `postgres` and `initdb` in its PATH, below /usr/lib/postgresql, /usr/pgsql-* or /usr/local",
-            spec.image
-        );
-    };
-    let payload = PostgresPayload {
-        bindir: postgres.bindir.clone(),
-        pgdata: contract.pgdata.clone().unwrap_or_else(|| "/var/lib/postgresql/data".into()),
-        major: postgres.major,
-        superuser: contract.superuser.clone(),
-        database: contract.database.clone(),
-        initdb_args: contract.initdb_args.clone(),
-        initdb_waldir: contract.initdb_waldir.clone(),
-        password: contract.password(),
-        auth_method: contract.auth_method.clone(),
-        scripts_dir: contract::SCRIPTS_DIR.into(),
-        server_args: spec.server_args().to_vec(),
-        orders: Orders {
-            settings: node_settings(spec, facts, postgres.major)?,
-            standby: spec.follow.as_ref().map(|follow| follow::following(&spec.node, follow)),
-        },
-        replication_subnet: Some(facts.gateway.trunc().to_string()),
-    };
-    Ok((Payload::Postgres(Box::new(payload)), postgres.user.clone()))
-}
-
-/// The generated settings: what every node starts with, then what follows from its limits, then what the
-/// user said; of two values for one name the later counts.
-fn node_settings(spec: &NodeSpec, facts: &Facts, major: u32) -> Result<Vec<(String, String)>> {
-    let mut list = settings::defaults(major);
-    if spec.tune {
-        list.extend(tuned(spec, facts));
-    }
-    let generated = list.into_iter().map(|s| (s.name.to_owned(), s.value));
-    let mut all: Vec<(String, String)> = generated.collect();
-    all.extend(spec.settings.iter().cloned());
-    settings::render(&all).context("the settings of -c")?;
-    Ok(all)
-}
-
-/// What `--tune auto` derives from the node's limits, or from the whole machine.
-pub fn tuned(spec: &NodeSpec, facts: &Facts) -> Vec<settings::Setting> {
-    let memory = spec.limits.memory.map_or(tune::Memory::Machine(facts.whole_memory), tune::Memory::Limit);
-    tune::tune(memory, spec.limits.milli_cpus.map(|m| m as f64 / 1000.0))
-}
-
-/// The image's environment with the user's on top.
-pub fn merged_env(image: &[(String, String)], user: &[(String, String)]) -> Vec<(String, String)> {
-    let mut env: Vec<(String, String)> =
-        image.iter().filter(|(key, _)| !user.iter().any(|(k, _)| k == key)).cloned().collect();
-    env.extend(user.iter().cloned());
-    if !env.iter().any(|(key, _)| key == "PATH") {
-        env.push(("PATH".to_owned(), DEFAULT_PATH.to_owned()));
-    }
-    env
 }

@@ -11,9 +11,9 @@ use crate::{
     cli,
     engine::{endpoint, ready::Answer},
     facts::{
-        self, Asker,
         cluster::Cluster,
         node::{self, Node},
+        ports::{self, Asker},
     },
     hint::advise,
     plan::POSTGRES_PORT,
@@ -172,7 +172,7 @@ pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
             "give one of them another port",
         ));
     }
-    facts::check_ports_free(&context.root, &wanted, Asker::Endpoints(&context.lab))?;
+    ports::check_free(&context.root, &wanted, Asker::Endpoints(&context.lab))?;
     context.root.save_lab(&context.lab, &state)?;
     endpoint::settle(&context.root, &context.lab, None)
 }

@@ -19,7 +19,7 @@ use crate::{
 pub fn change(root: &Root, node: &Node, wanted: &[Publish]) -> Result<()> {
     let mut state = node.state.clone();
     state.spec.publish = wanted.to_vec();
-    facts::check_ports(root, &state.spec, facts::nat(root, &state.spec))?;
+    facts::ports::check(root, &state.spec, facts::nat(root, &state.spec))?;
     let old = plan::set_publish(&mut state.plan, &state.spec, &node.names(root), state.address.addr());
     let new = state.plan.host.iter().find(|step| matches!(step, HostStep::PublishPorts { .. }));
     let steps = |step: Option<&HostStep>| step.filter(|_| node.pidfd.is_some()).cloned();

@@ -8,19 +8,16 @@ pub mod image;
 pub mod lab;
 pub mod node;
 pub mod owner;
+pub mod ports;
 pub mod recovery;
 pub mod replication;
 pub mod rival;
 pub mod stray;
+mod subnet;
 pub mod volume;
 pub mod wal;
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    net::{Ipv4Addr, TcpListener},
-    path::Path,
-};
+use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
@@ -28,8 +25,8 @@ use ipnet::Ipv4Net;
 use crate::{
     hint::advise,
     plan::{self, Facts, ImageFacts, follow::Upstream},
-    spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, Publish, VolumeSource},
-    state::{Endpoint, LabState, NodeState, Role, Root},
+    spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, VolumeSource},
+    state::{LabState, NodeState, Role, Root},
     sys::{self, cgroup, link, memory, netns, nft},
 };
 
@@ -64,10 +61,10 @@ pub fn load(root: &Root, lab: &Name, node: &Name) -> Result<Option<NodeState>> {
 pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> {
     let others = nodes(root, &spec.lab)?;
     check_name(root, spec)?;
-    let lab = lab(root, spec)?;
+    let lab = subnet::of_lab(root, spec)?;
     let taken: BTreeSet<Ipv4Addr> = others.iter().map(|(_, state)| state.address.addr()).collect();
     // Who has no network takes nobody's address away.
-    let address = spec.offline.then(|| lab.gateway()).or_else(|| free_address(&lab, &taken));
+    let address = spec.offline.then(|| lab.gateway()).or_else(|| subnet::free_address(&lab, &taken));
     let address =
         address.with_context(|| format!("lab `{}` has no free address left in {}", spec.lab, lab.subnet))?;
     gather_at(root, spec, image, &lab, address)
@@ -78,7 +75,7 @@ pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> 
 /// # Errors
 /// When something else that it needs is taken.
 pub fn gather_again(root: &Root, state: &NodeState, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> {
-    let lab = lab(root, spec)?;
+    let lab = subnet::of_lab(root, spec)?;
     gather_at(root, spec, image, &lab, state.address.addr())
 }
 
@@ -97,7 +94,7 @@ fn gather_at(
     })?;
     check_cpus(&spec.limits)?;
     let nat = !spec.offline && nat(root, spec);
-    check_ports(root, spec, nat)?;
+    ports::check(root, spec, nat)?;
     let sources = || {
         spec.volumes.iter().filter_map(|v| match &v.source {
             VolumeSource::Path(path) => Some(path.clone()),
@@ -216,154 +213,6 @@ fn lasting_remains(root: &Root, lab: &Name, node: &Name) -> Result<Vec<String>> 
     Ok(found)
 }
 
-fn free_address(lab: &LabState, taken: &BTreeSet<Ipv4Addr>) -> Option<Ipv4Addr> {
-    let endpoints = Endpoint::BOTH.map(|which| lab.endpoint(which));
-    lab.subnet.hosts().skip(1).find(|address| !taken.contains(address) && !endpoints.contains(address))
-}
-
-/// The lab's address range: as remembered, as asked for, or a free one.
-fn lab(root: &Root, spec: &NodeSpec) -> Result<LabState> {
-    let known = root.load_lab(&spec.lab)?;
-    match (known, spec.subnet) {
-        (Some(lab), Some(asked)) if asked.trunc() != lab.subnet => Err(advise(
-            format!("lab `{}` has the address range {}, not {asked}", spec.lab, lab.subnet),
-            "leave --subnet out, or choose another --lab",
-        )),
-        (Some(lab), _) => Ok(lab),
-        (None, Some(asked)) => {
-            let asked = asked.trunc();
-            if asked.network().is_multicast() || asked.network().octets()[0] >= 240 {
-                return Err(advise(
-                    format!("{asked} is no range for hosts"),
-                    "give a private one (RFC 1918)",
-                ));
-            }
-            if asked.prefix_len() > 29 {
-                return Err(advise(format!("{asked} has room for no lab"), "give a range of /29 or larger"));
-            }
-            match conflict(&claimed(root, spec)?, asked) {
-                Some(who) => Err(advise(
-                    format!("the address range {asked} is in use: {who}"),
-                    "choose another with --subnet, or leave it out and pgbox finds a free one",
-                )),
-                None => Ok(LabState::new(asked)),
-            }
-        }
-        (None, None) => free_range(root, spec).map(LabState::new),
-    }
-}
-
-/// Ranges in use, and by what: addresses and routes of this host, and other labs.
-fn claimed(root: &Root, spec: &NodeSpec) -> Result<Vec<(Ipv4Net, String)>> {
-    let mut ranges = Vec::new();
-    for address in link::addresses()? {
-        if let Ok(net) = Ipv4Net::new(address.address, address.prefix) {
-            ranges.push((net.trunc(), format!("{} has the address {net}", address.dev)));
-        }
-    }
-    // A route without a device is a wall (unreachable, blackhole), and nobody lives behind it.
-    for route in link::routes()?.into_iter().filter(|r| r.dst.1 > 0) {
-        if let (Ok(net), Some(dev)) = (Ipv4Net::new(route.dst.0, route.dst.1), route.dev) {
-            ranges.push((net, format!("this host has a route to {net} by {dev}")));
-        }
-    }
-    for lab in root.labs()?.into_iter().filter(|lab| *lab != spec.lab) {
-        if let Some(state) = root.load_lab(&lab)? {
-            ranges.push((state.subnet, format!("lab `{lab}` has {}", state.subnet)));
-        }
-    }
-    Ok(ranges)
-}
-
-fn conflict(claimed: &[(Ipv4Net, String)], range: Ipv4Net) -> Option<String> {
-    let overlaps = |net: &Ipv4Net| net.contains(&range.network()) || range.contains(&net.network());
-    claimed.iter().find(|(net, _)| overlaps(net)).map(|(_, who)| who.clone())
-}
-
-/// A free /24. Each lab begins to look at its own place, so that labs made at one time rarely meet.
-fn free_range(root: &Root, spec: &NodeSpec) -> Result<Ipv4Net> {
-    let claimed = claimed(root, spec)?;
-    let names = ObjectNames::new(root.path(), &spec.lab, &spec.node);
-    let start = names.bridge_mac[5];
-    let candidates =
-        (0..=255u8).map(|i| Ipv4Net::new_assert(Ipv4Addr::new(10, 213, start.wrapping_add(i), 0), 24));
-    candidates.into_iter().find(|range| conflict(&claimed, *range).is_none()).ok_or_else(|| {
-        advise("no address range in 10.213.0.0/16 is free on this host", "name one with --subnet")
-    })
-}
-
-/// Refuses ports that are taken, or can't be published at all.
-pub fn check_ports(root: &Root, spec: &NodeSpec, nat: bool) -> Result<()> {
-    if !nat && !spec.publish.is_empty() {
-        return Err(advise(
-            "this kernel can't publish ports: it has no nf_tables of the family ip",
-            "leave -p out and use the node's own address, or load the modules nf_tables and nft_chain_nat",
-        ));
-    }
-    check_ports_free(root, &spec.publish, Asker::Node(&spec.lab, &spec.node))
-}
-
-/// Who wants to publish ports. What is its own already is not taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Asker<'a> {
-    /// A node of a lab.
-    Node(&'a Name, &'a Name),
-    /// The endpoints of a lab.
-    Endpoints(&'a Name),
-}
-
-/// Refuses ports of this host that are taken by somebody else.
-pub fn check_ports_free(root: &Root, wanted: &[Publish], asker: Asker<'_>) -> Result<()> {
-    if wanted.is_empty() {
-        return Ok(());
-    }
-    for lab in root.labs()? {
-        let is_other = |name: &Name| asker != Asker::Node(&lab, name);
-        for (name, state) in nodes(root, &lab)?.into_iter().filter(|(name, _)| is_other(name)) {
-            let other = &state.spec.publish;
-            if let Some(port) = wanted.iter().find(|p| other.iter().any(|o| o.collides(p))) {
-                return Err(taken(port, &format!("node `{name}` of lab `{lab}` has it")));
-            }
-        }
-        let state = root.load_lab(&lab)?.filter(|_| asker != Asker::Endpoints(&lab));
-        let other = state.iter().flat_map(|lab| Endpoint::BOTH.into_iter().flat_map(|e| lab.published(e)));
-        if let Some(port) = wanted.iter().find(|p| other.clone().any(|o| o.collides(p))) {
-            return Err(taken(port, &format!("an endpoint of lab `{lab}` has it")));
-        }
-    }
-    // A rewritten port never reaches a listener, so a program that listens there would be cut off silently.
-    for port in wanted {
-        let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-        if let Err(e) = TcpListener::bind((ip, port.host_port)) {
-            let why = match e.kind() {
-                std::io::ErrorKind::AddrInUse => "another program listens there".to_owned(),
-                std::io::ErrorKind::AddrNotAvailable => {
-                    return Err(advise(
-                        format!("can't publish on {ip}: it is no address of this host"),
-                        "see `ip -brief address`; without an address the port is published on all",
-                    ));
-                }
-                _ => e.to_string(),
-            };
-            return Err(taken(port, &why));
-        }
-    }
-    Ok(())
-}
-
-fn taken(port: &Publish, why: &str) -> anyhow::Error {
-    let ip = port.host_ip.unwrap_or(Ipv4Addr::UNSPECIFIED);
-    advise(
-        format!("can't publish on {ip}:{}: {why}", port.host_port),
-        format!(
-            "publish on another port, for example -p {}{}:{}",
-            port.host_ip.map_or(String::new(), |ip| format!("{ip}:")),
-            port.host_port.wrapping_add(1).max(1024),
-            port.port
-        ),
-    )
-}
-
 /// The host's name servers as a node can reach them: one on the host's loopback address is out of reach.
 pub fn resolv_conf() -> String {
     let usable = |text: &str| {
@@ -397,33 +246,5 @@ pub fn data_version(path: &Path) -> Result<Option<u32>> {
             Ok(None)
         }
         Err(e) => Err(e).with_context(|| format!("read {}/PG_VERSION", path.display())),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn net(text: &str) -> Ipv4Net {
-        text.parse().unwrap()
-    }
-
-    #[test]
-    fn ranges_that_contain_each_other_conflict() {
-        let claimed = [(net("10.213.0.0/16"), "x".to_owned())];
-        assert!(conflict(&claimed, net("10.213.4.0/24")).is_some());
-        assert!(conflict(&claimed, net("10.0.0.0/8")).is_some());
-        assert!(conflict(&claimed, net("10.214.0.0/16")).is_none());
-    }
-
-    #[test]
-    fn the_bridge_has_the_first_address_endpoints_the_last_two_and_nodes_the_rest() {
-        let lab = LabState::new(net("10.0.0.0/29"));
-        let mut taken = BTreeSet::new();
-        while let Some(address) = free_address(&lab, &taken) {
-            taken.insert(address);
-        }
-        let all: Vec<u8> = taken.iter().map(|a| a.octets()[3]).collect();
-        assert_eq!(all, [2, 3, 4]);
     }
 }

@@ -16,17 +16,20 @@ use super::{
     stray,
 };
 use crate::{
-    hint,
     postgres::{
         lsn::Lsn,
         report::Phase,
         standby,
         status::{self, Answer, Sender, Slot},
     },
-    spec::{Name, SyncRule, sync::shown},
+    spec::{Name, SyncRule},
     state::{Role, Root},
     sys::cgroup::Stats,
 };
+
+mod warnings;
+
+pub use warnings::waiting;
 
 /// How long a server may take to say how it is.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -63,9 +66,6 @@ pub struct Takeover {
     /// Whether it takes writes already; `None` when it can't be asked.
     pub promoted: Option<bool>,
 }
-
-/// Every commit waits for a moment; who has waited for longer is worth a warning.
-const NORMAL_WAIT_MS: f64 = 1000.0;
 
 /// Whom commits wait for.
 #[derive(Debug, Default, Serialize)]
@@ -214,9 +214,9 @@ fn picture(nodes: &[Seen], rule: Option<&SyncRule>) -> Picture {
     below(nodes, head, head, 1, &mut members);
     let sync = sync(head, &members);
     let unfinished_takeover = unfinished(nodes, head);
-    let mut warnings = warnings(nodes, &members, &sync);
-    warnings.extend(unfinished_takeover.as_ref().map(told));
-    warnings.extend(rule.and_then(|rule| not_in_effect(nodes, rule)));
+    let mut warnings = warnings::of(nodes, &members, &sync);
+    warnings.extend(unfinished_takeover.as_ref().map(warnings::of_takeover));
+    warnings.extend(rule.and_then(|rule| warnings::not_in_effect(nodes, rule)));
     Picture { nodes: members, sync, unfinished_takeover, warnings }
 }
 
@@ -232,7 +232,7 @@ fn without_primary(nodes: &[Seen]) -> (Vec<Member>, Vec<String>) {
     let drawn: Vec<Name> = members.iter().map(|member| member.node.clone()).collect();
     let rest = nodes.iter().filter(|one| !drawn.contains(&one.node.name));
     members.extend(rest.map(|one| member(one, None, None, 0)));
-    let warnings = warnings(nodes, &members, &Sync::default());
+    let warnings = warnings::of(nodes, &members, &Sync::default());
     (members, warnings)
 }
 
@@ -242,12 +242,6 @@ fn unfinished(nodes: &[Seen], head: &Seen) -> Option<Takeover> {
     let new = nodes.iter().find(|one| one.node.name == by)?;
     let promoted = new.said().map(|said| !said.in_recovery);
     Some(Takeover { old: head.node.name.clone(), new: by, promoted })
-}
-
-fn told(Takeover { old, new, promoted }: &Takeover) -> String {
-    let but = if *promoted == Some(true) { "; it takes writes already, and nobody is led to it" } else { "" };
-    let (what, way_out) = hint::unfinished(old, new);
-    format!("{what}{but}: {way_out}")
 }
 
 /// Adds what follows a node, and what follows that.
@@ -356,79 +350,5 @@ fn sync(head: &Seen, members: &[Member]) -> Sync {
         waiting_commits: said.waiting,
         longest_wait_ms: said.longest_wait_ms,
         waiting_for,
-    }
-}
-
-fn warnings(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
-    let mut warnings = Vec::new();
-    if sync.longest_wait_ms >= NORMAL_WAIT_MS {
-        warnings.push(waiting(sync));
-    }
-    for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost())
-    {
-        let owner = members.iter().find(|m| standby::slot_name(m.node.as_str()) == slot.slot_name);
-        warnings.push(match owner {
-            Some(member) => format!(
-                "the slot of `{0}` is lost: the WAL that it needs is gone; `pgbox reinit {0}` copies the data anew",
-                member.node
-            ),
-            None => format!("the slot {} is lost; `pgbox slots --drop {0}` removes it", slot.slot_name),
-        });
-    }
-    for one in nodes {
-        warnings.extend(one.stray.clone());
-        let member = members.iter().find(|member| member.node == one.node.name);
-        let is_away = |member: &&Member| {
-            member.state == "disconnected" && !member.slot.as_ref().is_some_and(Slot::is_lost)
-        };
-        let stuck = member.filter(is_away).and(one.stuck.as_ref());
-        warnings.extend(stuck.map(|why| recovery::with_way_out(why, &one.node.name)));
-        if one.said().is_some_and(|said| said.in_recovery) && one.node.state.role() == Role::Primary {
-            warnings.push(format!("`{}` is to be the primary, and is in recovery", one.node.name));
-        }
-    }
-    warnings
-}
-
-/// A primary that does not go by the rule: what came up did not stream in time, or somebody has told it otherwise.
-fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
-    let head = nodes.first()?;
-    let said = head.said().filter(|said| !said.in_recovery)?;
-    let name = &head.node.name;
-    let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
-    let told = status::sync_names(&said.sync);
-    // Who would only sit in a free seat does so when it streams, and stays in it when it is away.
-    let counts = |one: &&Seen| {
-        let other = &one.node.name;
-        let streams = head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
-        let may_sit = !one.node.state.applies_late();
-        rule.names.contains(other) || may_sit && (told.iter().any(|told| told == other.as_str()) || streams)
-    };
-    let followers: Vec<Name> =
-        nodes.iter().filter(follows).filter(counts).map(|one| one.node.name.clone()).collect();
-    let has_left = |one: &&Seen| one.node.state.role() == Role::Superseded { by: name.clone() };
-    let left: Vec<Name> =
-        nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
-    let wanted = rule.in_effect(&left, &followers);
-    let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
-    if is_ours && wanted.is_empty() && said.sync.is_empty() {
-        return Some(format!(
-            "the rule is `{rule}`, and commits on `{name}` wait for nobody: none that it means streams from it"
-        ));
-    }
-    (wanted != said.sync).then(|| {
-        format!(
-            "the rule is `{rule}`, and `{name}` waits for {}; `pgbox sync '{rule}'` brings it there",
-            if said.sync.is_empty() { "nobody".to_owned() } else { shown(&said.sync) }
-        )
-    })
-}
-
-/// `2 commits wait for r1`, and what ends that.
-pub fn waiting(sync: &Sync) -> String {
-    let (count, names) = (sync.waiting_commits, sync.waiting_for.join(", "));
-    match count {
-        1 => format!("1 commit waits for {names}; `pgbox sync off` lets it go"),
-        _ => format!("{count} commits wait for {names}; `pgbox sync off` lets them go"),
     }
 }

@@ -1,11 +1,43 @@
-//! Removing a volume with all its data.
+//! What is known of a named volume, and its removal with all its data.
 
 use std::{fs, io, path::Path};
 
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 
-use super::{Root, remove_tree};
+use super::{Root, VERSION, load, remove_tree, save};
 use crate::spec::Name;
+
+/// What is known of a volume, kept beside its data.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct VolumeState {
+    pub version: u32,
+    /// The image that ran on it last.
+    pub image: String,
+    /// The C library of that image, whose collations the indexes follow.
+    pub libc: Option<String>,
+    /// The node that was promoted in the place of the one that these data were of.
+    #[serde(default)]
+    pub superseded_by: Option<Name>,
+}
+
+impl VolumeState {
+    pub const VERSION: u32 = VERSION;
+
+    /// What is said of a volume of which nothing was kept.
+    pub fn unknown() -> Self {
+        Self { version: Self::VERSION, image: String::new(), libc: None, superseded_by: None }
+    }
+}
+
+/// What is known of the volume in `dir`.
+pub fn load_volume(dir: &Path) -> Result<Option<VolumeState>> {
+    load(&dir.join("volume.json"))
+}
+
+pub fn save_volume(dir: &Path, state: &VolumeState) -> Result<()> {
+    save(&dir.join("volume.json"), state, true)
+}
 
 /// What the directory of a volume that is being removed ends with. It begins with a dot, as no volume's name does.
 const GOING: &str = ".going";

@@ -1,0 +1,98 @@
+//! What somebody should look at of a lab, in words.
+
+use super::{Member, Seen, Sync, Takeover};
+use crate::{
+    facts::recovery,
+    hint,
+    postgres::{
+        standby,
+        status::{self, Slot},
+    },
+    spec::{Name, SyncRule, sync::shown},
+    state::Role,
+};
+
+/// Every commit waits for a moment; who has waited for longer is worth a warning.
+const NORMAL_WAIT_MS: f64 = 1000.0;
+
+/// Of a cluster, or of nodes that have no primary.
+pub fn of(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if sync.longest_wait_ms >= NORMAL_WAIT_MS {
+        warnings.push(waiting(sync));
+    }
+    for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost())
+    {
+        let owner = members.iter().find(|m| standby::slot_name(m.node.as_str()) == slot.slot_name);
+        warnings.push(match owner {
+            Some(member) => format!(
+                "the slot of `{0}` is lost: the WAL that it needs is gone; `pgbox reinit {0}` copies the data anew",
+                member.node
+            ),
+            None => format!("the slot {} is lost; `pgbox slots --drop {0}` removes it", slot.slot_name),
+        });
+    }
+    for one in nodes {
+        warnings.extend(one.stray.clone());
+        let member = members.iter().find(|member| member.node == one.node.name);
+        let is_away = |member: &&Member| {
+            member.state == "disconnected" && !member.slot.as_ref().is_some_and(Slot::is_lost)
+        };
+        let stuck = member.filter(is_away).and(one.stuck.as_ref());
+        warnings.extend(stuck.map(|why| recovery::with_way_out(why, &one.node.name)));
+        if one.said().is_some_and(|said| said.in_recovery) && one.node.state.role() == Role::Primary {
+            warnings.push(format!("`{}` is to be the primary, and is in recovery", one.node.name));
+        }
+    }
+    warnings
+}
+
+/// A primary that does not go by the rule: what came up did not stream in time, or somebody has told it otherwise.
+pub fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
+    let head = nodes.first()?;
+    let said = head.said().filter(|said| !said.in_recovery)?;
+    let name = &head.node.name;
+    let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
+    let told = status::sync_names(&said.sync);
+    // Who would only sit in a free seat does so when it streams, and stays in it when it is away.
+    let counts = |one: &&Seen| {
+        let other = &one.node.name;
+        let streams = head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
+        let may_sit = !one.node.state.applies_late();
+        rule.names.contains(other) || may_sit && (told.iter().any(|told| told == other.as_str()) || streams)
+    };
+    let followers: Vec<Name> =
+        nodes.iter().filter(follows).filter(counts).map(|one| one.node.name.clone()).collect();
+    let has_left = |one: &&Seen| one.node.state.role() == Role::Superseded { by: name.clone() };
+    let left: Vec<Name> =
+        nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
+    let wanted = rule.in_effect(&left, &followers);
+    let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
+    if is_ours && wanted.is_empty() && said.sync.is_empty() {
+        return Some(format!(
+            "the rule is `{rule}`, and commits on `{name}` wait for nobody: none that it means streams from it"
+        ));
+    }
+    (wanted != said.sync).then(|| {
+        format!(
+            "the rule is `{rule}`, and `{name}` waits for {}; `pgbox sync '{rule}'` brings it there",
+            if said.sync.is_empty() { "nobody".to_owned() } else { shown(&said.sync) }
+        )
+    })
+}
+
+/// `2 commits wait for r1`, and what ends that.
+pub fn waiting(sync: &Sync) -> String {
+    let (count, names) = (sync.waiting_commits, sync.waiting_for.join(", "));
+    match count {
+        1 => format!("1 commit waits for {names}; `pgbox sync off` lets it go"),
+        _ => format!("{count} commits wait for {names}; `pgbox sync off` lets them go"),
+    }
+}
+
+/// Of a takeover that was begun and not finished.
+pub fn of_takeover(Takeover { old, new, promoted }: &Takeover) -> String {
+    let but = if *promoted == Some(true) { "; it takes writes already, and nobody is led to it" } else { "" };
+    let (what, way_out) = hint::unfinished(old, new);
+    format!("{what}{but}: {way_out}")
+}
