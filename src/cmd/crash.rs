@@ -40,7 +40,7 @@ fn power_cut(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
     let pidfd = node.running()?.as_fd();
     let whom = format!("pid 1 of `{}` (pid {})", node.name, pid_of_init(node));
     if args.dry_run {
-        println!("kill: {whom}, and with it the node");
+        outln!("kill: {whom}, and with it the node");
         return Ok(());
     }
     process::signal(pidfd, Signal::SIGKILL)?;
@@ -51,7 +51,7 @@ fn power_cut(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
     if !group.wait_empty(PATIENCE)? {
         bail!("processes of `{}` are still there: {:?}", node.name, group.processes()?);
     }
-    println!("killed {whom}, and with it the node");
+    outln!("killed {whom}, and with it the node");
     Ok(())
 }
 
@@ -77,7 +77,7 @@ fn postmaster(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
     let whom = format!("the postmaster of `{}` (pid {pid}, {} in the node)", node.name, node.status.pid);
     let signal = args.signal;
     if args.dry_run {
-        println!("send {signal} to {whom}");
+        outln!("send {signal} to {whom}");
         return Ok(());
     }
     if !process::signal(pidfd.as_fd(), signal)? {
@@ -85,9 +85,9 @@ fn postmaster(context: &Context, args: &cli::Crash, node: &Node) -> Result<()> {
     }
     if is_deadly(signal) {
         wait_until_gone(pidfd.as_fd(), &whom)?;
-        println!("killed {whom} by {signal}");
+        outln!("killed {whom} by {signal}");
     } else {
-        println!("sent {signal} to {whom}");
+        outln!("sent {signal} to {whom}");
     }
     Ok(())
 }

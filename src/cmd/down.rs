@@ -53,7 +53,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     let rm = cli::Rm { nodes: names, volumes: false, force: true, dry_run: false };
     let code = each(context, &rm.nodes, |name| {
         rm::remove(context, &rm, name)?;
-        println!("{name} is removed");
+        outln!("{name} is removed");
         Ok(())
     })?;
     // What is left of the lab may need its data, and who uses data their passwords.
@@ -62,7 +62,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     }
     let code = each(context, &volumes, |volume| {
         volume::remove(context, volume, false)?;
-        println!("volume {volume} is removed, with all data");
+        outln!("volume {volume} is removed, with all data");
         Ok(())
     })?;
     if code == 0 {
@@ -130,11 +130,11 @@ fn forget_rule(context: &Context) -> Result<()> {
 
 fn foretell(context: &Context, nodes: &[Node], volumes: Vec<Name>) -> Result<i32> {
     let running = nodes.iter().filter(|node| node.pidfd.is_some());
-    running.for_each(|node| println!("stop: {}", node.name));
-    nodes.iter().rev().for_each(|node| println!("remove: {}", node.name));
+    running.for_each(|node| outln!("stop: {}", node.name));
+    nodes.iter().rev().for_each(|node| outln!("remove: {}", node.name));
     let kept = if volumes.is_empty() { context.root.volumes(&context.lab)? } else { Vec::new() };
-    kept.iter().for_each(|volume| println!("keep: volume {volume}"));
-    volumes.iter().for_each(|volume| println!("remove with all data: volume {volume}"));
+    kept.iter().for_each(|volume| outln!("keep: volume {volume}"));
+    volumes.iter().for_each(|volume| outln!("remove with all data: volume {volume}"));
     Ok(0)
 }
 

@@ -86,8 +86,8 @@ fn last(context: &Context) -> Result<Run> {
 fn show(args: &cli::DriveReport, run: &Run) -> Result<i32> {
     let report = Report::of(run)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&report)?),
-        false => print!("{}", render(&report)),
+        true => outln!("{}", serde_json::to_string_pretty(&report)?),
+        false => out!("{}", render(&report)),
     }
     Ok(0)
 }

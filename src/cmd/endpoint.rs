@@ -70,7 +70,7 @@ pub fn settle_when_up(context: &Context, state: &NodeState, answer: Result<Answe
 pub fn foretell(context: &Context, cluster: &Cluster, to: &Name) -> Result<()> {
     let Some(state) = context.root.load_lab(&context.lab)? else { return Ok(()) };
     if state.leads.head.as_ref().is_some_and(|head| cluster.node(head).is_some()) {
-        println!("move: {} to `{to}`", state.endpoint(Endpoint::Rw));
+        outln!("move: {} to `{to}`", state.endpoint(Endpoint::Rw));
     }
     Ok(())
 }
@@ -92,7 +92,7 @@ pub fn run(context: &Context, args: &cli::Endpoint) -> Result<i32> {
     }
     let state = state(context)?;
     if args.explain {
-        print!("{}", show::plan::step(1, &lesson(context, &state)?, Depth::Reasons));
+        out!("{}", show::plan::step(1, &lesson(context, &state)?, Depth::Reasons));
         return Ok(0);
     }
     let table = LabNames::new(context.root.path(), &context.lab).endpoint_table;
@@ -105,7 +105,7 @@ pub fn run(context: &Context, args: &cli::Endpoint) -> Result<i32> {
     };
     let rows = Endpoint::BOTH.map(row);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        outln!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(0);
     }
     let list = |texts: Vec<String>| if texts.is_empty() { "-".to_owned() } else { texts.join(", ") };
@@ -118,7 +118,7 @@ pub fn run(context: &Context, args: &cli::Endpoint) -> Result<i32> {
         ]
     };
     let lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    print!("{}", table::render(&["ENDPOINT", "ADDRESS", "LEADS TO", "PUBLISHED"], &lines));
+    out!("{}", table::render(&["ENDPOINT", "ADDRESS", "LEADS TO", "PUBLISHED"], &lines));
     Ok(0)
 }
 

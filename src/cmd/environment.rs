@@ -20,11 +20,11 @@ pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
     if args.json {
         let map: serde_json::Map<String, serde_json::Value> =
             set.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
-        println!("{}", serde_json::to_string_pretty(&map)?);
+        outln!("{}", serde_json::to_string_pretty(&map)?);
         return Ok(0);
     }
-    println!("unset {}", unset.join(" "));
-    set.iter().for_each(|(name, value)| println!("export {name}={}", quoted(value)));
+    outln!("unset {}", unset.join(" "));
+    set.iter().for_each(|(name, value)| outln!("export {name}={}", quoted(value)));
     Ok(0)
 }
 

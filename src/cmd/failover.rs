@@ -58,19 +58,19 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         None => spare_others(context, args, target)?,
     }
     if args.dry_run {
-        println!("promote: `{}`", target.name);
+        outln!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
         let orphans = failover::orphans(&context.root, target)?;
         let others = head.into_iter().flat_map(|head| cluster.followers(&head.name));
         others
             .chain(&orphans)
             .filter(|node| node.name != target.name)
-            .for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
+            .for_each(|node| outln!("follow: `{}` follows `{}`", node.name, target.name));
         return Ok(0);
     }
     let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;
     warnings.iter().for_each(|text| super::warn(context, text));
-    println!(
+    outln!(
         "{} is the primary, on timeline {} since {} ({:.0} ms)",
         target.name,
         promoted.timeline,
@@ -107,7 +107,7 @@ fn spare_others(context: &Context, args: &cli::Failover, target: &Node) -> Resul
     let Some(first) = known.first() else { return Ok(()) };
     let told = known.iter().map(|other| other.told(&target.name)).collect::<Vec<_>>().join("; ");
     if args.dry_run || args.accept_loss {
-        println!("{told}");
+        outln!("{told}");
         return Ok(());
     }
     let way_out = match (&first.volume, &first.name) {
@@ -154,13 +154,13 @@ fn leave_behind(
     let loss = loss::assess(cluster, head, target);
     let is_refused = !args.accept_loss && !loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
     match &loss {
-        Ok(loss) if args.dry_run || !is_refused => println!("{}", loss.told(&head.name, &target.name)),
+        Ok(loss) if args.dry_run || !is_refused => outln!("{}", loss.told(&head.name, &target.name)),
         // The refusal says it.
         Ok(_) => {}
         Err(error) => super::warn(context, &format!("nobody knows what would be lost: {error:#}")),
     }
     if args.dry_run {
-        println!("end: `{0}`; it comes back as a standby only, with `pgbox rejoin {0}`", head.name);
+        outln!("end: `{0}`; it comes back as a standby only, with `pgbox rejoin {0}`", head.name);
         return Ok(());
     }
     if is_refused {

@@ -49,11 +49,11 @@ fn set(context: &Context, name: &Name, frozen: bool) -> Result<()> {
         true => {
             // Half a freeze would be worse than none: some of the node stands, and nobody sees why.
             group.freeze().inspect_err(|_| drop(group.thaw()))?;
-            println!("{name} is frozen");
+            outln!("{name} is frozen");
         }
         false => {
             group.thaw()?;
-            println!("{name} goes on");
+            outln!("{name} goes on");
         }
     }
     endpoint::settle_if_free(context, &node)

@@ -1,9 +1,6 @@
 //! `pgbox guard`: watches the primary of a lab, and fails over when it dies or is cut off.
 
-use std::{
-    io::{self, Write as _},
-    time::{Duration, SystemTime},
-};
+use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 
@@ -13,6 +10,7 @@ use crate::{
     engine::interrupt::Interrupts,
     guard::{self, Event, Line, Wish},
     hint::{self, advise, misuse},
+    sys::process,
 };
 
 /// Less than this would take a busy server for a dead one.
@@ -30,6 +28,7 @@ pub fn run(context: &Context, args: &cli::Guard) -> Result<i32> {
     }
     need_root("pgbox guard")?;
     let interrupts = Interrupts::block()?;
+    process::outlive_closed_pipe();
     let _lock = match context.root.lock_guard(&context.lab)? {
         Ok(lock) => lock,
         Err(pid) => {
@@ -44,14 +43,11 @@ pub fn run(context: &Context, args: &cli::Guard) -> Result<i32> {
     Ok(0)
 }
 
-/// A line for each event, at once: somebody may be waiting for it in a pipe.
-fn say(context: &Context, args: &cli::Guard, event: &Event) -> Result<()> {
+/// A line for each event. One that can't be written ends no guard: it may be about to promote somebody.
+fn say(context: &Context, args: &cli::Guard, event: &Event) {
     let line = Line::of(event, SystemTime::now());
-    let text = match args.json {
-        true => serde_json::to_string(&line)?,
-        false => hint::with_options(&line.plain(), &context.options),
-    };
-    let mut out = io::stdout().lock();
-    writeln!(out, "{text}")?;
-    Ok(out.flush()?)
+    match args.json {
+        true => outln!("{}", serde_json::json!(line)),
+        false => outln!("{}", hint::with_options(&line.plain(), &context.options)),
+    }
 }

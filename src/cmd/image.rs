@@ -52,8 +52,8 @@ fn import(store: &Store, source: &Path, name: Option<&str>) -> Result<()> {
         false => store.import(source, name, &image::Silent),
     }?;
     match name {
-        Some(name) => println!("{name}"),
-        None => image.names.iter().for_each(|name| println!("{name}")),
+        Some(name) => outln!("{name}"),
+        None => image.names.iter().for_each(|name| outln!("{name}")),
     }
     Ok(())
 }
@@ -75,9 +75,9 @@ fn build(context: &Context, store: &Store, args: &cli::Build) -> Result<()> {
         },
         keep: false,
     };
-    let built = build::build(&options, &mut |line| eprintln!("{line}"))?;
+    let built = build::build(&options, &mut |line| errln!("{line}"))?;
     if args.output.is_some() {
-        println!("{}", built.manifest);
+        outln!("{}", built.manifest);
         return Ok(());
     }
     import(store, &built.layout, args.name.as_deref())?;
@@ -96,14 +96,14 @@ fn recipe(word: &str) -> build::Recipe {
 fn list(images: &[Image], as_json: bool) -> Result<()> {
     if as_json {
         let all: Vec<_> = images.iter().map(describe).collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        outln!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(());
     }
     let cells = |image: &Image| {
         let digest: String = image.manifest.to_string().chars().take(19).collect();
         vec![image.names.join(", "), digest, image.layers.len().to_string(), human_bytes(image.size())]
     };
-    print!(
+    out!(
         "{}",
         table::render(&["NAMES", "DIGEST", "LAYERS", "SIZE"], &images.iter().map(cells).collect::<Vec<_>>())
     );
@@ -133,7 +133,7 @@ fn describe(image: &Image) -> serde_json::Value {
 fn inspect(image: &Image, as_json: bool) -> Result<()> {
     let value = describe(image);
     match as_json {
-        true => println!("{}", serde_json::to_string_pretty(&value)?),
+        true => outln!("{}", serde_json::to_string_pretty(&value)?),
         false => super::inspect::print_tree(&value, 0),
     }
     Ok(())
@@ -177,7 +177,7 @@ fn remove(context: &Context, store: &Store, images: &[String]) -> Result<()> {
                 None => named(error, &used(context)?),
             });
         }
-        println!("{image}");
+        outln!("{image}");
     }
     Ok(())
 }

@@ -17,12 +17,12 @@ pub fn run(context: &Context, args: &cli::Nodes) -> Result<i32> {
         all.push(describe(context, &node::find(&context.root, &context.lab, name)?)?);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        outln!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(0);
     }
     for (i, value) in all.iter().enumerate() {
         if i > 0 {
-            println!();
+            outln!("");
         }
         print_tree(value, 0);
     }
@@ -73,18 +73,18 @@ pub fn print_tree(value: &Value, depth: usize) {
             for (key, value) in map {
                 match value {
                     Value::Object(inner) if !inner.is_empty() => {
-                        println!("{pad}{key}:");
+                        outln!("{pad}{key}:");
                         print_tree(value, depth + 1);
                     }
                     Value::Array(items) if !items.is_empty() => {
-                        println!("{pad}{key}:");
-                        items.iter().for_each(|item| println!("{pad}  - {}", plain(item)));
+                        outln!("{pad}{key}:");
+                        items.iter().for_each(|item| outln!("{pad}  - {}", plain(item)));
                     }
-                    _ => println!("{pad}{key}: {}", plain(value)),
+                    _ => outln!("{pad}{key}: {}", plain(value)),
                 }
             }
         }
-        other => println!("{pad}{}", plain(other)),
+        other => outln!("{pad}{}", plain(other)),
     }
 }
 

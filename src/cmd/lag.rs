@@ -27,7 +27,7 @@ const REDRAW: &str = "\x1b[H\x1b[J";
 pub fn run(context: &Context, args: &cli::Lag) -> Result<i32> {
     if !args.watch {
         let lab = replication::look(&context.root, &context.lab)?;
-        print!("{}", if args.json { pretty(&lab)? } else { table::render(&lab::LAG, &lab::lag_rows(&lab)) });
+        out!("{}", if args.json { pretty(&lab)? } else { table::render(&lab::LAG, &lab::lag_rows(&lab)) });
         return Ok(0);
     }
     // Before the threads that ask: they must not be ended by it.
@@ -40,8 +40,11 @@ pub fn run(context: &Context, args: &cli::Lag) -> Result<i32> {
             true => json!(rows(&lab)).to_string() + "\n",
             false => table::render(&lab::LAG, &lab::lag_rows(&lab)),
         };
-        print!("{}{text}", if redraw { REDRAW } else { "" });
-        stdout().flush().context("print")?;
+        let mut out = stdout().lock();
+        write!(out, "{}{text}", if redraw { REDRAW } else { "" })
+            .and_then(|()| out.flush())
+            .context("print")?;
+        drop(out);
         if interrupted(&interrupts, args.interval.saturating_sub(begun.elapsed()))? {
             return Ok(0);
         }

@@ -31,9 +31,9 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
     let (before, node) = change_by(context, &args.node, |limits| apply(asked, limits))?;
     let name = &args.node;
     match show::changes::limits(&before, &node.state.spec.limits).as_str() {
-        "" => println!("{name}: its limits are as they were"),
-        changed if node.pidfd.is_none() => println!("{name}: {changed}, from its next start on"),
-        changed => println!("{name}: {changed}"),
+        "" => outln!("{name}: its limits are as they were"),
+        changed if node.pidfd.is_none() => outln!("{name}: {changed}, from its next start on"),
+        changed => outln!("{name}: {changed}"),
     }
     Ok(0)
 }

@@ -32,7 +32,7 @@ pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
             let latest = launch::tail(&node.dir.log(), lines);
             // The log was moved aside some time ago, and has not as many lines yet.
             let before = launch::tail(&node.dir.previous_log(), lines - latest.len());
-            before.iter().chain(&latest).for_each(|line| println!("{line}"));
+            before.iter().chain(&latest).for_each(|line| outln!("{line}"));
             log.skip_to_end()?;
         }
         None => {

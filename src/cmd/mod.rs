@@ -1,6 +1,10 @@
 //! Subcommands, one file each. They parse nothing and decide no order: they gather, call the floors below,
 //! and print. Results go to standard output, talk to standard error.
 
+// Before the others, which say what they say by its macros.
+#[macro_use]
+mod say;
+
 mod access;
 mod collation;
 mod crash;
@@ -55,6 +59,7 @@ use crate::{
     hint::{self, advise},
     spec::{self, Name},
     state::{Hold, Lock, Root},
+    sys::process,
 };
 
 /// What every command works on.
@@ -66,9 +71,10 @@ pub struct Context {
 }
 
 impl Context {
-    /// Takes the lab's lock, and says what the last one who had it has left undone.
+    /// Takes the lab's lock, and says what the last one who had it has left undone. From here on a command goes on without a reader.
     fn lock(&self) -> Result<Lock> {
         let lock = self.root.lock(&self.lab)?;
+        process::outlive_closed_pipe();
         self.tell_let_go(&lock);
         Ok(lock)
     }
@@ -76,6 +82,7 @@ impl Context {
     /// The same without waiting: `None` while another command holds it.
     fn try_lock(&self) -> Result<Option<Lock>> {
         let lock = self.root.try_lock(&self.lab)?;
+        process::outlive_closed_pipe();
         lock.iter().for_each(|lock| self.tell_let_go(lock));
         Ok(lock)
     }
@@ -104,6 +111,11 @@ impl Context {
 
 /// Runs a command line; gives the exit code.
 pub fn dispatch(cli: Cli) -> Result<i32> {
+    let code = run_command(cli)?;
+    Ok(if say::is_output_lost() { code.max(1) } else { code })
+}
+
+fn run_command(cli: Cli) -> Result<i32> {
     let options = cli.options();
     let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab, options };
     if is_about_a_lab(&cli.command) {
@@ -231,10 +243,10 @@ fn tell_change(context: &Context, change: &Change) {
 
 /// Says something on standard error that is no failure.
 fn note(context: &Context, text: &str) {
-    eprintln!("note: {}", hint::with_options(text, &context.options));
+    errln!("note: {}", hint::with_options(text, &context.options));
 }
 
 /// Says on standard error what may go wrong later.
 fn warn(context: &Context, text: &str) {
-    eprintln!("warning: {}", hint::with_options(text, &context.options));
+    errln!("warning: {}", hint::with_options(text, &context.options));
 }

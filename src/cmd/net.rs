@@ -35,7 +35,7 @@ fn add(context: &Context, pair: &cli::Pair, kind: Kind) -> Result<i32> {
     let both = [there, back];
     let faults = if pair.one_way { &both[..1] } else { &both };
     faults::add(&context.root, &context.lab, faults)?;
-    faults.iter().for_each(|fault| println!("{fault}"));
+    faults.iter().for_each(|fault| outln!("{fault}"));
     Ok(0)
 }
 
@@ -54,7 +54,7 @@ fn heal(context: &Context, args: &cli::Heal) -> Result<i32> {
     if healed.is_empty() {
         super::note(context, &none);
     }
-    healed.iter().for_each(|fault| println!("healed {fault}"));
+    healed.iter().for_each(|fault| outln!("healed {fault}"));
     Ok(0)
 }
 
@@ -74,7 +74,7 @@ fn list(context: &Context, json: bool) -> Result<i32> {
     let row = |f: Fault| Row { from: f.from, to: f.to, fault: f.kind.word(), value: f.kind.amount() };
     let rows: Vec<Row> = faults.into_iter().map(row).collect();
     if json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        outln!("{}", serde_json::to_string_pretty(&rows)?);
         return Ok(0);
     }
     let cells = |row: &Row| {
@@ -82,7 +82,7 @@ fn list(context: &Context, json: bool) -> Result<i32> {
         vec![row.from.to_string(), row.to.to_string(), row.fault.to_owned(), value]
     };
     let lines: Vec<Vec<String>> = rows.iter().map(cells).collect();
-    print!("{}", table::render(&["FROM", "TO", "FAULT", "VALUE"], &lines));
+    out!("{}", table::render(&["FROM", "TO", "FAULT", "VALUE"], &lines));
     Ok(0)
 }
 

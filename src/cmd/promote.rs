@@ -80,7 +80,7 @@ pub fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node
         ));
     }
     if args.dry_run {
-        println!("start: `{name}` as the primary");
+        outln!("start: `{name}` as the primary");
         return Ok(0);
     }
     crate::sys::exe::reexec_read_only()?;

@@ -43,11 +43,11 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        outln!("{}", serde_json::to_string_pretty(&rows)?);
     } else if args.quiet {
-        rows.iter().for_each(|row| println!("{}", row.node));
+        rows.iter().for_each(|row| outln!("{}", row.node));
     } else {
-        print!("{}", render(&rows, args.all_labs));
+        out!("{}", render(&rows, args.all_labs));
     }
     if rows.is_empty() && !args.json && !args.quiet && code == 0 {
         super::tell_of_none(context, args.all_labs);

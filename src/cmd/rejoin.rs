@@ -35,7 +35,7 @@ pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
     if !args.clone
         && let Some(of) = streams_from(context, &args.node)?
     {
-        println!("{} streams from {of} already", args.node);
+        outln!("{} streams from {of} already", args.node);
         return Ok(0);
     }
     renew(context, &args.node, how, args.dry_run, args.timeout)
@@ -74,7 +74,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
         let (how, why) = choose(how, &node.state, before.head(), before.head())?;
-        println!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
+        outln!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
         super::note(context, &why);
         return Ok(0);
     }

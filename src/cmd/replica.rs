@@ -86,9 +86,9 @@ fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
         let rows = primary.ask(sql::PATIENCE, move |client| client.query(&sql, &[]))?;
         let state = rows.first().map_or("nothing".to_owned(), |row| row.get::<_, String>(0));
         match state.as_str() {
-            "sync" | "quorum" => println!("commits wait for {rule}"),
+            "sync" | "quorum" => outln!("commits wait for {rule}"),
             // Of `first 1 (a, b)` b is the one that is waited for when a is gone.
-            "potential" => println!("commits wait for {rule}; `{}` is the next in line", args.node),
+            "potential" => outln!("commits wait for {rule}; `{}` is the next in line", args.node),
             _ if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
                 continue;

@@ -30,7 +30,7 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
         }
         let volumes = remove(context, args, name)?;
         if !args.dry_run {
-            println!("{}", hint::with_options(&removed(name, &volumes), &context.options));
+            outln!("{}", hint::with_options(&removed(name, &volumes), &context.options));
         }
         Ok(())
     })
@@ -221,7 +221,7 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         return Err(error);
     }
     if args.dry_run {
-        found.iter().for_each(|what| println!("remove: {what}"));
+        found.iter().for_each(|what| outln!("remove: {what}"));
         return Ok(());
     }
     leave_rule(context, name);
@@ -237,11 +237,11 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
 
 fn foretell(context: &Context, args: &cli::Rm, node: &Node) {
     for step in node.state.plan.host.iter().rev().filter(|s| !matches!(s, HostStep::CreateVolume { .. })) {
-        println!("undo: {}", step.lesson().title);
+        outln!("undo: {}", step.lesson().title);
     }
     for volume in volumes(context, node) {
         let what = if args.volumes { "remove with all data, unless another node uses it" } else { "keep" };
-        println!("{what}: volume {}", volume.display());
+        outln!("{what}: volume {}", volume.display());
     }
 }
 

@@ -130,7 +130,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if how.dry_run || how.explain {
         let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
-        print!("{}", show::plan::render(&plan, depth));
+        out!("{}", show::plan::render(&plan, depth));
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);
@@ -230,18 +230,18 @@ fn stdio(state: &NodeState, how: &How) -> Stdio {
 
 fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
     if !facts.nat && !spec.offline {
-        eprintln!(
+        errln!(
             "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
             spec.node
         );
     }
     for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
-        eprintln!("warning: {unmet}");
+        errln!("warning: {unmet}");
     }
     // A command that can't get out says so itself.
     let relies = spec.command().is_none() || !spec.publish.is_empty();
     if relies && let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
-        eprintln!(
+        errln!(
             "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
         );
     }
@@ -255,7 +255,7 @@ fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&P
 fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
     if spec.tune {
         for setting in plan::tuned(spec, facts) {
-            eprintln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
+            errln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
         }
     }
     let given = spec
@@ -267,7 +267,7 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
     if let (false, Some(memory)) = (spec.tune, spec.limits.memory)
         && let Ok(Some(warning)) = tune::buffers_warning(given.unwrap_or("128MB"), memory)
     {
-        eprintln!("warning: {warning}; `--tune auto` chooses what fits");
+        errln!("warning: {warning}; `--tune auto` chooses what fits");
     }
 }
 
@@ -304,7 +304,7 @@ fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Res
 fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
     if state.spec.command().is_some() {
-        println!("{node} is started");
+        outln!("{node} is started");
         return;
     }
     let address = state.address.addr();
@@ -312,18 +312,18 @@ fn announce(context: &Context, state: &NodeState) {
     let streams = || goal::reached(&context.root, &context.lab, node, Goal::Streaming).is_ok();
     match &state.spec.follow {
         Some(follow) if !state.applies_late() || streams() => {
-            println!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
+            outln!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
         }
-        _ => println!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
+        _ => outln!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
     }
     for port in &state.spec.publish {
         let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };
-        println!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
+        outln!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
     }
     let dir = context.root.node(&state.spec.lab, node);
     if dir.secret_file().exists() {
-        println!("  password   {}", dir.secret_file().display());
+        outln!("  password   {}", dir.secret_file().display());
     }
     let options = &context.options;
-    println!("  connect    pgbox{options} psql {node}    or    psql \"$(pgbox{options} uri {node})\"");
+    outln!("  connect    pgbox{options} psql {node}    or    psql \"$(pgbox{options} uri {node})\"");
 }

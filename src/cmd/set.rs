@@ -178,7 +178,7 @@ fn try_lower(context: &Context, node: &Node) -> Result<()> {
     replayed(context, name, goal::write_lsn(cluster.head())?).with_context(goes_on)?;
     restart_in_place(context, name)?;
     for parameter in engine::ask(&node::find(&context.root, &context.lab, name)?, raised)? {
-        println!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
+        outln!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
     }
     Ok(())
 }
@@ -230,7 +230,7 @@ fn words(changes: &[Change]) -> String {
 fn foretell(name: &Name, changes: &[Change], known: &[Parameter]) {
     for change in changes {
         let restarts = known.iter().any(|p| p.name.eq_ignore_ascii_case(&change.name) && p.needs_restart());
-        println!("{name}: {change}{}", if restarts { ", with a restart in place" } else { "" });
+        outln!("{name}: {change}{}", if restarts { ", with a restart in place" } else { "" });
     }
 }
 
@@ -240,7 +240,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
         return Ok(());
     }
     let (before, said) = engine::change(&context.root, &context.lab, name, changes)?;
-    let say = |how: &str| changes.iter().for_each(|change| println!("{name}: {change}, {how}"));
+    let say = |how: &str| changes.iter().for_each(|change| outln!("{name}: {change}, {how}"));
     let Some(said) = said else {
         say("from its next start on");
         return Ok(());
@@ -261,9 +261,9 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let now = engine::ask(&node, &names)?;
     for change in changes {
         match check::find(&now, &change.name).and_then(Parameter::overruled) {
-            None => println!("{name}: {change}, {how}"),
+            None => outln!("{name}: {change}, {how}"),
             Some(overruled) => {
-                println!("{name}: {change}, but not in effect");
+                outln!("{name}: {change}, but not in effect");
                 super::warn(context, &format!("on `{name}` {overruled}"));
             }
         }

@@ -35,8 +35,8 @@ pub fn run(context: &Context, args: &cli::Slots) -> Result<i32> {
     let rows = rows(context, &nodes)?;
     match &args.drop {
         Some(slot) => drop_slot(context, args, slot, &nodes, rows)?,
-        None if args.json => println!("{}", serde_json::to_string_pretty(&rows)?),
-        None => print!("{}", render(&rows)),
+        None if args.json => outln!("{}", serde_json::to_string_pretty(&rows)?),
+        None => out!("{}", render(&rows)),
     }
     Ok(0)
 }
@@ -104,7 +104,7 @@ fn drop_slot(context: &Context, args: &cli::Slots, slot: &str, nodes: &[Node], r
         refuse(&row)?;
     }
     if args.dry_run {
-        println!("drop: slot {slot} of {}", row.node);
+        outln!("drop: slot {slot} of {}", row.node);
         return Ok(());
     }
     let Some(node) = nodes.iter().find(|node| node.name == row.node) else { bail!("`{}` is gone", row.node) };

@@ -108,8 +108,8 @@ pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration
         return Ok(());
     };
     match plan::data_dir(&state.plan.init) {
-        Some(_) => println!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT),
-        None => println!("{name} is started"),
+        Some(_) => outln!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT),
+        None => outln!("{name} is started"),
     }
     Ok(())
 }

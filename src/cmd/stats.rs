@@ -32,9 +32,9 @@ pub fn run(context: &Context, args: &cli::Listing) -> Result<i32> {
     };
     let rows = nodes.iter().map(|node| row(context, node)).collect::<Result<Vec<Row>>>()?;
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        outln!("{}", serde_json::to_string_pretty(&rows)?);
     } else {
-        print!("{}", render(&rows));
+        out!("{}", render(&rows));
     }
     Ok(0)
 }

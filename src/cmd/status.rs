@@ -23,9 +23,9 @@ pub fn run(context: &Context, args: &cli::Status) -> Result<i32> {
     let mut lab = replication::look(&context.root, &context.lab)?;
     keep(&mut lab, &args.nodes);
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&lab)?);
+        outln!("{}", serde_json::to_string_pretty(&lab)?);
     } else {
-        print!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
+        out!("{}", hint::with_options(&render(&lab, strokes()), &context.options));
     }
     let nodes = node::all(&context.root, &context.lab)?;
     if nodes.is_empty() && !args.json {

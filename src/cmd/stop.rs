@@ -60,7 +60,7 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
         super::warn(context, &text);
     }
     halt::take_down(&node)?;
-    println!("{name} is stopped");
+    outln!("{name} is stopped");
     endpoint::settle(context, None);
     Ok(())
 }
@@ -83,7 +83,7 @@ pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
     let nodes = which::nodes(context, &args.which, Going::Up)?;
     each(context, &nodes, |name| {
         if let Some(address) = restart_one(context, args, name)? {
-            println!("{name} is ready at {address}");
+            outln!("{name} is ready at {address}");
         }
         Ok(())
     })

@@ -49,11 +49,11 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     let (old, target) = check(&context.root, &cluster, name)?;
     let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
     if args.dry_run {
-        println!("stop: `{}`, whose standbys receive all it has", old.name);
-        println!("promote: `{}`", target.name);
+        outln!("stop: `{}`, whose standbys receive all it has", old.name);
+        outln!("promote: `{}`", target.name);
         endpoint::foretell(context, &cluster, &target.name)?;
-        others.iter().for_each(|node| println!("follow: `{}` follows `{}`", node.name, target.name));
-        println!("start: `{}` as a standby of `{}`", old.name, target.name);
+        others.iter().for_each(|node| outln!("follow: `{}` follows `{}`", node.name, target.name));
+        outln!("start: `{}` as a standby of `{}`", old.name, target.name);
         return Ok(0);
     }
     let begun = Instant::now();
@@ -81,7 +81,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     let gap = begun.elapsed();
     follow_back(&context.root, old, target)?;
     halt::take_down(&node::find(&context.root, &context.lab, &old.name)?)?;
-    println!(
+    outln!(
         "{} is the primary, on timeline {} since {}; no writes for {:.0} ms",
         target.name,
         promoted.timeline,

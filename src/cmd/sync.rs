@@ -74,15 +74,15 @@ fn show(context: &Context, json: bool) -> Result<()> {
             [one] => serde_json::to_string_pretty(one)?,
             several => serde_json::to_string_pretty(several)?,
         };
-        println!("{value}");
+        outln!("{value}");
         return Ok(());
     }
-    println!("rule       {}", lab.sync_rule.as_deref().unwrap_or("off"));
+    outln!("rule       {}", lab.sync_rule.as_deref().unwrap_or("off"));
     for Shown { primary, sync, .. } in &all {
         let of = primary.as_ref().filter(|_| all.len() > 1).map_or(String::new(), |name| format!("{name}: "));
-        println!("in effect  {of}{}", effect(sync));
+        outln!("in effect  {of}{}", effect(sync));
         if sync.waiting_commits > 0 {
-            println!("waiting    {of}{}", replication::waiting(sync));
+            outln!("waiting    {of}{}", replication::waiting(sync));
         }
     }
     Ok(())
@@ -148,7 +148,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
         // Whichever they are, nobody waits there any more.
         Err(_) if rule.is_none() => {
             forget_everywhere(context)?;
-            println!("commits wait for nobody");
+            outln!("commits wait for nobody");
             return Ok(());
         }
         cluster => cluster?,
@@ -192,11 +192,11 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
                 head.name
             ),
         ),
-        _ => println!("commits wait for {text}{}", seats(&text, &value)),
+        _ => outln!("commits wait for {text}{}", seats(&text, &value)),
     }
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;
-        println!("{waited} that waited went through");
+        outln!("{waited} that waited went through");
     }
     warn_of_absent(context, &cluster, &value)
 }

@@ -46,7 +46,7 @@ impl Talk for Progress {
 
     fn note(&mut self, text: &str) {
         let text = hint::with_options(text, &self.options);
-        self.bar.suspend(|| eprintln!("note: {text}"));
+        self.bar.suspend(|| errln!("note: {text}"));
     }
 }
 

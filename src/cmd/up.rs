@@ -59,7 +59,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     first.wrong.extend(settings::wrong_limits(context, wanted, &first.actions));
     first.wrong.extend(first.actions.iter().filter_map(|action| apply::loss(context, action)));
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);
+        outln!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);
         return Ok(0);
     }
     first.notes.iter().for_each(|note| super::note(context, note));
@@ -68,13 +68,13 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     first.refused.iter().for_each(|text| super::warn(context, text));
     let code = i32::from(!first.refused.is_empty());
     if args.diff {
-        print!("{}", show::changes::render(&first));
+        out!("{}", show::changes::render(&first));
     }
     refuse_wrong(&first)?;
     if first.actions.is_empty() {
         match code {
-            0 => println!("nothing to do: lab `{}` is as it is wanted", context.lab),
-            _ => println!("nothing to do but what was refused"),
+            0 => outln!("nothing to do: lab `{}` is as it is wanted", context.lab),
+            _ => outln!("nothing to do but what was refused"),
         }
         return Ok(code);
     }
@@ -96,7 +96,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         content.try_for_each(|action| apply::apply(context, action, args.timeout))?;
     }
     let but = if code == 0 { "" } else { ", but for what was refused" };
-    println!("lab `{}` is as it is wanted{but} ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
+    outln!("lab `{}` is as it is wanted{but} ({:.1} s)", context.lab, begun.elapsed().as_secs_f64());
     Ok(code)
 }
 

@@ -65,9 +65,9 @@ pub fn run(context: &Context, args: &cli::Uri) -> Result<i32> {
         let hosts = if args.hosts { place.hosts } else { Vec::new() };
         let Access { user, database, .. } = access;
         let json = Json { endpoint: place.endpoint, host, port, hosts, user, database, uri };
-        println!("{}", serde_json::to_string_pretty(&json)?);
+        outln!("{}", serde_json::to_string_pretty(&json)?);
     } else {
-        println!("{uri}");
+        outln!("{uri}");
     }
     Ok(0)
 }

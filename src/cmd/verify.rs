@@ -16,8 +16,8 @@ pub fn run(context: &Context, args: &cli::Verify) -> Result<i32> {
     let node = cluster::writable(&context.root, &context.lab, args.node.as_ref())?;
     let verdict = verify::verify(&context.root, &node)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&verdict)?),
-        false => print!("{}", render(&verdict)),
+        true => outln!("{}", serde_json::to_string_pretty(&verdict)?),
+        false => out!("{}", render(&verdict)),
     }
     Ok(if verdict.complete { 0 } else { 1 })
 }

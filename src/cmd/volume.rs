@@ -46,11 +46,11 @@ fn list(context: &Context, args: &cli::VolumeLs) -> Result<()> {
         rows.extend(volume::all(&context.root, &lab)?.iter().map(row));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        outln!("{}", serde_json::to_string_pretty(&rows)?);
     } else if args.quiet {
-        rows.iter().for_each(|row| println!("{}", row.volume));
+        rows.iter().for_each(|row| outln!("{}", row.volume));
     } else {
-        print!("{}", render(&rows, args.all_labs));
+        out!("{}", render(&rows, args.all_labs));
         for path in rows.iter().flat_map(|row| &row.failed) {
             super::note(context, &format!("{path} is kept of a first start that failed"));
         }
@@ -104,7 +104,7 @@ pub fn remove(context: &Context, name: &Name, dry_run: bool) -> Result<()> {
         ));
     }
     if dry_run {
-        println!("remove with all data: volume {}", path.display());
+        outln!("remove with all data: volume {}", path.display());
         return Ok(());
     }
     state::remove_volume(&path)

@@ -40,24 +40,24 @@ impl Guard<'_> {
             }
         };
         if let Some(let_go) = &lock.let_go {
-            (self.tell)(&Event::Warning { what: let_go.text() })?;
+            (self.tell)(&Event::Warning { what: let_go.text() });
         }
         let Some(cluster) = self.look()? else { return Ok(None) };
         self.ask_again(cluster.head()).await;
         let sight = self.sight(&cluster);
         if !matches!(sight, Sight::Down(_) | Sight::Failing(_)) {
             let finding = self.judge(sight);
-            self.say(finding)?;
+            self.say(finding);
             return Ok(None);
         }
         if !tried_before {
             let refusal = self.refusal.take();
-            self.say(Finding::Failed { what: what.to_owned(), after })?;
+            self.say(Finding::Failed { what: what.to_owned(), after });
             self.refusal = refusal;
         }
         if let Err(error) = self.replace(&cluster, first_sign) {
-            (self.tell)(&Event::Error { what: format!("{error:#}") })?;
-            self.refuse(&cluster.head().name, "that went wrong".to_owned())?;
+            (self.tell)(&Event::Error { what: format!("{error:#}") });
+            self.refuse(&cluster.head().name, "that went wrong".to_owned());
         }
         Ok(None)
     }
@@ -73,7 +73,8 @@ impl Guard<'_> {
         let pause = failover::hold(root, cluster, head, None, wish.accept_loss)?;
         let Some(target) = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)) else {
             pause.end()?;
-            return self.refuse(&head.name, NOBODY.to_owned());
+            self.refuse(&head.name, NOBODY.to_owned());
+            return Ok(());
         };
         let loss = loss::assess(cluster, head, target);
         let nothing_lost = loss.as_ref().is_ok_and(|loss| loss.acknowledged() == 0);
@@ -87,7 +88,8 @@ impl Guard<'_> {
                 Ok(loss) => failover::would_lack(head, &target.name, Some(loss)),
                 Err(_) => told,
             };
-            return self.refuse(&head.name, why);
+            self.refuse(&head.name, why);
+            return Ok(());
         }
         failover::leave_behind(root, head, target, pause)?;
         let target = failover::furthest(cluster, head, target)?;
@@ -96,7 +98,7 @@ impl Guard<'_> {
             standby: target.name.clone(),
             loss: told,
             ms: ms(begun.elapsed()),
-        })?;
+        });
         self.promote(cluster, target, first_sign, begun)
     }
 
@@ -119,22 +121,21 @@ impl Guard<'_> {
             seen_ms: ms(begun - first_sign),
             fenced_ms: ms(fenced),
             total_ms: ms(first_sign.elapsed()),
-        })?;
+        });
         for what in warnings {
-            (self.tell)(&Event::Warning { what })?;
+            (self.tell)(&Event::Warning { what });
         }
         self.moved_to(&cluster::of(root, lab, &target.name)?)
     }
 
     /// Says why nothing is done, unless that was said before, and when it is tried again.
-    fn refuse(&mut self, primary: &Name, why: String) -> Result<()> {
+    fn refuse(&mut self, primary: &Name, why: String) {
         let before = self.refusal.take();
         let pause = before.as_ref().map_or(AGAIN, |before| (before.pause * 2).min(AGAIN_AT_MOST));
         if before.is_none_or(|before| before.why != why) {
             let again_ms = ms(pause);
-            (self.tell)(&Event::Refused { primary: primary.clone(), why: why.clone(), again_ms })?;
+            (self.tell)(&Event::Refused { primary: primary.clone(), why: why.clone(), again_ms });
         }
         self.refusal = Some(Refusal { why, again: Instant::now() + pause, pause });
-        Ok(())
     }
 }

@@ -12,22 +12,22 @@ use crate::{engine::endpoint, facts::cluster::Cluster, spec::Name};
 impl Guard<'_> {
     /// Lets reads go to the standbys that answer now, unless somebody else is at work on the lab: then the next look will.
     /// What keeps it from that is told once, and no reason to end.
-    pub fn lead_reads(&mut self, cluster: &Cluster) -> Result<()> {
+    pub fn lead_reads(&mut self, cluster: &Cluster) {
         let event = match self.lead(cluster) {
             Ok(None) => {
                 self.astray = None;
-                return Ok(());
+                return;
             }
             Ok(Some(standbys)) => Event::Reads { standbys },
             Err(error) => {
                 let what = format!("the read-only endpoint does not follow its standbys: {error:#}");
                 if self.astray.replace(what.clone()).is_some_and(|told| told == what) {
-                    return Ok(());
+                    return;
                 }
                 Event::Warning { what }
             }
         };
-        (self.tell)(&event)
+        (self.tell)(&event);
     }
 
     /// Whom reads go to from now on, if that is new.

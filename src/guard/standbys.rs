@@ -3,8 +3,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anyhow::Result;
-
 use super::{event::Event, watch::Guard};
 use crate::{
     facts::{cluster::Cluster, stray},
@@ -15,7 +13,7 @@ use crate::{
 
 impl Guard<'_> {
     /// Tells what has become of the standbys since the last look. Of one that is new nothing is told.
-    pub fn tell_standbys(&mut self, cluster: &Cluster) -> Result<()> {
+    pub fn tell_standbys(&mut self, cluster: &Cluster) {
         let mut seen: BTreeMap<Name, bool> = BTreeMap::new();
         for node in cluster.nodes.iter().filter(|node| matches!(node.state.role(), Role::Standby { .. })) {
             let standby = node.name.clone();
@@ -23,27 +21,26 @@ impl Guard<'_> {
             match (self.standbys.get(&standby), is_up) {
                 (Some(true), false) => {
                     let what = node.word().to_owned();
-                    (self.tell)(&Event::StandbyDown { standby: standby.clone(), what })?;
+                    (self.tell)(&Event::StandbyDown { standby: standby.clone(), what });
                 }
-                (Some(false), true) => (self.tell)(&Event::StandbyUp { standby: standby.clone() })?,
+                (Some(false), true) => (self.tell)(&Event::StandbyUp { standby: standby.clone() }),
                 _ => {}
             }
             seen.insert(standby, is_up);
         }
         self.standbys = seen;
-        self.tell_strays(cluster)
+        self.tell_strays(cluster);
     }
 
     /// Tells once of each that was promoted behind pgbox' back.
-    fn tell_strays(&mut self, cluster: &Cluster) -> Result<()> {
+    fn tell_strays(&mut self, cluster: &Cluster) {
         let strays = cluster.nodes.iter().filter(|node| stray::is_one(&cluster.nodes, node));
         let strays: BTreeSet<Name> = strays.map(|node| node.name.clone()).collect();
         for name in strays.difference(&self.strays) {
             if let Some(what) = cluster.node(name).and_then(|node| stray::said(&cluster.nodes, node)) {
-                (self.tell)(&Event::Warning { what })?;
+                (self.tell)(&Event::Warning { what });
             }
         }
         self.strays = strays;
-        Ok(())
     }
 }

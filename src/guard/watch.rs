@@ -41,12 +41,12 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(50);
 
 /// Where the guard's lines go.
-pub type Tell<'a> = dyn FnMut(&Event) -> Result<()> + 'a;
+pub type Tell<'a> = dyn FnMut(&Event) + 'a;
 
 /// Watches the primary of a lab until a signal comes.
 ///
 /// # Errors
-/// When there is no cluster to watch at the beginning, or its lines can't be written.
+/// When there is no cluster to watch at the beginning.
 pub fn watch(
     root: &Root,
     lab: &Name,
@@ -57,7 +57,7 @@ pub fn watch(
     find(root, lab, wish.node.as_ref())?;
     // The last guard may have been killed while it held the primary still.
     if let Some(let_go) = root.try_lock(lab)?.and_then(|lock| lock.let_go) {
-        tell(&Event::Warning { what: let_go.text() })?;
+        tell(&Event::Warning { what: let_go.text() });
     }
     let runtime = Builder::new_current_thread().enable_all().build().context("make an event loop")?;
     runtime.block_on(async {
@@ -77,7 +77,8 @@ pub fn watch(
             astray: None,
         };
         let signal = guard.run().await?;
-        (guard.tell)(&Event::Ended { why: signal.to_string() })
+        (guard.tell)(&Event::Ended { why: signal.to_string() });
+        Ok(())
     })
 }
 
@@ -151,8 +152,8 @@ impl Guard<'_> {
         loop {
             let finding = match self.look()? {
                 Some(cluster) => {
-                    self.tell_standbys(&cluster)?;
-                    self.lead_reads(&cluster)?;
+                    self.tell_standbys(&cluster);
+                    self.lead_reads(&cluster);
                     let sight = self.sight(&cluster);
                     self.judge.see(sight, begun, Instant::now())
                 }
@@ -165,7 +166,7 @@ impl Guard<'_> {
                     return Ok(signal);
                 }
             } else {
-                self.say(finding)?;
+                self.say(finding);
             }
             begun = match self.wait().await? {
                 Woken::Signal(signal) => return Ok(signal),
@@ -186,7 +187,7 @@ impl Guard<'_> {
                 let why = format!("{error:#}");
                 self.head = None;
                 if self.alone.as_ref() != Some(&why) {
-                    (self.tell)(&Event::NoPrimary { why: why.clone() })?;
+                    (self.tell)(&Event::NoPrimary { why: why.clone() });
                     self.alone = Some(why);
                 }
                 return Ok(None);
@@ -212,7 +213,7 @@ impl Guard<'_> {
             Some(_) => None,
             None => {
                 if let Some(old) = self.head.take() {
-                    (self.tell)(&Event::Moved { old: old.name, new: primary.clone() })?;
+                    (self.tell)(&Event::Moved { old: old.name, new: primary.clone() });
                 }
                 self.judge.forget();
                 self.refusal = None;
@@ -221,7 +222,7 @@ impl Guard<'_> {
             }
         };
         if let Some(event) = event {
-            (self.tell)(&event)?;
+            (self.tell)(&event);
             // Another standby may be able to do what none could.
             self.refusal = None;
         }
@@ -298,10 +299,10 @@ impl Guard<'_> {
         self.judge.see(sight, now, now)
     }
 
-    pub fn say(&mut self, finding: Finding) -> Result<()> {
-        let Some(primary) = self.head.as_ref().map(|head| head.name.clone()) else { return Ok(()) };
+    pub fn say(&mut self, finding: Finding) {
+        let Some(primary) = self.head.as_ref().map(|head| head.name.clone()) else { return };
         let event = match finding {
-            Finding::Nothing => return Ok(()),
+            Finding::Nothing => return,
             Finding::LetBe(what) => Event::LetBe { primary, what },
             Finding::Trouble(what) => {
                 Event::Trouble { primary, what, detect_ms: ms(self.watched.wish.detect) }
@@ -310,7 +311,7 @@ impl Guard<'_> {
             Finding::Failed { what, after } => Event::Failed { primary, what, after_ms: ms(after) },
         };
         self.refusal = None;
-        (self.tell)(&event)
+        (self.tell)(&event);
     }
 
     /// Waits until there may be something new.

@@ -190,6 +190,14 @@ pub fn end_on_closed_pipe() {
     };
 }
 
+/// Has writing to a closed pipe fail with EPIPE and nothing else, from now on. Programs that are started have the default again.
+pub fn outlive_closed_pipe() {
+    // SAFETY: nor does ignoring.
+    let _ = unsafe {
+        nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
+    };
+}
+
 /// The kernel's name for this boot (random(4)): what was made in another one is gone. Read once: no process lives
 /// through a boot.
 pub fn boot_id() -> Result<&'static str> {

@@ -76,7 +76,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         }
         Action::Remove { node } => remove(context, node)?,
     }
-    println!("{}", show::changes::line(action));
+    outln!("{}", show::changes::line(action));
     Ok(())
 }
 

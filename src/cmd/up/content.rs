@@ -69,7 +69,7 @@ fn generated(context: &Context, name: &str) -> Result<String> {
     }
     let password = password::generated()?;
     write(context, name, &password)?;
-    println!("the password of {name} is in {}", path.display());
+    outln!("the password of {name} is in {}", path.display());
     Ok(password)
 }
 
