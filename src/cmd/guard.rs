@@ -10,7 +10,6 @@ use crate::{
     engine::interrupt::Interrupts,
     guard::{self, Event, Line, Wish},
     hint::{self, advise, misuse},
-    sys::process,
 };
 
 /// Less than this would take a busy server for a dead one.
@@ -28,7 +27,6 @@ pub fn run(context: &Context, args: &cli::Guard) -> Result<i32> {
     }
     need_root("pgbox guard")?;
     let interrupts = Interrupts::block()?;
-    process::outlive_closed_pipe();
     let _lock = match context.root.lock_guard(&context.lab)? {
         Ok(lock) => lock,
         Err(pid) => {

@@ -59,7 +59,6 @@ use crate::{
     hint::{self, advise},
     spec::{self, Name},
     state::{Hold, Lock, Root},
-    sys::process,
 };
 
 /// What every command works on.
@@ -71,10 +70,9 @@ pub struct Context {
 }
 
 impl Context {
-    /// Takes the lab's lock, and says what the last one who had it has left undone. From here on a command goes on without a reader.
+    /// Takes the lab's lock, and says what the last one who had it has left undone.
     fn lock(&self) -> Result<Lock> {
         let lock = self.root.lock(&self.lab)?;
-        process::outlive_closed_pipe();
         self.tell_let_go(&lock);
         Ok(lock)
     }
@@ -82,7 +80,6 @@ impl Context {
     /// The same without waiting: `None` while another command holds it.
     fn try_lock(&self) -> Result<Option<Lock>> {
         let lock = self.root.try_lock(&self.lab)?;
-        process::outlive_closed_pipe();
         lock.iter().for_each(|lock| self.tell_let_go(lock));
         Ok(lock)
     }

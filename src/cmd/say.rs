@@ -2,7 +2,7 @@
 //!
 //! The rule that surprises people: `println!` panics when its line can't be written, and a reader that goes away (`| head -1`)
 //! ends a program by SIGPIPE. In the middle of a failover either would leave the lab by half. So what can't be said stops
-//! nothing, and from the lab's lock on ([`Context::lock`](super::Context)) no reader does.
+//! nothing, and from its first lock on (`state::Lock`) no reader stops a command.
 
 use std::{
     fmt,

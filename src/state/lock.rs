@@ -13,7 +13,7 @@ use std::{
 use anyhow::{Context, Result};
 
 use super::{LetGo, Root};
-use crate::spec::Name;
+use crate::{spec::Name, sys::process};
 
 /// Proof that this process may change a lab, or what all labs share.
 pub struct Lock {
@@ -88,6 +88,8 @@ impl Root {
     }
 
     fn open_lock(&self, name: &str) -> Result<(File, PathBuf)> {
+        // Whoever has one is about to change something, and must not end halfway because nobody reads what it says.
+        process::outlive_closed_pipe();
         let path = self.0.join("locks").join(name);
         let open = || OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
         let file = match open() {

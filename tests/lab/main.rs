@@ -19,6 +19,7 @@ mod kept;
 mod killed;
 mod loss;
 mod members;
+mod mute;
 mod orphans;
 mod outage;
 mod replica;
