@@ -106,6 +106,11 @@ impl Role {
             Self::Command => "command",
         }
     }
+
+    /// Whether it is a standby of this node.
+    pub fn follows(&self, of: &Name) -> bool {
+        matches!(self, Self::Standby { of: above } if above == of)
+    }
 }
 
 impl NodeState {

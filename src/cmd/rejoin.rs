@@ -46,11 +46,10 @@ fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
     let node = cluster.node(name).context("the cluster has lost a node")?;
     let Role::Standby { of } = node.state.role() else { return Ok(None) };
-    let Some(server) = cluster.node(&of).filter(|of| of.pidfd.is_some() && !of.frozen) else {
+    let Some(server) = cluster.node(&of).filter(|of| of.can_answer()) else {
         return Ok(None);
     };
-    let streams =
-        node.pidfd.is_some() && !node.frozen && follower::streams(&server.login()?, name.as_str()).is_ok();
+    let streams = node.can_answer() && follower::streams(&server.login()?, name.as_str()).is_ok();
     // One that is ahead of a new primary is seen to stream the end of the old timeline, for a moment.
     Ok((streams && !loss::has_more(server, node)).then_some(of))
 }

@@ -146,7 +146,7 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
         }
     };
     all.retain(|other| other.name != node.name && !going.contains(&other.name));
-    let follows = |other: &&Node| other.state.role() == Role::Standby { of: node.name.clone() };
+    let follows = |other: &&Node| other.state.role().follows(&node.name);
     let followers: Vec<&Node> = all.iter().filter(follows).collect();
     let upstream = match node.state.role() {
         Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),

@@ -111,7 +111,7 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
         ));
     }
     old.awake()?;
-    if (target.state.role() != Role::Standby { of: old.name.clone() }) {
+    if !target.state.role().follows(&old.name) {
         let way_out = match target.state.role() {
             Role::Standby { of } if cluster.node(&of).is_none() => format!("`pgbox rejoin {}`", target.name),
             _ => format!("switch over to a standby that does, then to `{}`", target.name),

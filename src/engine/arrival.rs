@@ -16,7 +16,7 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// their connection. Who can't be asked is not waited for.
 pub fn wait<'a>(standbys: impl IntoIterator<Item = &'a Node>) {
     let deadline = Instant::now() + PATIENCE;
-    let asked = standbys.into_iter().filter(|node| node.pidfd.is_some() && !node.frozen);
+    let asked = standbys.into_iter().filter(|node| node.can_answer());
     let mut reading: Vec<Login> = asked.filter_map(|node| node.login().ok()).collect();
     loop {
         reading.retain(|server| takeover::receives(server).is_ok_and(|receives| receives));

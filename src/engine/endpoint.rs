@@ -19,7 +19,6 @@ use crate::{
     },
     hint::advise,
     plan::POSTGRES_PORT,
-    postgres::report::Phase,
     spec::{LabNames, Name},
     state::{Endpoint, LabState, Leads, Role, Root},
     step::HostStep,
@@ -125,7 +124,7 @@ fn readers<'n>(nodes: impl IntoIterator<Item = &'n Node>) -> Vec<Name> {
     let takes_reads = |node: &&Node| {
         let at_once = node.state.spec.follow.is_some() && !node.state.applies_late();
         let standby = matches!(node.state.role(), Role::Standby { .. });
-        at_once && standby && node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running
+        at_once && standby && node.is_up()
     };
     nodes.into_iter().filter(takes_reads).map(|node| node.name.clone()).collect()
 }

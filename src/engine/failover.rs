@@ -44,7 +44,7 @@ impl Pause {
 
     /// Writes down that it begins.
     fn record(root: &Root, node: &Node) -> Result<Self> {
-        if node.pidfd.is_none() || node.frozen {
+        if !node.can_answer() {
             return Ok(Self(None));
         }
         let held = Held { root: root.clone(), lab: node.lab.clone(), group: node.cgroup(root)? };

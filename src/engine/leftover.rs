@@ -66,7 +66,7 @@ impl Ahead {
 pub fn ahead(root: &Root, target: &Node) -> Result<Vec<Ahead>> {
     let received = takeover::received(target)?;
     let system = Place::of(&target.state)?.control()?.system;
-    let count = |place: Place<'_>| place.unreceived(received).map(|scan| scan.commits - scan.idle);
+    let count = |place: Place<'_>| place.unreceived(received).map(|scan| scan.missed());
     let mut ahead = Vec::new();
     for one in rival::unused(root, &target.lab, &node::all(root, &target.lab)?, Some(system))? {
         let known = state::load_volume(&root.volume_dir(&target.lab, &one.volume))?;

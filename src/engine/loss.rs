@@ -103,10 +103,10 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
         // for, and nothing to look up.
         let synchronous = is_synchronous(cluster, head, target, received);
         let scan = if synchronous { old.unreceived(received)? } else { old.lost(received)? };
-        let commits = scan.commits - scan.idle;
+        let commits = scan.missed();
         if commits == 0 || is_over || synchronous {
             let rows = if commits == 0 || synchronous { 0 } else { rows(&scan, &server) };
-            let at_least = !scan.exact || scan.since > received;
+            let at_least = !scan.exact;
             // That there are no commits in what is left says nothing of what is gone.
             ensure!(
                 commits > 0 || synchronous || !at_least,
@@ -136,10 +136,10 @@ fn beside(head: &Node, target: &Node, server: &Login) -> Result<Loss> {
     Ok(Loss {
         received,
         end: scan.end,
-        commits: scan.commits - scan.idle,
+        commits: scan.missed(),
         prepared: scan.prepared,
         rows: rows(&scan, server),
-        at_least: !scan.exact || scan.since > received,
+        at_least: !scan.exact,
         synchronous: false,
         asynchronous: is_asynchronous(head),
     })
@@ -213,7 +213,7 @@ fn is_altered(head: &Node) -> bool {
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.
 fn place(head: &Node, node: &Node) -> Option<Lsn> {
     // Who is frozen would only keep us waiting.
-    if node.pidfd.is_none() || node.frozen {
+    if !node.can_answer() {
         return None;
     }
     let received = takeover::received(node).ok()?;
@@ -238,7 +238,7 @@ pub fn most_advanced(cluster: &Cluster, head: &Node) -> Option<Name> {
 /// Whether a standby has more of the old timeline than the one that was promoted, so that it can't follow it. Mostly
 /// it was received in the last moment, from a primary that had no time left to hear of it.
 pub fn has_more(promoted: &Node, standby: &Node) -> bool {
-    let asked = standby.pidfd.is_some() && !standby.frozen;
+    let asked = standby.can_answer();
     asked
         && takeover::received(standby)
             .is_ok_and(|received| same_history(promoted, standby, received).is_err())

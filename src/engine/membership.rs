@@ -109,10 +109,10 @@ fn due(root: &Root, cluster: &Cluster, patience: Duration) -> Result<Option<Stri
         return Ok(None);
     }
     let server = head.login()?;
-    let answers = head.pidfd.is_some() && !head.frozen;
+    let answers = head.can_answer();
     let deadline = Instant::now() + patience;
     let streams = |node: &Node| loop {
-        let is_over = node.pidfd.is_none() || node.frozen || Instant::now() >= deadline;
+        let is_over = !node.can_answer() || Instant::now() >= deadline;
         match follower::streams(&server, node.name.as_str()).is_ok() {
             false if !is_over => std::thread::sleep(Duration::from_millis(10)),
             streams => return streams,

@@ -25,7 +25,7 @@ pub fn settle(cluster: &Cluster) -> Result<()> {
 
 /// The servers of a cluster that could be asked and have other slots than they should.
 pub fn unsettled(cluster: &Cluster) -> impl Iterator<Item = &Node> {
-    let could = |node: &&Node| node.pidfd.is_some() && !node.frozen;
+    let could = |node: &&Node| node.can_answer();
     cluster.nodes.iter().filter(could).filter(|node| {
         let data = plan::data_below(&node.state.plan);
         data.and_then(on_disk).is_none_or(|slots| slots != wanted(cluster, node))

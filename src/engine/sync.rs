@@ -29,7 +29,7 @@ pub const SETTING: &str = "synchronous_standby_names";
 pub fn settle(root: &Root, cluster: &Cluster) -> Result<String> {
     let head = cluster.head();
     let server = head.login()?;
-    let answers = head.pidfd.is_some() && !head.frozen;
+    let answers = head.can_answer();
     let streams = |node: &Node| answers && follower::streams(&server, node.name.as_str()).is_ok();
     let followers: Vec<&Node> = cluster.followers(&head.name).collect();
     let value = due(root, head, &followers, "", |node, is_named| match is_named {
@@ -55,7 +55,7 @@ pub fn give(head: &Node, value: &str) -> Result<()> {
 pub fn confirm(head: &Node) -> Result<bool> {
     let Some(mut state) = head.dir.load()? else { return Ok(false) };
     let value = told(&state).to_owned();
-    let may_answer = state.role() == Role::Primary && head.pidfd.is_some() && !head.frozen;
+    let may_answer = state.role() == Role::Primary && head.can_answer();
     if state.sync_since.is_some() || value.is_empty() || !may_answer {
         return Ok(state.sync_since.is_some());
     }

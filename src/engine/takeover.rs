@@ -22,7 +22,7 @@ use crate::{
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
     sql::{Login, Session},
-    state::{Role, Root},
+    state::Root,
     sys::process,
 };
 
@@ -82,7 +82,7 @@ pub fn promote(
     let own = own_followers(root, target)?;
     let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let runs = |node: &Node| node.pidfd.is_some() && !node.frozen;
+    let runs = Node::can_answer;
     let rule = sync::due(root, target, &followers, "", |node, is_named| match is_named {
         true => sync::is_made(node),
         // Nobody can stream from it yet, and whoever is away is not to stop commits only because a seat is free.
@@ -120,7 +120,7 @@ pub fn promote(
 
 /// The standbys that follow a node already.
 fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
-    let follows = |node: &Node| node.state.role() == Role::Standby { of: of.name.clone() };
+    let follows = |node: &Node| node.state.role().follows(&of.name);
     Ok(node::all(root, &of.lab)?.into_iter().filter(follows).collect())
 }
 

@@ -32,7 +32,7 @@ impl Cluster {
 
     /// The nodes that follow this one directly.
     pub fn followers<'c>(&'c self, of: &Name) -> impl Iterator<Item = &'c Node> {
-        self.nodes.iter().filter(move |node| node.state.role() == Role::Standby { of: of.clone() })
+        self.nodes.iter().filter(move |node| node.state.role().follows(of))
     }
 }
 
@@ -126,7 +126,7 @@ pub fn way_out(nodes: &[Node], node: &Node) -> String {
 pub fn stays_down(root: &Root, nodes: &[Node], node: &Node) -> Option<(String, String)> {
     let Role::Superseded { by } = node.state.role() else { return None };
     let name = &node.name;
-    if role_of(nodes, &by) == Some(Role::Standby { of: name.clone() }) {
+    if role_of(nodes, &by).is_some_and(|role| role.follows(name)) {
         return Some(hint::unfinished(name, &by));
     }
     let what = format!(
@@ -268,7 +268,7 @@ pub fn head_of(nodes: &[Node], name: &Name) -> Option<Name> {
             Role::Primary => return Some(name),
             Role::Standby { of } => name = of,
             // Its place was to be taken by one that still follows it: somebody was killed on the way, or failed.
-            Role::Superseded { by } if role_of(nodes, &by) == Some(Role::Standby { of: name.clone() }) => {
+            Role::Superseded { by } if role_of(nodes, &by).is_some_and(|role| role.follows(&name)) => {
                 return Some(name);
             }
             Role::Superseded { by } if nodes.iter().any(|node| node.name == by) => name = by,

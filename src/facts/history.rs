@@ -23,10 +23,9 @@ pub enum Standing {
 impl Standing {
     /// What would be given up if they became as the other's: `None` where nobody would miss anything.
     pub fn loss(&self) -> Option<String> {
-        let Self::Apart { scan, since } = self else { return None };
-        let commits = scan.commits - scan.idle;
-        let is_exact = scan.exact && scan.since <= *since;
-        match (commits, is_exact) {
+        let Self::Apart { scan, .. } = self else { return None };
+        let commits = scan.missed();
+        match (commits, scan.exact) {
             (0, true) => None,
             (_, true) => Some(amount(commits, scan.prepared, "transaction", scan.rows())),
             (0, false) => Some(format!("what was in the WAL before {}, which is gone", scan.since)),

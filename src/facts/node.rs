@@ -120,6 +120,16 @@ impl Node {
         process::open_inside(&self.cgroup(root)?.processes()?, Pid::from_raw(init.pid), self.status.pid)
     }
 
+    /// Whether a question to it may be answered: a frozen server lets one wait for ever.
+    pub fn can_answer(&self) -> bool {
+        self.pidfd.is_some() && !self.frozen
+    }
+
+    /// Whether its server, or its command, is at work.
+    pub fn is_up(&self) -> bool {
+        self.can_answer() && self.status.phase == Phase::Running
+    }
+
     /// One word for a table, more precise than the life: what pid 1 is doing, or how it ended.
     pub fn word(&self) -> &'static str {
         match (self.life, self.status.phase, &self.status.reason) {

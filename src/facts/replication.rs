@@ -161,16 +161,11 @@ pub fn look(root: &Root, lab: &Name) -> Result<Lab> {
 }
 
 fn see(root: &Root, node: Node) -> Seen {
-    // Words for all else say that nobody would answer: stopped, frozen, at its base backup...
-    let answer = (node.word() == during_work() && node.state.postgres().is_some()).then(|| ask(&node));
+    let answer = (node.is_up() && node.state.postgres().is_some()).then(|| ask(&node));
     let starting = node.life == Life::Running && node.status.phase == Phase::Starting;
     let recovery = if starting { recovery::of(root, &node).ok().flatten() } else { None };
     let usage = node.pidfd.as_ref().and_then(|_| node.cgroup(root).ok()?.stats().ok()).unwrap_or_default();
     Seen { node, answer, recovery, usage, stuck: None, stray: None }
-}
-
-fn during_work() -> &'static str {
-    Life::Running.word()
 }
 
 /// Asks a node's server how it is.

@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{event::Event, watch::Guard};
 use crate::{
     facts::{cluster::Cluster, stray},
-    postgres::report::Phase,
     spec::Name,
     state::Role,
 };
@@ -17,7 +16,7 @@ impl Guard<'_> {
         let mut seen: BTreeMap<Name, bool> = BTreeMap::new();
         for node in cluster.nodes.iter().filter(|node| matches!(node.state.role(), Role::Standby { .. })) {
             let standby = node.name.clone();
-            let is_up = node.pidfd.is_some() && !node.frozen && node.status.phase == Phase::Running;
+            let is_up = node.is_up();
             match (self.standbys.get(&standby), is_up) {
                 (Some(true), false) => {
                     let what = node.word().to_owned();

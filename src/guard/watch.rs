@@ -386,7 +386,7 @@ impl Head {
 /// A primary with commits that wait for standbys: cut off, if those who run and answer do not hear it.
 fn cut_off(cluster: &Cluster, rule: &SyncRule) -> Sight {
     let members = cluster.nodes.iter().filter(|node| rule.names.contains(&node.name));
-    let running = members.filter(|node| node.pidfd.is_some() && !node.frozen);
+    let running = members.filter(|node| node.can_answer());
     let heard = running.filter_map(|node| Some((&node.name, takeover::receives(&node.login().ok()?).ok()?)));
     let (hear, deaf): (Vec<_>, Vec<_>) = heard.partition(|(_, receives)| *receives);
     let named =

@@ -320,10 +320,8 @@ fn remove(wanted: &Wanted, actual: &Actual, prune: bool, changes: &mut Changes) 
     gone.sort_by_key(|node| std::cmp::Reverse(roles::depth(actual, &node.spec.node)));
     for node in gone {
         let name = &node.spec.node;
-        let follower = actual
-            .nodes
-            .iter()
-            .find(|other| is_wanted(&other.spec.node) && other.role == Role::Standby { of: name.clone() });
+        let follower =
+            actual.nodes.iter().find(|other| is_wanted(&other.spec.node) && other.role.follows(name));
         match follower {
             _ if !prune => changes.notes.push(format!(
                 "`{name}` is not in the file, and stays; `pgbox up FILE --prune` removes it and keeps its data"

@@ -70,7 +70,8 @@ pub struct Scan {
     /// Rows that they inserted, updated and deleted, by table. Values too large for a row (TOAST) are rows of a
     /// table of their own, whose number only a catalog knows: see [`Scan::rows_but`].
     pub tables: BTreeMap<Table, u64>,
-    /// False if rows are missing in `tables`: a transaction had begun before the log that is left.
+    /// False if the numbers are "at least": segments are gone that were asked for, or a transaction had begun before those
+    /// that are left, and rows of it are missing in `tables`.
     pub exact: bool,
     /// When the first and the last of them committed, in microseconds since 1970.
     pub first_commit: Option<i64>,
@@ -78,6 +79,11 @@ pub struct Scan {
 }
 
 impl Scan {
+    /// Transactions that somebody would miss.
+    pub fn missed(&self) -> u64 {
+        self.commits - self.idle
+    }
+
     /// Rows inserted, updated and deleted, without those of system catalogs.
     pub fn rows(&self) -> u64 {
         self.rows_but(|_| false)

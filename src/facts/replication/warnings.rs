@@ -52,7 +52,7 @@ pub fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let head = nodes.first()?;
     let said = head.said().filter(|said| !said.in_recovery)?;
     let name = &head.node.name;
-    let follows = |one: &&Seen| one.node.state.role() == Role::Standby { of: name.clone() };
+    let follows = |one: &&Seen| one.node.state.role().follows(name);
     let told = status::sync_names(&said.sync);
     // Who would only sit in a free seat does so when it streams, and stays in it when it is away.
     let counts = |one: &&Seen| {

@@ -222,7 +222,7 @@ fn refusal(
 fn refuse_orphans(head: &Name, actual: &Actual, nodes: &mut Vec<WantedNode>, changes: &mut Changes) -> bool {
     let data = actual.data.get(head).copied().unwrap_or_default();
     let is_wanted = nodes.iter().any(|node| node.spec.node == *head);
-    let orphan = actual.nodes.iter().find(|node| node.role == Role::Standby { of: head.clone() });
+    let orphan = actual.nodes.iter().find(|node| node.role.follows(head));
     let (None, Data::None, true, Some(orphan)) = (actual.node(head), data, is_wanted, orphan) else {
         return false;
     };
@@ -239,7 +239,7 @@ fn refuse_orphans(head: &Name, actual: &Actual, nodes: &mut Vec<WantedNode>, cha
 fn is_member(name: &Name, actual: &Actual, changes: &mut Changes) -> bool {
     let left = actual.left.get(name);
     if let Some(Left { by, .. }) = left
-        && actual.node(by).is_some_and(|node| node.role == Role::Standby { of: name.clone() })
+        && actual.node(by).is_some_and(|node| node.role.follows(name))
     {
         let (what, way_out) = hint::unfinished(name, by);
         changes.refused.push(format!("{what}: {way_out}"));
