@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use super::How;
 use crate::{
     cli,
-    cmd::{Context, set},
+    cmd::{Context, limit, set},
     hint::misuse,
     postgres::contract::{self, Contract},
-    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource, quantity::Bound},
+    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource},
 };
 
 /// Refuses what can't be meant.
@@ -57,6 +57,8 @@ pub fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<Stri
     // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
     let is_server = contract::server_args(&args.args).is_some();
     let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
+    let mut limits = NodeLimits { shm_size: args.shm_size, ..NodeLimits::default() };
+    limit::lay_over(&args.limits, &mut limits);
     let spec = NodeSpec {
         lab: context.lab.clone(),
         node: args.node.clone(),
@@ -65,14 +67,7 @@ pub fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<Stri
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
         settings: set::parse(&args.settings)?,
-        limits: NodeLimits {
-            memory: args.limits.memory.and_then(Bound::limit),
-            memory_high: args.limits.memory_high.and_then(Bound::limit),
-            swap: args.limits.swap,
-            milli_cpus: args.limits.cpus.and_then(Bound::limit),
-            pids: args.limits.pids.and_then(Bound::limit),
-            shm_size: args.shm_size,
-        },
+        limits,
         restart: args.restart,
         stop_timeout: args.stop_timeout.as_secs().max(1),
         tune: args.tune.is_some(),
