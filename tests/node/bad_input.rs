@@ -213,7 +213,7 @@ fn huge_pages_that_are_not_there_are_missed_before_anything_is_made() {
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let free =
         meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).expect("huge pages").trim();
-    let on = ["run", "n", "postgres:15", "-c", "huge_pages=on", "-c", "shared_buffers=1TB"];
+    let on = ["run", "n", "postgres:15", "-c", "HUGE_PAGES=on", "-c", "shared_buffers=1TB"];
     let said = host.fails(1, &on);
     assert!(said.contains("huge_pages=on needs more than") && said.contains(&format!("{free} of")), "{said}");
     assert!(said.contains("sysctl vm.nr_hugepages="), "{said}");
