@@ -310,8 +310,7 @@ fn announce(context: &Context, state: &NodeState) {
         _ => outln!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
     }
     for port in &state.spec.publish {
-        let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };
-        outln!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
+        outln!("  published  {}", port.places());
     }
     let dir = context.root.node(&state.spec.lab, node);
     if dir.secret_file().exists() {
