@@ -354,23 +354,44 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
 #[test]
 fn sql_that_fails_leaves_nothing_and_runs_again_when_it_is_mended() {
     let Some(host) = Host::new() else { return };
-    let lab = |sql: &str| format!("[nodes.primary]\nimage = 'postgres:15'\n[[init]]\nsql = '{sql}'\n");
+    let lab = |sql: &str| format!("[nodes.primary]\nimage = 'postgres:15'\n[[init]]\nsql = '''{sql}'''\n");
     let file = write(&host, "lab.toml", &lab("CREATE TABLE a (); SELECT nonsense"));
     let said = host.fails(1, &["up", file.to_str().unwrap()]);
     assert!(said.contains("the SQL of") && said.contains("nonsense"), "{said}");
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"), "0");
+    // Nothing of it is there afterwards, what stands before its own end of the transaction neither.
+    let other = |sql: &str| {
+        format!("CREATE TABLE a (i int); INSERT INTO a VALUES (1); {sql}; INSERT INTO a VALUES (2)")
+    };
     for (sql, why) in [
-        ("BEGIN; CREATE TABLE a ()", "add the COMMIT"),
+        (&*other("BEGIN"), "begins or ends a transaction"),
+        (&other("COMMIT"), "leave out BEGIN, COMMIT"),
+        (&other("ROLLBACK"), "begins or ends a transaction"),
+        (&other("COPY a TO STDOUT"), "COPY FROM STDIN or TO STDOUT"),
+        (&other("COPY a FROM STDIN"), "--inserts"),
+        ("CREATE TABLE a (i int);\nCOPY a FROM stdin;\n1\n\\.\n", "syntax error at or near \"1\""),
+        ("CREATE TABLE a (i int);\nCOPY a FROM stdin;\n1\n\\.\n", "`pgbox psql`"),
+        ("CREATE TABLE a (); SET ROLE pg_monitor", "it ends as the user `pg_monitor`"),
+        ("CREATE TABLE a (); SET SESSION AUTHORIZATION pg_monitor", "RESET SESSION AUTHORIZATION"),
         ("VACUUM", "VACUUM cannot run inside a transaction block"),
         ("VACUUM", "is for `pgbox psql`"),
     ] {
         let file = write(&host, "lab.toml", &lab(sql));
         let said = host.fails(1, &["up", file.to_str().unwrap()]);
         assert!(said.contains(why) && said.contains("the SQL of"), "{sql}: {said}");
+        assert_eq!(
+            host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"),
+            "0",
+            "{sql}"
+        );
     }
-    let file = write(&host, "lab.toml", &lab("BEGIN; CREATE TABLE a (); COMMIT; CREATE TABLE b ()"));
+    let mended = r"SET ROLE pg_monitor; RESET ROLE; CREATE TABLE a AS SELECT $q$it's \n$q$::text AS s;
+        CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT s FROM a); END $$;
+        SELECT f() AS s INTO b -- the end";
+    let file = write(&host, "lab.toml", &lab(mended));
     up(&host, &file);
     assert!(up(&host, &file).contains("nothing to do"));
+    assert_eq!(host.sql("primary", &[], "SELECT s FROM b"), r"it's \n");
 }
 
 #[test]
