@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-pub use asked::variable;
+pub use asked::{check_sources, variable};
 
 use super::{
     Context, collation, endpoint, need_root,

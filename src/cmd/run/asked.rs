@@ -8,7 +8,7 @@ use super::How;
 use crate::{
     cli,
     cmd::{Context, limit, set},
-    hint::misuse,
+    hint::{advise, misuse},
     postgres::contract::{self, Contract},
     spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource},
 };
@@ -22,6 +22,7 @@ pub fn check(spec: &NodeSpec, how: &How) -> Result<()> {
         let host = spec.publish.iter().find(|publish| publish.port != SERVER_PORT).map_or(0, |p| p.host_port);
         return Err(misuse(text, format!("write -p {host}:{SERVER_PORT}")));
     }
+    check_sources(spec)?;
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {
         let node = &spec.node;
@@ -39,6 +40,25 @@ pub fn check(spec: &NodeSpec, how: &How) -> Result<()> {
             "nobody would be there to remove the node when it ends",
             "use --rm together with --foreground, or remove the node later with `pgbox rm`",
         ));
+    }
+    Ok(())
+}
+
+/// Refuses what is to be read and is not there. A directory that is to be written is made; this one would be empty for ever.
+pub fn check_sources(spec: &NodeSpec) -> Result<()> {
+    for volume in spec.volumes.iter().filter(|volume| volume.read_only) {
+        if let VolumeSource::Path(path) = &volume.source
+            && !path.exists()
+        {
+            return Err(advise(
+                format!(
+                    "there is no {}, which is to be mounted read-only at {}",
+                    path.display(),
+                    volume.target.display()
+                ),
+                "mend the path, or make it; without :ro a directory that is not there is made",
+            ));
+        }
     }
     Ok(())
 }
