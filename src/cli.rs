@@ -26,7 +26,7 @@ pub use uri::{As, Endpoint, Env, Uri, Whom, With};
 pub use watch::{Goal, Lag, Set, Slots, Status, Sync, Wait};
 
 use crate::spec::{
-    Name, Publish, Restart, Volume, name,
+    self, Name, Publish, Volume, name,
     quantity::{self, Bound},
 };
 
@@ -120,8 +120,10 @@ pub enum Command {
     /// Start stopped nodes: same address, same data
     Start(Later<Start>),
     /// Restart Postgres in place
-    #[command(after_help = "Examples:\n  pgbox restart primary\n  pgbox restart --all --mode immediate")]
-    Restart(Later<Stop>),
+    #[command(
+        after_help = "Examples:\n  pgbox restart primary\n  pgbox restart --all             a primary before its standbys"
+    )]
+    Restart(Later<Restart>),
     /// Change the limits of a node
     Limit(Later<Limit>),
     /// Kill the postmaster of a node, or the whole node
@@ -185,7 +187,7 @@ pub struct Run {
     pub shm_size: u64,
     /// When Postgres ends by itself: no, on-crash or on-crash:N
     #[arg(long, value_name = "POLICY", default_value = "no")]
-    pub restart: Restart,
+    pub restart: spec::Restart,
     /// How long a fast shutdown may take before an immediate one follows
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = quantity::duration)]
     pub stop_timeout: Duration,
@@ -361,6 +363,15 @@ pub struct Stop {
     /// Shutdown mode of Postgres
     #[arg(long, default_value = "fast")]
     pub mode: Mode,
+}
+
+#[derive(Debug, Args)]
+pub struct Restart {
+    #[command(flatten)]
+    pub which: Which,
+    /// Time, in seconds or as 5s or 2min, that the fast shutdown may take until an immediate one follows
+    #[arg(short, long = "time", value_name = "TIME", value_parser = quantity::duration)]
+    pub timeout: Option<Duration>,
 }
 
 /// Nodes by name, or every one.

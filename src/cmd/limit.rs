@@ -28,7 +28,7 @@ pub fn run(context: &Context, args: &cli::Limit) -> Result<i32> {
         ));
     }
     need_root("pgbox limit")?;
-    let (before, node) = change_by(context, &args.node, |limits| apply(asked, limits))?;
+    let (before, node) = change_by(context, &args.node, |limits| lay_over(asked, limits))?;
     let name = &args.node;
     match show::changes::limits(&before, &node.state.spec.limits).as_str() {
         "" => outln!("{name}: its limits are as they were"),
@@ -43,7 +43,8 @@ pub fn set(context: &Context, name: &Name, wanted: NodeLimits) -> Result<()> {
     change_by(context, name, |limits| *limits = NodeLimits { shm_size: limits.shm_size, ..wanted }).map(drop)
 }
 
-fn apply(asked: &cli::Limits, limits: &mut NodeLimits) {
+/// Lays the limits of a command line over those that a node has, or takes over.
+pub fn lay_over(asked: &cli::Limits, limits: &mut NodeLimits) {
     if let Some(memory) = asked.memory {
         // Swap is limited together with memory.
         let kept = limits.swap.filter(|_| memory != Bound::Max);

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, need_root, rejoin, run, set, trial};
+use super::{Context, limit, need_root, rejoin, run, set, trial};
 use crate::{
     cli,
     engine::sync,
@@ -15,7 +15,7 @@ use crate::{
     hint::{advise, misuse},
     image::Store,
     postgres::standby,
-    spec::{Copying, Follow, Name, NodeSpec, Volume, VolumeSource, quantity::Bound},
+    spec::{Copying, Follow, Name, NodeSpec, Volume, VolumeSource},
     sql,
 };
 
@@ -135,13 +135,8 @@ fn spec(context: &Context, args: &cli::Replica) -> Result<NodeSpec> {
     // What both may read can be shared; what one of them writes is its own.
     spec.volumes.retain(|volume| volume.read_only);
     spec.volumes.extend(args.volumes.iter().cloned().map(absolute).collect::<Result<Vec<_>>>()?);
-    let limits = &mut spec.limits;
-    limits.memory = args.limits.memory.map_or(limits.memory, Bound::limit);
-    limits.memory_high = args.limits.memory_high.map_or(limits.memory_high, Bound::limit);
-    limits.swap = args.limits.swap.or(limits.swap);
-    limits.milli_cpus = args.limits.cpus.map_or(limits.milli_cpus, Bound::limit);
-    limits.pids = args.limits.pids.map_or(limits.pids, Bound::limit);
-    limits.shm_size = args.shm_size.unwrap_or(limits.shm_size);
+    limit::lay_over(&args.limits, &mut spec.limits);
+    spec.limits.shm_size = args.shm_size.unwrap_or(spec.limits.shm_size);
     spec.restart = args.restart.unwrap_or(spec.restart);
     spec.subnet = None;
     spec.follow = Some(Follow {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, Error, Result};
 
-use super::{Context, each, endpoint, need_root};
+use super::{Context, each, endpoint, need_root, which};
 use crate::{
     cli,
     engine::{
@@ -24,6 +24,10 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
+    // By force whatever is there goes, as far as it is.
+    if !args.force {
+        which::check(context, &args.nodes)?;
+    }
     each(context, &args.nodes, |name| {
         if let (false, Ok(node)) = (args.volumes, node::find(&context.root, &context.lab, name)) {
             refuse_loss(&node)?;

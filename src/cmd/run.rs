@@ -7,7 +7,7 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-pub use asked::variable;
+pub use asked::{check_sources, variable};
 
 use super::{
     Context, collation, endpoint, need_root,
@@ -30,7 +30,7 @@ use crate::{
     postgres::{
         contract,
         launch::{Payload, Renew, RenewHow},
-        tune,
+        settings, tune,
     },
     show,
     spawn::Stdio,
@@ -198,9 +198,7 @@ fn check_host(
     data::check(context, spec, facts, plan, data, how)?;
     data::check_single_user(facts, spec, plan)?;
     let Payload::Postgres(postgres) = &plan.init.payload else { return Ok(()) };
-    let settings = postgres.orders.settings.iter().rev();
-    let value =
-        |name: &str| settings.clone().find(|(given, _)| given == name).map(|(_, value)| value.clone());
+    let value = |name: &str| settings::value(&postgres.orders.settings, name).map(str::to_owned);
     set::check_huge_pages(value, false)
 }
 
@@ -258,14 +256,9 @@ fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
             errln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
         }
     }
-    let given = spec
-        .settings
-        .iter()
-        .rev()
-        .find(|(name, _)| name == "shared_buffers")
-        .map(|(_, value)| value.as_str());
+    let buffers = settings::value(&spec.settings, "shared_buffers").unwrap_or("128MB");
     if let (false, Some(memory)) = (spec.tune, spec.limits.memory)
-        && let Ok(Some(warning)) = tune::buffers_warning(given.unwrap_or("128MB"), memory)
+        && let Ok(Some(warning)) = tune::buffers_warning(buffers, memory)
     {
         errln!("warning: {warning}; `--tune auto` chooses what fits");
     }
@@ -317,8 +310,7 @@ fn announce(context: &Context, state: &NodeState) {
         _ => outln!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
     }
     for port in &state.spec.publish {
-        let others = if port.host_ip.is_none() { " and every other address of this host" } else { "" };
-        outln!("  published  {}:{}{others}", port.reachable_at(), port.host_port);
+        outln!("  published  {}", port.places());
     }
     let dir = context.root.node(&state.spec.lab, node);
     if dir.secret_file().exists() {

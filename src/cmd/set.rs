@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, need_root, start, stop};
+use super::{Context, need_root, start, stop, which};
 use crate::{
     cli,
     engine::{
@@ -43,6 +43,7 @@ pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
         true => cluster::all(&context.root, &context.lab)?,
         false => Vec::new(),
     };
+    which::check(context, &names)?;
     for name in &names {
         one(context, args, name, &changes)?;
     }
@@ -229,7 +230,7 @@ fn words(changes: &[Change]) -> String {
 
 fn foretell(name: &Name, changes: &[Change], known: &[Parameter]) {
     for change in changes {
-        let restarts = known.iter().any(|p| p.name.eq_ignore_ascii_case(&change.name) && p.needs_restart());
+        let restarts = check::find(known, &change.name).is_some_and(Parameter::needs_restart);
         outln!("{name}: {change}{}", if restarts { ", with a restart in place" } else { "" });
     }
 }
@@ -281,9 +282,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
 }
 
 fn restart_in_place(context: &Context, name: &Name) -> Result<()> {
-    let which = cli::Which { nodes: Vec::new(), all: false };
-    let args = cli::Stop { which, timeout: None, mode: cli::Mode::Fast };
-    stop::restart_one(context, &args, name).map(drop)
+    stop::restart_one(context, name, None).map(drop)
 }
 
 /// Restarts the server in place. If it does not come up like this, it is started as it was.

@@ -196,7 +196,7 @@ fn bring_up(
 
 /// Waits for the end of a node that was told to stop by somebody who does not wait for it; or for its server, if that only
 /// restarts.
-fn wait_while_it_stops(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
+pub fn wait_while_it_stops(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
     let deadline = Instant::now() + timeout;
     loop {
         let node = node::find(&context.root, &context.lab, name)?;

@@ -35,10 +35,10 @@ pub fn run(context: &Context, args: &cli::Stop) -> Result<i32> {
     let several = args.which.all || args.which.nodes.len() > 1;
     let _stop = several.then(|| context.root.lock_stop(&context.lab)).transpose()?;
     let nodes = which::nodes(context, &args.which, Going::Down)?;
-    each(context, &nodes, |name| stop(context, args, name))
+    each(context, &nodes, |name| stop(context, name, shutdown(args.mode), args.timeout))
 }
 
-fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
+fn stop(context: &Context, name: &Name, how: Shutdown, timeout: Option<Duration>) -> Result<()> {
     let _lock = context.lock()?;
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
@@ -51,8 +51,8 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     if halt::thaw(&context.root, &node)? {
         super::note(context, &format!("`{name}` was frozen, and is thawed to stop"));
     }
-    let patience = patience(args, &node);
-    if halt::end(&node, shutdown(args.mode), patience)? {
+    let patience = patience(&node, timeout);
+    if halt::end(&node, how, patience)? {
         let text = format!(
             "`{name}` did not stop in {} and was stopped at once; the next start recovers",
             humantime::format_duration(patience)
@@ -65,8 +65,8 @@ fn stop(context: &Context, args: &cli::Stop, name: &Name) -> Result<()> {
     Ok(())
 }
 
-fn patience(args: &cli::Stop, node: &Node) -> Duration {
-    args.timeout.unwrap_or(Duration::from_secs(node.state.spec.stop_timeout))
+fn patience(node: &Node, timeout: Option<Duration>) -> Duration {
+    timeout.unwrap_or(Duration::from_secs(node.state.spec.stop_timeout))
 }
 
 fn shutdown(mode: cli::Mode) -> Shutdown {
@@ -77,12 +77,12 @@ fn shutdown(mode: cli::Mode) -> Shutdown {
     }
 }
 
-pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
+pub fn restart(context: &Context, args: &cli::Restart) -> Result<i32> {
     need_root("pgbox restart")?;
     crate::sys::exe::reexec_read_only()?;
     let nodes = which::nodes(context, &args.which, Going::Up)?;
     each(context, &nodes, |name| {
-        if let Some(address) = restart_one(context, args, name)? {
+        if let Some(address) = restart_one(context, name, args.timeout)? {
             outln!("{name} is ready at {address}");
         }
         Ok(())
@@ -92,20 +92,24 @@ pub fn restart(context: &Context, args: &cli::Stop) -> Result<i32> {
 /// How long a server that was stopped may take to answer.
 const START: Duration = Duration::from_secs(300);
 
-/// Postgres alone restarts: pid 1, namespaces and address stay. Gives where it answers, unless all of the node had to be
-/// started.
-pub(super) fn restart_one(context: &Context, args: &cli::Stop, name: &Name) -> Result<Option<SocketAddrV4>> {
+/// Postgres alone restarts, after a fast shutdown: pid 1, namespaces and address stay. Gives where it answers, unless all of
+/// the node had to be started.
+pub(super) fn restart_one(
+    context: &Context,
+    name: &Name,
+    timeout: Option<Duration>,
+) -> Result<Option<SocketAddrV4>> {
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
         return start::start(context, name, START, start::STREAM).map(|()| None);
     }
     let pidfd = node.awake()?;
     let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
-        stop(context, args, name)?;
+        stop(context, name, Shutdown::Fast, timeout)?;
         return start::start(context, name, START, start::STREAM).map(|()| None);
     };
     let before = node.status.pid;
-    let patience = patience(args, &node);
+    let patience = patience(&node, timeout);
     process::signal_with(pidfd.as_fd(), Signal::SIGUSR1, halt::seconds(patience))?;
     let patience = patience.saturating_add(Duration::from_secs(60));
     let deadline = Instant::now() + patience;

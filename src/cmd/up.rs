@@ -57,6 +57,8 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     let mut first = difference(context, args, wanted)?;
     first.wrong.extend(settings::wrong(context, wanted, &first.actions)?);
     first.wrong.extend(settings::wrong_limits(context, wanted, &first.actions));
+    first.wrong.extend(settings::wrong_mounts(&first.actions));
+    first.wrong.extend(settings::wrong_ports(context, &first.actions));
     first.wrong.extend(first.actions.iter().filter_map(|action| apply::loss(context, action)));
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);

@@ -10,7 +10,7 @@ use super::{Context, note};
 use crate::{
     cli,
     facts::{
-        cluster,
+        self, cluster,
         node::{self, Node},
     },
     hint::misuse,
@@ -29,6 +29,7 @@ pub enum Going {
 /// The nodes that are named, as they are named; or all, each server after the one that it follows.
 pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<Name>> {
     if !which.all {
+        check(context, &which.nodes)?;
         return Ok(which.nodes.clone());
     }
     let nodes = node::all(&context.root, &context.lab)?;
@@ -48,6 +49,13 @@ pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<
         .map(|(_, node)| node)
         .filter(|node| going == Going::Down || is_to_be_up(context, &nodes, node));
     Ok(chosen.map(|node| node.name.clone()).collect())
+}
+
+/// Refuses names that no node has, before anything is done to the others.
+pub fn check(context: &Context, names: &[Name]) -> Result<()> {
+    let (root, lab) = (&context.root, &context.lab);
+    let mut missing = names.iter().filter(|name| matches!(facts::load(root, lab, name), Ok(None)));
+    missing.try_for_each(|name| node::find(root, lab, name).map(drop))
 }
 
 /// The standby that is to become the primary. It is never chosen: the primary may be well.

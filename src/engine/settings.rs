@@ -99,7 +99,7 @@ pub fn restore(root: &Root, lab: &Name, name: &Name, before: &NodeState, changes
 
 fn apply(state: &mut NodeState, changes: &[Change]) {
     // Whom commits wait for is to be seen anew.
-    if changes.iter().any(|change| change.name.eq_ignore_ascii_case(sync::COMMIT)) {
+    if changes.iter().any(|change| change.name == sync::COMMIT) {
         state.sync_since = None;
     }
     let mut asked = std::mem::take(&mut state.spec.settings);

@@ -32,6 +32,8 @@ pub enum Asker<'a> {
     Node(&'a Name, &'a Name),
     /// The endpoints of a lab.
     Endpoints(&'a Name),
+    /// A whole lab, whose own ports are compared with one another elsewhere.
+    Lab(&'a Name),
 }
 
 /// Refuses ports of this host that are taken by somebody else.
@@ -39,7 +41,7 @@ pub fn check_free(root: &Root, wanted: &[Publish], asker: Asker<'_>) -> Result<(
     if wanted.is_empty() {
         return Ok(());
     }
-    for lab in root.labs()? {
+    for lab in root.labs()?.into_iter().filter(|lab| asker != Asker::Lab(lab)) {
         let is_other = |name: &Name| asker != Asker::Node(&lab, name);
         for (name, state) in nodes(root, &lab)?.into_iter().filter(|(name, _)| is_other(name)) {
             let other = &state.spec.publish;

@@ -80,6 +80,7 @@ impl LabFile {
             bail!("{}: the lab has no nodes; write for example:\n[nodes.primary]", self.shown);
         }
         self.check_ports(&nodes)?;
+        let [publish_rw, publish_ro] = self.endpoint_ports(&nodes)?;
         Ok(Wanted {
             nodes,
             users: self
@@ -94,8 +95,8 @@ impl LabFile {
                 .map(|(i, sql)| self.sql(i, sql, dir, read))
                 .collect::<Result<_>>()?,
             sync: self.raw.sync.as_ref().map(|rule| self.sync(rule)).transpose()?,
-            publish_rw: self.host_port("publish-rw", &self.raw.publish_rw)?,
-            publish_ro: self.host_port("publish-ro", &self.raw.publish_ro)?,
+            publish_rw,
+            publish_ro,
             exact: true,
         })
     }
@@ -133,6 +134,30 @@ impl LabFile {
                 )),
             },
         }
+    }
+
+    /// The ports of the endpoints, which nobody else in the file may have.
+    fn endpoint_ports(&self, nodes: &[WantedNode]) -> Result<[Option<Option<Publish>>; 2]> {
+        let of_node = |node: &WantedNode| {
+            let who = format!("node `{}`", node.spec.node);
+            node.spec.publish.iter().map(|port| (who.clone(), *port)).collect::<Vec<_>>()
+        };
+        let mut taken: Vec<(String, Publish)> = nodes.iter().flat_map(of_node).collect();
+        let mut ports = [None; 2];
+        let said = [("publish-rw", &self.raw.publish_rw), ("publish-ro", &self.raw.publish_ro)];
+        for (port, (key, said)) in ports.iter_mut().zip(said) {
+            *port = self.host_port(key, said)?;
+            let (Some(Some(port)), Some(said)) = (&*port, said) else { continue };
+            if let Some((who, _)) = taken.iter().find(|(_, other)| other.collides(port)) {
+                return Err(self.wrong(
+                    key,
+                    said.span(),
+                    &format!("{who} has that port of this host already"),
+                ));
+            }
+            taken.push((key.to_owned(), *port));
+        }
+        Ok(ports)
     }
 
     /// Everything that is said of a node: by itself, of the nodes above it, and for all.
@@ -371,6 +396,16 @@ mod tests {
             ("[nodes.a\n", 1, ""),
             ("subnet = '10.1'\n[nodes.a]\n", 1, "subnet: not an address range"),
             ("publish-rw = 'x'\n[nodes.a]\n", 1, "publish-rw: `x` is no port of this host"),
+            (
+                "publish-ro = 1\n[nodes.a]\npublish=['1:5432']\n",
+                1,
+                "publish-ro: node `a` has that port of this host",
+            ),
+            (
+                "publish-rw = 1\npublish-ro = 1\n[nodes.a]\n",
+                2,
+                "publish-ro: publish-rw has that port of this host",
+            ),
         ] {
             let said = refusal(text);
             // What contradicts itself in more than one line has none.

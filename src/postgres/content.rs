@@ -32,8 +32,8 @@ const DONE: &str = "pgbox.init";
 /// For a session, because a database can't be made in one transaction with anything.
 pub const WAIT_FOR_NOBODY: &str = "SET synchronous_commit = local";
 
-/// Whether a session is in the middle of a transaction that has written.
-pub const IN_TRANSACTION: &str = "SELECT txid_current_if_assigned() IS NOT NULL";
+/// As whom a session has logged in, and as whom it speaks.
+pub const USERS: &str = "SELECT session_user::text, current_user::text";
 
 /// Makes a role that can log in, with this verifier as its password.
 pub fn create_user(name: &str, verifier: &str) -> String {
@@ -85,11 +85,21 @@ impl fmt::Display for Done {
     }
 }
 
-/// SQL, and in the same transaction the note that it has run.
-pub fn run_once(sql: &str, database: &str, done: &[Done]) -> String {
-    // In lines of its own: the SQL may end in a comment.
+/// Begins a transaction, and runs SQL in it that can neither end it nor ask the client for data: within PL/pgSQL the server
+/// refuses both. As a plain query it would do what stands before its COMMIT for good, and after a COPY FROM STDIN wait for ever.
+pub fn run_within(sql: &str) -> String {
+    // In lines of its own: the SQL may end in a comment. After it a query: EXECUTE wants no SELECT INTO at the end.
+    let execute = format!("BEGIN EXECUTE {}; END", quote::literal(&format!("{sql}\n;\nSELECT")));
+    format!("BEGIN; DO LANGUAGE plpgsql {}", quote::literal(&execute))
+}
+
+/// Whether it is an error of [`run_within`] that there is such a statement: the name of the function in the server that says so.
+pub const WITHIN: &str = "exec_stmt_dynexecute";
+
+/// The note that SQL has run, and the end of the transaction.
+pub fn note(database: &str, done: &[Done]) -> String {
     format!(
-        "{sql}\n;\nALTER DATABASE {} SET {DONE} = {};\n",
+        "ALTER DATABASE {} SET {DONE} = {}; COMMIT",
         quote::identifier(database),
         quote::literal(&done.iter().map(Done::to_string).collect::<Vec<_>>().join(","))
     )
@@ -108,8 +118,13 @@ mod tests {
         assert_eq!(done("pgbox.init=ab,cd@ef"), Some(vec![one("ab", None), one("cd", Some("ef"))]));
         assert_eq!(done("pgbox.init="), Some(vec![]));
         assert_eq!(done("work_mem=4MB"), None);
-        let sql = run_once("SELECT 1 -- x", "my \"db\"", &[one("ab", Some("cd"))]);
-        assert_eq!(sql, "SELECT 1 -- x\n;\nALTER DATABASE \"my \"\"db\"\"\" SET pgbox.init = 'ab@cd';\n");
+        let sql = note("my \"db\"", &[one("ab", Some("cd"))]);
+        assert_eq!(sql, "ALTER DATABASE \"my \"\"db\"\"\" SET pgbox.init = 'ab@cd'; COMMIT");
+        let sql = run_within("SELECT 'x' -- y");
+        assert_eq!(
+            sql,
+            "BEGIN; DO LANGUAGE plpgsql 'BEGIN EXECUTE ''SELECT ''''x'''' -- y\n;\nSELECT''; END'"
+        );
     }
 
     #[test]

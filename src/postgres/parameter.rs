@@ -61,9 +61,9 @@ impl Parameter {
     }
 }
 
-/// Asks for these parameters; those that the server does not know are missing in the answer.
+/// Asks for these parameters, with names in lower case; those that the server does not know are missing in the answer.
 pub fn question(names: &[String]) -> String {
-    let names: Vec<String> = names.iter().map(|name| quote::literal(&name.to_lowercase())).collect();
+    let names: Vec<String> = names.iter().map(|name| quote::literal(name)).collect();
     let ours = quote::literal(&format!("%/{}", settings::FILE));
     let in_file = |what: &str, which: &str| {
         format!(
@@ -91,7 +91,7 @@ pub fn parse(text: &str) -> Result<Vec<Parameter>> {
 
 /// Why pgbox does not let a parameter be set like any other.
 pub fn refusal(name: &str) -> Option<&'static str> {
-    match name.to_lowercase().as_str() {
+    match name {
         "port" => Some("a node's port is always 5432; publish another one: `pgbox run -p`"),
         "listen_addresses" => {
             Some("a node has one address, and pgbox itself asks there whether the server is up")
@@ -144,7 +144,7 @@ pub fn is_ordered(name: &str) -> bool {
 
 /// What a server that was told nothing has of such a parameter.
 pub fn ordered_default(name: &str) -> Option<i64> {
-    ORDERED.iter().find(|(ordered, _)| name.eq_ignore_ascii_case(ordered)).map(|(_, default)| *default)
+    ORDERED.iter().find(|(ordered, _)| *ordered == name).map(|(_, default)| *default)
 }
 
 /// Those that a standby would have too little of to recover, each with what its primary had: what it is told in its generated
@@ -233,7 +233,7 @@ mod tests {
         assert_eq!(names(&[], "max_connections = 100\t# (change requires restart)"), ["max_connections=130"]);
         assert_eq!(names(&[("max_connections", "110")], ""), ["max_connections=130"]);
         assert!(names(&[], "#max_connections = 100\nmax_connections = '150' # more").is_empty());
-        let told = [("max_wal_senders", "4"), ("Max_Connections", "130")];
+        let told = [("max_wal_senders", "4"), ("max_connections", "130")];
         assert_eq!(names(&told, "max_connections=100"), ["max_wal_senders=10"]);
     }
 
@@ -257,9 +257,9 @@ mod tests {
 
     #[test]
     fn names_are_quoted_and_some_are_refused() {
-        let sql = question(&["a'b".to_owned(), "DateStyle".to_owned()]);
+        let sql = question(&["a'b".to_owned(), "datestyle".to_owned()]);
         assert!(sql.ends_with("IN ('a''b', 'datestyle')"), "{sql}");
-        assert!(refusal("Port").is_some() && refusal("work_mem").is_none());
-        assert!(is_ordered("MAX_connections") && !is_ordered("work_mem"));
+        assert!(refusal("port").is_some() && refusal("work_mem").is_none());
+        assert!(is_ordered("max_connections") && !is_ordered("work_mem"));
     }
 }

@@ -57,12 +57,13 @@ pub fn defaults(major: u32) -> Vec<Setting> {
     settings
 }
 
-/// Reads the `k=v` of `pgbox run -c`. Dashes in the name stand for underscores, as for the server's `--k=v`.
+/// Reads the `k=v` of `pgbox run -c`. Dashes in the name stand for underscores, as for the server's `--k=v`, and its case
+/// counts as little: from here on a name is in lower case and can be compared.
 pub fn parse(text: &str) -> Result<(String, String)> {
     let Some((name, value)) = text.split_once('=') else {
         bail!("{text:?} is not a setting of the form name=value");
     };
-    let name = name.trim().replace('-', "_");
+    let name = name.trim().replace('-', "_").to_ascii_lowercase();
     if !is_name(&name) {
         bail!("{name:?} is not the name of a setting");
     }
@@ -87,7 +88,7 @@ pub fn change(
     name: &str,
     value: Option<&str>,
 ) {
-    for old in asked.extract_if(.., |(known, _)| known.eq_ignore_ascii_case(name)) {
+    for old in asked.extract_if(.., |(known, _)| known == name) {
         if let Some(at) = orders.iter().rposition(|entry| *entry == old) {
             orders.remove(at);
         }
@@ -100,7 +101,7 @@ pub fn change(
 
 /// What the include file would say of a setting.
 pub fn value<'s>(orders: &'s [(String, String)], name: &str) -> Option<&'s str> {
-    let entry = orders.iter().rev().find(|(known, _)| known.eq_ignore_ascii_case(name));
+    let entry = orders.iter().rev().find(|(known, _)| known == name);
     entry.map(|(_, value)| value.as_str())
 }
 
@@ -113,7 +114,7 @@ pub fn render(settings: &[(String, String)]) -> Result<String> {
         if !is_name(name) {
             bail!("{name:?} is not the name of a setting");
         }
-        if settings[at + 1..].iter().all(|(later, _)| !later.eq_ignore_ascii_case(name)) {
+        if settings[at + 1..].iter().all(|(later, _)| later != name) {
             text += &format!("{name} = {}\n", quote::setting(value)?);
         }
     }
@@ -140,6 +141,7 @@ mod tests {
     #[test]
     fn settings_from_the_command_line() {
         assert_eq!(parse("work_mem=64MB").unwrap(), pair("work_mem", "64MB"));
+        assert_eq!(parse("DateStyle=ISO").unwrap(), pair("datestyle", "ISO"));
         assert_eq!(parse("log-line-prefix=%m [%p] a=b ").unwrap(), pair("log_line_prefix", "%m [%p] a=b"));
         assert_eq!(parse("auto_explain.log_min_duration=0").unwrap().0, "auto_explain.log_min_duration");
         for bad in ["work_mem", "=1", "a b=1", "1a=1", "a.b.c=1", "a=b\nc=d", "include 'x'=1"] {
@@ -149,8 +151,8 @@ mod tests {
 
     #[test]
     fn a_later_setting_wins_and_values_are_quoted() {
-        let text = render(&[pair("port", "1"), pair("x.y", "it's"), pair("PORT", "2")]).unwrap();
-        assert!(!text.contains("port = '1'") && text.contains("PORT = '2'"), "{text}");
+        let text = render(&[pair("port", "1"), pair("x.y", "it's"), pair("port", "2")]).unwrap();
+        assert!(!text.contains("port = '1'") && text.contains("port = '2'"), "{text}");
         assert!(text.contains("x.y = 'it''s'\n"), "{text}");
         assert!(render(&[pair("a\nb", "1")]).is_err());
     }
@@ -160,8 +162,8 @@ mod tests {
         let mut asked = vec![pair("work_mem", "8MB"), pair("a", "1"), pair("work_mem", "9MB")];
         let mut orders = vec![pair("work_mem", "4MB"), pair("b", "0")];
         orders.extend(asked.clone());
-        change(&mut orders, &mut asked, "WORK_MEM", Some("64MB"));
-        assert_eq!(asked, [pair("a", "1"), pair("WORK_MEM", "64MB")]);
+        change(&mut orders, &mut asked, "work_mem", Some("64MB"));
+        assert_eq!(asked, [pair("a", "1"), pair("work_mem", "64MB")]);
         assert_eq!(value(&orders, "work_mem"), Some("64MB"));
         change(&mut orders, &mut asked, "work_mem", None);
         assert_eq!((asked.len(), value(&orders, "work_mem")), (1, Some("4MB")));

@@ -157,9 +157,7 @@ fn what(action: &Action) -> String {
 
 fn endpoint(which: &str, port: Option<Publish>) -> String {
     match port {
-        Some(port) => {
-            format!("port {}:{} leads to the {which} endpoint", port.reachable_at(), port.host_port)
-        }
+        Some(port) => format!("the {which} endpoint is at {}", port.places()),
         None => format!("no port leads to the {which} endpoint"),
     }
 }

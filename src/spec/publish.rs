@@ -51,6 +51,12 @@ impl Publish {
         self.host_ip.unwrap_or(Ipv4Addr::LOCALHOST)
     }
 
+    /// Where it is open, for a user on this host.
+    pub fn places(&self) -> String {
+        let others = if self.host_ip.is_none() { " and every other address of this host" } else { "" };
+        format!("{}:{}{others}", self.reachable_at(), self.host_port)
+    }
+
     /// Whether both claim one port of one host address.
     pub fn collides(&self, other: &Self) -> bool {
         let same_ip = self.host_ip.is_none() || other.host_ip.is_none() || self.host_ip == other.host_ip;
@@ -95,6 +101,13 @@ mod tests {
         ] {
             assert!(bad.parse::<Publish>().unwrap_err().contains(&format!("`{bad}`")), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_open_to_all_says_so() {
+        let places = |t: &str| t.parse::<Publish>().unwrap().places();
+        assert_eq!(places("127.0.0.1:1:2"), "127.0.0.1:1");
+        assert_eq!(places("1:2"), "127.0.0.1:1 and every other address of this host");
     }
 
     #[test]

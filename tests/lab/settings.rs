@@ -17,6 +17,14 @@ fn a_setting_is_in_effect_and_stays() {
     assert!(said.contains("primary: work_mem=64MB, in effect"), "{said}");
     assert_eq!(setting(&host, "primary", "work_mem"), "64MB");
     assert_eq!(host.sql("primary", &[], "SELECT pg_postmaster_start_time()"), pid, "no restart was needed");
+    // In any case it is the same setting, as for the server.
+    let said = host.pgbox(&["set", "primary", "WORK_MEM=32MB", "DateStyle=German"]);
+    assert!(said.contains("primary: work_mem=32MB, in effect"), "{said}");
+    assert_eq!(
+        ["work_mem", "DateStyle"].map(|name| setting(&host, "primary", name)),
+        ["32MB", "German, DMY"]
+    );
+    host.pgbox(&["set", "primary", "work-mem=64MB", "--reset", "DATESTYLE"]);
     let said = host.pgbox(&["set", "primary", "shared_buffers=40MB"]);
     assert!(said.contains("shared_buffers=40MB, in effect after a restart in place"), "{said}");
     host.pgbox(&["stop", "primary"]);

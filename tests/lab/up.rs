@@ -354,23 +354,44 @@ fn a_file_describes_a_lab_with_what_is_in_it() {
 #[test]
 fn sql_that_fails_leaves_nothing_and_runs_again_when_it_is_mended() {
     let Some(host) = Host::new() else { return };
-    let lab = |sql: &str| format!("[nodes.primary]\nimage = 'postgres:15'\n[[init]]\nsql = '{sql}'\n");
+    let lab = |sql: &str| format!("[nodes.primary]\nimage = 'postgres:15'\n[[init]]\nsql = '''{sql}'''\n");
     let file = write(&host, "lab.toml", &lab("CREATE TABLE a (); SELECT nonsense"));
     let said = host.fails(1, &["up", file.to_str().unwrap()]);
     assert!(said.contains("the SQL of") && said.contains("nonsense"), "{said}");
     assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"), "0");
+    // Nothing of it is there afterwards, what stands before its own end of the transaction neither.
+    let other = |sql: &str| {
+        format!("CREATE TABLE a (i int); INSERT INTO a VALUES (1); {sql}; INSERT INTO a VALUES (2)")
+    };
     for (sql, why) in [
-        ("BEGIN; CREATE TABLE a ()", "add the COMMIT"),
+        (&*other("BEGIN"), "begins or ends a transaction"),
+        (&other("COMMIT"), "leave out BEGIN, COMMIT"),
+        (&other("ROLLBACK"), "begins or ends a transaction"),
+        (&other("COPY a TO STDOUT"), "COPY FROM STDIN or TO STDOUT"),
+        (&other("COPY a FROM STDIN"), "--inserts"),
+        ("CREATE TABLE a (i int);\nCOPY a FROM stdin;\n1\n\\.\n", "syntax error at or near \"1\""),
+        ("CREATE TABLE a (i int);\nCOPY a FROM stdin;\n1\n\\.\n", "`pgbox psql`"),
+        ("CREATE TABLE a (); SET ROLE pg_monitor", "it ends as the user `pg_monitor`"),
+        ("CREATE TABLE a (); SET SESSION AUTHORIZATION pg_monitor", "RESET SESSION AUTHORIZATION"),
         ("VACUUM", "VACUUM cannot run inside a transaction block"),
         ("VACUUM", "is for `pgbox psql`"),
     ] {
         let file = write(&host, "lab.toml", &lab(sql));
         let said = host.fails(1, &["up", file.to_str().unwrap()]);
         assert!(said.contains(why) && said.contains("the SQL of"), "{sql}: {said}");
+        assert_eq!(
+            host.sql("primary", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'a'"),
+            "0",
+            "{sql}"
+        );
     }
-    let file = write(&host, "lab.toml", &lab("BEGIN; CREATE TABLE a (); COMMIT; CREATE TABLE b ()"));
+    let mended = r"SET ROLE pg_monitor; RESET ROLE; CREATE TABLE a AS SELECT $q$it's \n$q$::text AS s;
+        CREATE FUNCTION f() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN (SELECT s FROM a); END $$;
+        SELECT f() AS s INTO b -- the end";
+    let file = write(&host, "lab.toml", &lab(mended));
     up(&host, &file);
     assert!(up(&host, &file).contains("nothing to do"));
+    assert_eq!(host.sql("primary", &[], "SELECT s FROM b"), r"it's \n");
 }
 
 #[test]
@@ -528,6 +549,115 @@ fn two_at_once_make_one_lab() {
     }
     let idle = outputs.iter().filter(|output| text(&output.stdout).contains("nothing to do"));
     assert_eq!(idle.count(), 1, "{outputs:?}");
+}
+
+/// Refused by `--diff` as well as by `up`, in these words.
+#[track_caller]
+fn refused(host: &Host, file: &Path, words: &[&str]) {
+    for how in [&["--diff"][..], &[]] {
+        let said = host.fails(1, &[&["up", file.to_str().unwrap()], how].concat());
+        words.iter().for_each(|word| assert!(said.contains(word), "{how:?}: {word:?} is not in: {said}"));
+    }
+}
+
+#[test]
+fn what_this_host_does_not_have_for_a_lab_is_said_before_anything_is_made() {
+    let Some(host) = Host::new() else { return };
+    let lab = |name: &str, head: &str, of_nodes: &str| {
+        let text = format!(
+            "lab = '{name}'\n{head}\n[defaults]\nimage = 'postgres:15'\n{of_nodes}\n[nodes.primary]\n[nodes.r1]\nof = 'primary'\n"
+        );
+        write(&host, &format!("{name}.toml"), &text)
+    };
+    let nope = host.scratch("files").join("nope");
+    let dir = "volumes = ['./nope:/docker-entrypoint-initdb.d:ro']";
+    refused(
+        &host,
+        &lab("blue", "", dir),
+        &["volumes of `primary`: there is no /", "files/nope, which is to be mounted"],
+    );
+    host.is_forgotten();
+    let said = host.pgbox(&["up", lab("blue", "publish-rw = 5440", "").to_str().unwrap()]);
+    assert!(said.contains("the read-write endpoint is at 127.0.0.1:5440 and every other address"), "{said}");
+    let ports = ["publish-rw, publish-ro: can't publish on 0.0.0.0:5440: an endpoint of lab `blue` has it"];
+    refused(&host, &lab("green", "publish-ro = 5440", ""), &ports);
+    let taken = std::net::TcpListener::bind("127.0.0.1:5441").unwrap();
+    refused(&host, &lab("blue", "publish-rw = 5441", ""), &["0.0.0.0:5441: another program listens there"]);
+    drop(taken);
+    let tiny =
+        fs::read_to_string(lab("blue", "publish-rw = 5440", "")).unwrap().replace("postgres:15", "tiny");
+    let before = ["primary", "r1"]
+        .map(|node| host.json(&["--lab", "blue", "inspect", "--json", node])[0]["pid"].clone());
+    refused(
+        &host,
+        &write(&host, "tiny.toml", &tiny),
+        &["image of `primary`, `r1`: tiny has no Postgres in it"],
+    );
+    refused(&host, &lab("blue", "publish-rw = 5440", dir), &["volumes of `r1`: there is no /"]);
+    let after = ["primary", "r1"]
+        .map(|node| host.json(&["--lab", "blue", "inspect", "--json", node])[0]["pid"].clone());
+    assert_eq!(before, after);
+    assert!(!nope.exists());
+    assert!(host.fails(1, &["--lab", "green", "ps"]).contains("no lab `green`"));
+}
+
+#[test]
+fn a_primary_that_was_renamed_in_the_file_gets_no_empty_one_beside_it() {
+    let Some(host) = Host::new() else { return };
+    let lab = |primary: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\n[nodes.{primary}]\n[nodes.b]\nof = '{primary}'\n\
+             [[init]]\nsql = 'CREATE TABLE {primary} ()'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    up(&host, &lab("a"));
+    refused(
+        &host,
+        &lab("z"),
+        &["`z` would be a new primary", "the lab's primary is `a`", "[nodes.a]", "`pgbox rm -f a`"],
+    );
+    assert_eq!(host.pgbox(&["ps", "-q"]), "a\nb\n");
+    assert_eq!(host.sql("a", &[], "SELECT count(*) FROM pg_tables WHERE tablename = 'z'"), "0");
+    assert!(up(&host, &lab("a")).contains("nothing to do"));
+    // Nor when both are gone: what `b` has left is of another cluster than an empty one.
+    host.pgbox(&["down"]);
+    refused(&host, &lab("z"), &["an empty one would be another cluster"]);
+    assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+/// Its end is waited for, as `pgbox start` does.
+#[test]
+fn beside_a_stop_that_goes_on_without_its_command_up_brings_the_lab_back() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    let (init, uri) = (host.init_pid("primary"), host.pgbox(&["uri", "primary"]));
+    let mut client = std::process::Command::new("psql");
+    let client = client.args(["-Xqc", "SELECT pg_sleep(100)", uri.trim()]);
+    let mut client = client.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let children = |pid: &str| fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap();
+    let backend = || {
+        let servers = children(&init.to_string());
+        let all: String = servers.split_whitespace().map(children).collect();
+        let busy = |pid: &&str| {
+            fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| text(&line).contains("SELECT"))
+        };
+        all.split_whitespace().find(busy).map(str::to_owned)
+    };
+    until("true", || backend().is_some().to_string());
+    // The server can't end before that session has.
+    let backend = backend().unwrap();
+    run("kill", &["-STOP", &backend]);
+    run("kill", &["-TERM", &init.to_string()]);
+    until("stopping", || host.json(&["ps", "--json"])[0]["state"].as_str().unwrap().to_owned());
+    let up = host.command(&["up"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    run("kill", &["-CONT", &backend]);
+    let up = up.wait_with_output().unwrap();
+    assert!(up.status.success(), "{}", text(&up.stderr));
+    assert_ne!(host.init_pid("primary"), init);
+    assert_eq!(host.sql("primary", &[], "SELECT 1"), "1");
+    client.wait().unwrap();
 }
 
 #[test]

@@ -208,12 +208,27 @@ fn volumes_and_ports_that_exclude_each_other() {
 }
 
 #[test]
+fn what_is_only_to_be_read_must_be_there() {
+    let Some(host) = Host::new() else { return };
+    let nope = host.scratch("files").join("nope");
+    let mount = |how: &str| format!("{}:/docker-entrypoint-initdb.d{how}", nope.display());
+    for more in [&[][..], &["--dry-run"]] {
+        let said = host.fails(1, &[&["run", "n", "postgres:15", "-v", &mount(":ro")], more].concat());
+        assert!(said.contains("there is no /") && said.contains("to be mounted read-only"), "{said}");
+        host.is_forgotten();
+        assert!(!nope.exists());
+    }
+    host.pgbox(&["run", "n", "postgres:15", "-v", &mount("")]);
+    assert!(nope.is_dir());
+}
+
+#[test]
 fn huge_pages_that_are_not_there_are_missed_before_anything_is_made() {
     let Some(host) = Host::new() else { return };
     let meminfo = fs::read_to_string("/proc/meminfo").unwrap();
     let free =
         meminfo.lines().find_map(|line| line.strip_prefix("HugePages_Free:")).expect("huge pages").trim();
-    let on = ["run", "n", "postgres:15", "-c", "huge_pages=on", "-c", "shared_buffers=1TB"];
+    let on = ["run", "n", "postgres:15", "-c", "HUGE_PAGES=on", "-c", "shared_buffers=1TB"];
     let said = host.fails(1, &on);
     assert!(said.contains("huge_pages=on needs more than") && said.contains(&format!("{free} of")), "{said}");
     assert!(said.contains("sysctl vm.nr_hugepages="), "{said}");

@@ -243,12 +243,34 @@ fn one_node_that_fails_does_not_keep_the_others_from_it() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "a", "postgres:15"]);
     host.pgbox(&["run", "b", "postgres:15"]);
-    let said = host.fails(1, &["stop", "a", "nobody", "b"]);
-    assert!(said.contains("no node `nobody`"), "{said}");
-    let states = host.json(&["ps", "--json"]);
-    assert_eq!((&states[0]["state"], &states[1]["state"]), (&"stopped".into(), &"stopped".into()));
-    host.fails(1, &["rm", "a", "nobody", "b"]);
+    host.pgbox(&["stop", "b"]);
+    let said = host.fails(1, &["rm", "a", "b"]);
+    assert!(said.contains("node `a` runs"), "{said}");
+    assert_eq!(host.pgbox(&["ps", "-q"]), "a\n");
+    // Nor does one that is not there, where whatever is left is to go.
+    host.fails(1, &["rm", "-f", "nobody", "a"]);
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+#[test]
+fn a_name_that_is_no_nodes_is_seen_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "a", "postgres:15"]);
+    let pid = host.init_pid("a");
+    let started = || host.sql("a", &[], "SELECT pg_postmaster_start_time(), current_setting('work_mem')");
+    let before = started();
+    for words in
+        [&["stop", "a", "nobody"][..], &["restart", "a", "nobody"], &["set", "a", "nobody", "work_mem=9MB"]]
+    {
+        let said = host.fails(1, words);
+        assert!(said.contains("no node `nobody` in lab `default`") && said.contains("has a"), "{said}");
+        assert_eq!((host.init_pid("a"), started()), (pid, before.clone()), "{words:?}");
+    }
+    host.pgbox(&["stop", "a"]);
+    for words in [["start", "a", "nobody"], ["rm", "a", "nobody"]] {
+        host.fails(1, &words);
+        assert_eq!(host.json(&["ps", "--json"])[0]["state"], "stopped", "{words:?}");
+    }
 }
 
 #[test]
@@ -279,6 +301,8 @@ fn modes_of_stop() {
     assert!(host.pgbox(&["logs", "-n", "5", "n"]).contains("received immediate shutdown request"));
     host.pgbox(&["start", "n"]);
     assert!(host.pgbox(&["logs", "n"]).contains("automatic recovery in progress"));
+    // A restart is always a fast one.
+    assert!(host.fails(2, &["restart", "--mode", "immediate", "n"]).contains("--mode"));
 }
 
 #[test]

@@ -20,6 +20,20 @@ fn limits_are_in_the_kernels_files_and_change_while_it_runs() {
 }
 
 #[test]
+fn without_a_limit_on_memory_a_standby_takes_over_none_on_swap() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "--memory", "256m", "--swap", "64m"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--memory", "max"]);
+    host.pgbox(&["replica", "r2", "--of", "primary", "--memory", "300m"]);
+    let limits = |node: &str| host.json(&["inspect", "--json", node])[0]["spec"]["limits"].clone();
+    assert!(limits("r1")["memory"].is_null() && limits("r1")["swap"].is_null(), "{}", limits("r1"));
+    assert_eq!(
+        (&limits("r2")["memory"], &limits("r2")["swap"]),
+        (&(300u64 << 20).into(), &(64u64 << 20).into())
+    );
+}
+
+#[test]
 fn a_backend_that_takes_too_much_dies_and_the_server_answers_again() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "--memory", "256m"]);

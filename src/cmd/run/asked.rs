@@ -7,10 +7,10 @@ use anyhow::{Context as _, Result};
 use super::How;
 use crate::{
     cli,
-    cmd::{Context, set},
-    hint::misuse,
+    cmd::{Context, limit, set},
+    hint::{advise, misuse},
     postgres::contract::{self, Contract},
-    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource, quantity::Bound},
+    spec::{NodeLimits, NodeSpec, SERVER_PORT, VolumeSource},
 };
 
 /// Refuses what can't be meant.
@@ -22,6 +22,7 @@ pub fn check(spec: &NodeSpec, how: &How) -> Result<()> {
         let host = spec.publish.iter().find(|publish| publish.port != SERVER_PORT).map_or(0, |p| p.host_port);
         return Err(misuse(text, format!("write -p {host}:{SERVER_PORT}")));
     }
+    check_sources(spec)?;
     let command = spec.command().is_some();
     if (how.tty || how.interactive) && !command {
         let node = &spec.node;
@@ -43,6 +44,25 @@ pub fn check(spec: &NodeSpec, how: &How) -> Result<()> {
     Ok(())
 }
 
+/// Refuses what is to be read and is not there. A directory that is to be written is made; this one would be empty for ever.
+pub fn check_sources(spec: &NodeSpec) -> Result<()> {
+    for volume in spec.volumes.iter().filter(|volume| volume.read_only) {
+        if let VolumeSource::Path(path) = &volume.source
+            && !path.exists()
+        {
+            return Err(advise(
+                format!(
+                    "there is no {}, which is to be mounted read-only at {}",
+                    path.display(),
+                    volume.target.display()
+                ),
+                "mend the path, or make it; without :ro a directory that is not there is made",
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// What the user asked for, and the password apart from it.
 pub fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)> {
     let env = environment(args)?;
@@ -57,6 +77,8 @@ pub fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<Stri
     // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
     let is_server = contract::server_args(&args.args).is_some();
     let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
+    let mut limits = NodeLimits { shm_size: args.shm_size, ..NodeLimits::default() };
+    limit::lay_over(&args.limits, &mut limits);
     let spec = NodeSpec {
         lab: context.lab.clone(),
         node: args.node.clone(),
@@ -65,14 +87,7 @@ pub fn spec(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<Stri
         volumes: volumes.collect::<Result<_>>()?,
         publish: args.publish.clone(),
         settings: set::parse(&args.settings)?,
-        limits: NodeLimits {
-            memory: args.limits.memory.and_then(Bound::limit),
-            memory_high: args.limits.memory_high.and_then(Bound::limit),
-            swap: args.limits.swap,
-            milli_cpus: args.limits.cpus.and_then(Bound::limit),
-            pids: args.limits.pids.and_then(Bound::limit),
-            shm_size: args.shm_size,
-        },
+        limits,
         restart: args.restart,
         stop_timeout: args.stop_timeout.as_secs().max(1),
         tune: args.tune.is_some(),

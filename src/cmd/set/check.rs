@@ -41,7 +41,7 @@ pub fn everything(
     }
     run_postgres(context, witness, changes)?;
     fit_together(node, witness, changes)?;
-    if changes.iter().any(|change| change.name.eq_ignore_ascii_case("huge_pages")) {
+    if changes.iter().any(|change| change.name == "huge_pages") {
         let now = settings::ask(witness, &["shared_buffers", "huge_pages"].map(str::to_owned))?;
         let holds = node.pidfd.is_some() && find(&now, "huge_pages").is_some_and(|now| now.setting != "off");
         huge_pages(|name| wanted(changes, &now, name), holds)?;
@@ -51,7 +51,7 @@ pub fn everything(
 
 /// `postgres -C` ends before the server compares values with one another, and whoever stops it to see that has stopped it.
 fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
-    let is_one = |name: &str| changes.iter().any(|change| change.name.eq_ignore_ascii_case(name));
+    let is_one = |name: &str| changes.iter().any(|change| change.name == name);
     if !parameter::TOGETHER.iter().any(|name| is_one(name)) {
         return Ok(());
     }
@@ -64,7 +64,7 @@ fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
 
 /// What a parameter will be after the changes.
 fn wanted(changes: &[Change], known: &[Parameter], name: &str) -> Option<String> {
-    let change = changes.iter().rev().find(|change| change.name.eq_ignore_ascii_case(name));
+    let change = changes.iter().rev().find(|change| change.name == name);
     match change.map(|change| &change.value) {
         Some(Some(value)) => Some(value.clone()),
         Some(None) => find(known, name)?.fallback.clone(),
@@ -102,7 +102,7 @@ fn is_known(change: &Change, known: &[Parameter]) -> Result<()> {
         Some(parameter) if parameter.context == "internal" => {
             bail!("{name} is fixed when a server is built or its data directory is made")
         }
-        Some(_) if name.eq_ignore_ascii_case("wal_level") && change.value.as_deref() == Some("minimal") => {
+        Some(_) if name == "wal_level" && change.value.as_deref() == Some("minimal") => {
             bail!("with wal_level=minimal there can be no standbys")
         }
         Some(_) => Ok(()),
@@ -142,7 +142,7 @@ fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()
     }
 }
 
-/// What is known of a parameter.
+/// What is known of a parameter. The server's own names may have capitals: `DateStyle`.
 pub fn find<'k>(known: &'k [Parameter], name: &str) -> Option<&'k Parameter> {
     known.iter().find(|parameter| parameter.name.eq_ignore_ascii_case(name))
 }

@@ -53,6 +53,11 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
             rejoin::rejoin(context, &args)?;
         }
         Action::Wait { node } => {
+            // What it comes up from may as well be its end.
+            start::wait_while_it_stops(context, node, timeout)?;
+            if facts::node::find(&context.root, &context.lab, node)?.pidfd.is_none() {
+                return start::start(context, node, timeout, start::STREAM);
+            }
             let args = cli::Wait { node: node.clone(), goal: cli::Goal::Ready, timeout };
             wait::run(context, &args)?;
         }

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use anyhow::{Context as _, Error, Result};
-use postgres::error::SqlState;
+use postgres::error::{DbError, SqlState};
 
 use crate::{
     cmd::{Context, password},
@@ -103,22 +103,59 @@ pub fn run(context: &Context, sql: &Sql) -> Result<()> {
     let here = known.done.into_iter().filter(|(database, _)| *database == server.database);
     let mut done: Vec<content::Done> = here.map(|(_, done)| done).collect();
     done.push(changes::done(sql));
-    let text = content::run_once(&sql.text, &server.database, &done);
-    let is_open = server.try_ask(PATIENCE, move |client| {
+    let (text, note) = (content::run_within(&sql.text), content::note(&server.database, &done));
+    let user = server.user.clone();
+    let other = server.try_ask(PATIENCE, move |client| {
         client.batch_execute(&text)?;
-        client.query_one(content::IN_TRANSACTION, &[]).map(|row| row.get(0))
+        let users = client.query_one(content::USERS, &[])?;
+        let [session, current]: [String; 2] = [users.get(0), users.get(1)];
+        if [&session, &current] != [&user; 2] {
+            // With the session all of it is undone.
+            return Ok(Some(current));
+        }
+        client.batch_execute(&note).map(|()| None)
     })?;
-    match is_open {
-        Ok(false) => Ok(()),
-        Ok(true) => Err(advise(
-            format!("{}: it ends in a transaction that it has begun, which is undone", sql.shown),
-            "add the COMMIT, or leave BEGIN out: without one it is one transaction as a whole",
+    match other {
+        Ok(None) => Ok(()),
+        Ok(Some(user)) => Err(advise(
+            format!(
+                "{}: it ends as the user `{user}`, who can't note that it has run; it is undone",
+                sql.shown
+            ),
+            "write RESET SESSION AUTHORIZATION; RESET ROLE at its end",
         )),
-        Err(error) if error.code() == Some(&SqlState::ACTIVE_SQL_TRANSACTION) => Err(advise(
-            format!("{}: {}", sql.shown, reason(&error)),
-            "SQL of a lab file is one transaction, with the note that it has run; what can't be in one is for \
-             `pgbox psql`",
-        )),
-        Err(error) => Err(Error::msg(reason(&error)).context(sql.shown.clone())),
+        Err(error) => Err(refused(sql, &error)),
     }
 }
+
+/// Why SQL of a lab file did not run, and the way out where it never could.
+fn refused(sql: &Sql, error: &postgres::Error) -> Error {
+    let why = format!("{}: {}", sql.shown, reason(error));
+    let within = error.as_db_error().and_then(DbError::routine) == Some(content::WITHIN);
+    let text = sql.text.to_ascii_lowercase();
+    let of_psql = text.contains("from stdin") || text.lines().any(|line| line.starts_with('\\'));
+    match error.code() {
+        Some(&SqlState::ACTIVE_SQL_TRANSACTION) => advise(
+            why,
+            "SQL of a lab file is one transaction, with the note that it has run; what can't be in one is for \
+             `pgbox psql`",
+        ),
+        Some(&SqlState::FEATURE_NOT_SUPPORTED) if within && reason(error).contains("COPY") => advise(
+            format!(
+                "{}: it has a COPY FROM STDIN or TO STDOUT, and nobody is there for that; it is undone",
+                sql.shown
+            ),
+            COPIES,
+        ),
+        Some(&SqlState::FEATURE_NOT_SUPPORTED) if within => advise(
+            format!("{}: it begins or ends a transaction; it is undone", sql.shown),
+            "leave out BEGIN, COMMIT, ROLLBACK and SAVEPOINT: SQL of a lab file is one transaction, with the note that it \
+             has run",
+        ),
+        Some(&SqlState::SYNTAX_ERROR) if of_psql => advise(why, COPIES),
+        _ => Error::msg(reason(error)).context(sql.shown.clone()),
+    }
+}
+
+const COPIES: &str = "COPY ... FROM STDIN with its data, and psql's own commands (\\...), are for `pgbox psql`; of pg_dump's \
+                      output that with --inserts has none";

@@ -159,9 +159,7 @@ fn remake_reasons(wanted: &NodeSpec, there: &NodeSpec) -> Vec<String> {
 /// The settings that are otherwise: those that a node can have at once, and lower values, which a standby can only have when
 /// its primary has had less for a while.
 fn settings(wanted: &NodeSpec, there: &NodeSpec) -> (Vec<Setting>, Vec<Setting>) {
-    let by_name = |spec: &NodeSpec| -> BTreeMap<String, String> {
-        spec.settings.iter().map(|(name, value)| (name.to_ascii_lowercase(), value.clone())).collect()
-    };
+    let by_name = |spec: &NodeSpec| -> BTreeMap<String, String> { spec.settings.iter().cloned().collect() };
     let (old, new) = (by_name(there), by_name(wanted));
     let gone = old.keys().filter(|name| !new.contains_key(*name)).map(|name| (name.clone(), None));
     let other = new.iter().filter(|(name, value)| old.get(*name) != Some(value));

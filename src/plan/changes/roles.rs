@@ -95,7 +95,10 @@ fn settle_cluster(
     {
         return meant.clone();
     }
-    let Some(head) = head else { return root.clone() };
+    let Some(head) = head else {
+        refuse_second(root, wanted, actual, changes);
+        return root.clone();
+    };
     // Without a file nobody has said who it should be of nodes that only happen to be there.
     if wanted.exact || members.len() > 1 {
         changes.notes.push(format!(
@@ -154,6 +157,24 @@ fn refuse_empty(
     });
     nodes.retain(|node| actual.node(&node.spec.node).is_some() || !members.contains(&&node.spec.node));
     true
+}
+
+/// Where the lab has a primary that the file does not name, an empty one under another name is most often a slip: that one was
+/// renamed in the file.
+fn refuse_second(root: &Name, wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
+    let is_named = |name: &Name| wanted.nodes.iter().any(|node| node.spec.node == *name);
+    let mut primaries =
+        actual.nodes.iter().filter(|node| node.role == Role::Primary).map(|node| &node.spec.node);
+    let (Some(other), None) =
+        (primaries.find(|name| !is_named(name)), actual.data.get(root).filter(|data| **data != Data::None))
+    else {
+        return;
+    };
+    changes.wrong.push(format!(
+        "`{root}` would be a new primary, and empty: the lab's primary is `{other}`, which the file does not name. A node keeps its \
+         name: write [nodes.{other}]; if `{root}` is meant to be another cluster, give it a lab of its own (`lab = \"NAME\"`), or \
+         first: `pgbox rm -f {other}`, which keeps the data"
+    ));
 }
 
 /// Lets the new nodes of a cluster follow its primary where the one that they are to follow does not come up, and leaves those
