@@ -28,3 +28,4 @@ mod status;
 mod stray;
 mod torture;
 mod up;
+mod vain;
