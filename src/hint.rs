@@ -1,7 +1,7 @@
 //! Ways out: errors that end with what a user can do, and a table of hints for failed steps, keyed by the
 //! kind of step and the errno.
 
-use std::fmt;
+use std::{fmt, path::Path};
 
 use nix::errno::Errno;
 
@@ -33,6 +33,13 @@ pub fn advise(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Er
 pub fn unfinished(old: &Name, new: &Name) -> (String, String) {
     let what = format!("`{new}` was about to take the place of `{old}`, which was not finished");
     (what, format!("`pgbox failover {new}`"))
+}
+
+/// How a primary gets back the superuser's password that pgbox knows, and with it its standbys: over its Unix socket nobody is
+/// asked for one.
+pub fn give_back(primary: &Name, secret: &Path) -> String {
+    let secret = secret.display();
+    format!("`echo \"ALTER ROLE CURRENT_USER PASSWORD '$(cat {secret})'\" | pgbox psql {primary}`")
 }
 
 /// An error and its way out on one line.

@@ -13,7 +13,7 @@ use crate::{
     engine::{
         failover::{self, Pause},
         leftover::{self, Ahead},
-        loss, sync,
+        loss, sync, takeover,
     },
     facts::{
         cluster::{self, Cluster},
@@ -128,13 +128,14 @@ fn refuse_second(context: &Context, cluster: &Cluster, target: &Node) -> Result<
 }
 
 fn check(cluster: &Cluster, target: &Node) -> Result<()> {
-    target.running()?;
+    target.awake()?;
     match failover::unfinished(cluster) {
         Some(other) if other.name != target.name => Err(advise(
             format!("`{0}` was about to take over, and may be a primary already", other.name),
             format!("finish that: `pgbox failover {0}`; or kill it: `pgbox crash {0} --node`", other.name),
         )),
-        _ => Ok(()),
+        // Who can't be told anything can't be promoted, and nobody is to be put out of the way for it.
+        _ => takeover::lets_in(target, Some(cluster.head())),
     }
 }
 

@@ -185,6 +185,7 @@ pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
 pub fn leave_behind(root: &Root, head: &Node, target: &Node, pause: Pause) -> Result<()> {
     // What would stop the promotion is better known while there is a primary.
     timelines::unheard_of(root, target)?;
+    takeover::lets_in(target, Some(head))?;
     takeover::fence(root, head)?;
     takeover::supersede(head, &target.name)?;
     pause.over()

@@ -12,6 +12,7 @@ use super::{sync, takeover};
 use crate::{
     facts::{
         cluster::Cluster,
+        conf,
         history::{self, Standing, amount, counted},
         node::Node,
         stray,
@@ -28,6 +29,9 @@ use crate::{
 
 /// How long a stream that is still open may take to bring what is on its way.
 const ARRIVAL: Duration = Duration::from_millis(500);
+
+/// The values of `synchronous_commit` with which a commit waits for standbys.
+const WAITS: [&str; 6] = ["on", "true", "yes", "1", "remote_write", "remote_apply"];
 
 /// What the old primary has and the standby has not.
 #[derive(Debug, Clone, Copy)]
@@ -197,17 +201,26 @@ fn is_waived(standby: &Node) -> bool {
         standby.login()?.ask(sql::PATIENCE, |client| {
             let sql = "SELECT EXISTS (SELECT FROM pg_db_role_setting, unnest(setconfig) AS line \
                        WHERE line LIKE 'synchronous_commit=%' \
-                       AND lower(split_part(line, '=', 2)) NOT IN ('on', 'true', 'yes', '1', 'remote_write', 'remote_apply'))";
-            Ok(client.query_one(sql, &[])?.get(0))
+                       AND lower(split_part(line, '=', 2)) <> ALL ($1))";
+            Ok(client.query_one(sql, &[&&WAITS[..]])?.get(0))
         })
     };
     is_late || asked().unwrap_or(true)
 }
 
-/// Whether an ALTER SYSTEM may win over what the server was told.
+/// Whether the server's files may say something else than it was told: by ALTER SYSTEM, or in a postgresql.conf.
 fn is_altered(head: &Node) -> bool {
-    let altered = Place::of(&head.state).and_then(Place::altered);
-    altered.map_or(true, |text| [sync::SETTING, sync::COMMIT].iter().any(|name| text.contains(name)))
+    let altered = || -> Result<bool> {
+        let place = Place::of(&head.state)?;
+        let by_sql = place.altered()?;
+        let said = conf::said(place)?;
+        let is_other = said.get(sync::SETTING).map_or("", String::as_str) != sync::told(&head.state);
+        let waits = |value: &String| WAITS.contains(&value.to_ascii_lowercase().as_str());
+        Ok([sync::SETTING, sync::COMMIT].iter().any(|name| by_sql.contains(name))
+            || is_other
+            || !said.get(sync::COMMIT).is_none_or(waits))
+    };
+    altered().unwrap_or(true)
 }
 
 /// How far a standby is in the primary's own history. `None` if it can't be asked, or has gone another way.

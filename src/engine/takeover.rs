@@ -10,19 +10,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Error, Result, ensure};
 
-use super::{orders, slots, sync, timelines};
+use super::{
+    orders,
+    ready::{self, Answer},
+    slots, sync, timelines,
+};
 use crate::{
     facts::{
         node::{self, Node},
         wal::Place,
     },
+    hint::{self, advise},
     plan::follow::{self, Upstream},
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
-    sql::{Login, Session},
-    state::Root,
+    sql::{Login, PATIENCE, Session},
+    state::{Role, Root},
     sys::process,
 };
 
@@ -38,6 +43,48 @@ pub struct Promoted {
     pub timeline: u32,
     /// Where its own timeline has begun to grow.
     pub lsn: Lsn,
+}
+
+/// Makes sure that a server can be asked and told anything, before another one is given up for it. `head` is the primary that it
+/// follows.
+///
+/// # Errors
+/// When it does not let pgbox in, or says nothing.
+pub fn lets_in(node: &Node, head: Option<&Node>) -> Result<()> {
+    match ready::ask(&node.login()?, PATIENCE) {
+        Answer::Ready => Ok(()),
+        Answer::WrongPassword(why) => Err(locked_out(node, head, &why)),
+        Answer::Refused(why) | Answer::NotYet(why) => Err(advise(
+            format!("`{}` can't be asked anything: {why}", node.name),
+            format!("`pgbox logs {}` may tell why", node.name),
+        )),
+    }
+}
+
+/// What there is to say of a server that asks for another password than pgbox has. Only a primary can be given one.
+pub fn locked_out(node: &Node, head: Option<&Node>, why: &str) -> Error {
+    let head = head.filter(|head| head.state.role() == Role::Primary);
+    let back = |head: &Node| hint::give_back(&head.name, &head.dir.secret_file());
+    let write = format!(
+        "write the one that the server has now to {}, and nothing else",
+        node.dir.secret_file().display()
+    );
+    let way_out = match head {
+        Some(head) if head.pidfd.is_some() => format!("give back the one that pgbox knows: {}", back(head)),
+        Some(head) => format!(
+            "start the primary (`pgbox start {}`) and give back the one that pgbox knows: {}; if it can't be started, {write}",
+            head.name,
+            back(head)
+        ),
+        None => write,
+    };
+    let name = &node.name;
+    advise(
+        format!(
+            "`{name}` does not let pgbox in ({why}): the superuser's password seems to have been changed"
+        ),
+        way_out,
+    )
 }
 
 /// Ends a node at once, also a frozen one, so that it can't acknowledge anything any more. Its network stays until it is
@@ -166,7 +213,7 @@ fn promote_in(client: &mut Session) -> Result<(u32, String), postgres::Error> {
 /// # Errors
 /// When it can't be asked.
 pub fn receives(server: &Login) -> Result<bool> {
-    server.ask(crate::sql::PATIENCE, receives_in)
+    server.ask(PATIENCE, receives_in)
 }
 
 fn receives_in(client: &mut Session) -> Result<bool, postgres::Error> {
@@ -181,7 +228,7 @@ fn receives_in(client: &mut Session) -> Result<bool, postgres::Error> {
 /// # Errors
 /// When it can't be asked, or its log can't be read.
 pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
-    let (receives, known) = standby.login()?.ask(crate::sql::PATIENCE, |client| {
+    let (receives, known) = standby.login()?.ask(PATIENCE, |client| {
         // In this order: the receiver writes what the kernel has for it, and ends only then.
         let receives = receives_in(client)?;
         let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";

@@ -3,6 +3,7 @@
 //! status.
 
 pub mod cluster;
+pub mod conf;
 pub mod history;
 pub mod image;
 pub mod lab;

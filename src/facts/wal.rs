@@ -146,7 +146,7 @@ impl<'a> Place<'a> {
         Ok(self.text(RENEWED)?.trim().to_owned())
     }
 
-    fn text(self, name: &str) -> Result<String> {
+    pub(super) fn text(self, name: &str) -> Result<String> {
         let read = || -> io::Result<String> {
             let mut text = String::new();
             fs::file_beneath(&self.opened()?, name.as_bytes())?.take(1 << 20).read_to_string(&mut text)?;
@@ -193,7 +193,7 @@ impl<'a> Place<'a> {
         Ok(Segments { dir, history, timelines, timeline, size: control.segment.into(), open: None })
     }
 
-    fn open(self) -> Result<OwnedFd> {
+    pub(super) fn open(self) -> Result<OwnedFd> {
         self.opened().with_context(|| format!("open {}", self.data.display()))
     }
 

@@ -11,12 +11,19 @@ use super::{
     watch::{Guard, Refusal, Watched},
 };
 use crate::{
-    engine::{failover, loss},
+    engine::{
+        failover, loss,
+        ready::{self, Answer},
+        takeover,
+    },
     facts::{
         cluster::{self, Cluster},
         node::Node,
     },
+    hint,
     spec::Name,
+    sql,
+    state::Role,
 };
 
 /// How long after a refusal it is tried again, at first and at most.
@@ -24,6 +31,17 @@ const AGAIN: Duration = Duration::from_secs(2);
 const AGAIN_AT_MOST: Duration = Duration::from_secs(60);
 
 const NOBODY: &str = "no standby runs and answers that has a part of its history and nothing else";
+
+/// Why no standby can be chosen.
+fn nobody(cluster: &Cluster) -> String {
+    let standbys = cluster.nodes.iter().filter(|node| matches!(node.state.role(), Role::Standby { .. }));
+    let mut running = standbys.filter(|node| node.pidfd.is_some() && !node.frozen);
+    let locked = running.find_map(|node| match ready::ask(&node.login().ok()?, sql::PATIENCE) {
+        Answer::WrongPassword(why) => Some(takeover::locked_out(node, Some(cluster.head()), &why)),
+        _ => None,
+    });
+    locked.map_or_else(|| NOBODY.to_owned(), |error| hint::with_way_out(&error))
+}
 
 impl Guard<'_> {
     /// Fails over, unless what was seen is over by the time that this guard has the lab for itself. Gives a signal that came
@@ -56,7 +74,7 @@ impl Guard<'_> {
             self.refusal = refusal;
         }
         if let Err(error) = self.replace(&cluster, first_sign) {
-            (self.tell)(&Event::Error { what: format!("{error:#}") });
+            (self.tell)(&Event::Error { what: hint::with_way_out(&error) });
             self.refuse(&cluster.head().name, "that went wrong".to_owned());
         }
         Ok(None)
@@ -68,12 +86,13 @@ impl Guard<'_> {
         let head = cluster.head();
         let begun = Instant::now();
         if let Some(target) = failover::unfinished(cluster) {
+            takeover::lets_in(target, Some(head))?;
             return self.promote(cluster, target, first_sign, begun);
         }
         let pause = failover::hold(root, cluster, head, None, wish.accept_loss)?;
         let Some(target) = loss::most_advanced(cluster, head).and_then(|name| cluster.node(&name)) else {
             pause.end()?;
-            self.refuse(&head.name, NOBODY.to_owned());
+            self.refuse(&head.name, nobody(cluster));
             return Ok(());
         };
         let loss = loss::assess(cluster, head, target);

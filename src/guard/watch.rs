@@ -21,6 +21,7 @@ use super::{
     event::{Event, ms},
     probe::{Answer, Probe},
     sight::{self, Finding, Judge, Sight},
+    standbys::Round,
 };
 use crate::{
     engine::{interrupt::Interrupts, sync, takeover},
@@ -74,6 +75,8 @@ pub fn watch(
             refusal: None,
             standbys: BTreeMap::new(),
             strays: BTreeSet::new(),
+            locked: BTreeSet::new(),
+            round: Round::none(),
             astray: None,
         };
         let signal = guard.run().await?;
@@ -112,6 +115,9 @@ pub struct Guard<'a> {
     pub standbys: BTreeMap<Name, bool>,
     /// Those that were promoted behind pgbox' back, as they were told.
     pub strays: BTreeSet<Name>,
+    /// Those that do not let the guard in, as they were told.
+    pub locked: BTreeSet<Name>,
+    pub round: Round,
     /// Why reads go elsewhere than they should, as it was told.
     pub astray: Option<String>,
 }

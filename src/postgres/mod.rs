@@ -7,6 +7,7 @@
 //! and which pgbox therefore honours for every image, also for one without that entrypoint.
 
 pub mod backup;
+pub mod conf;
 pub mod content;
 pub mod contract;
 pub mod control;

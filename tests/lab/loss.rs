@@ -1,5 +1,7 @@
 //! What has been acknowledged and is not on the standby that is to be promoted, where it is hard to see.
 
+use std::io::Write;
+
 use crate::{
     guard::Guard,
     harness::{Host, text, until as wait_until},
@@ -74,4 +76,28 @@ fn where_a_role_does_not_wait_for_standbys_its_commits_count() {
     let said = host.fails(1, &["failover", "r1"]);
     assert!(said.contains("lacks 1 transaction with 100 rows"), "{said}");
     assert!(said.contains("that may have been acknowledged"), "{said}");
+}
+
+/// Nor does it say so of a line in a file of its own, which may be one that another includes.
+#[test]
+fn where_a_file_says_that_commits_do_not_wait_they_count() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary", "--sync"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    let data = host.root.join("volumes/default/primary/data");
+    let append = |name: &str, line: &str| {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(data.join(name));
+        writeln!(file.expect("the file"), "{line}").expect("write");
+    };
+    append("postgresql.conf", "include 'mine.conf'");
+    append("mine.conf", "Synchronous_Commit LOCAL # for a bulk load");
+    host.sql("primary", &[], "SELECT pg_reload_conf()");
+    wait_until("it has read it", 10, || host.sql("primary", &[], "SHOW synchronous_commit") == "local");
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 100)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 transaction with 100 rows"), "{said}");
 }

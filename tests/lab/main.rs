@@ -29,3 +29,4 @@ mod status;
 mod stray;
 mod torture;
 mod up;
+mod vain;

@@ -21,6 +21,7 @@ pub fn of(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
     if sync.longest_wait_ms >= NORMAL_WAIT_MS {
         warnings.push(waiting(sync));
     }
+    warnings.extend(nodes.first().and_then(locked_out));
     for slot in nodes.iter().filter_map(Seen::said).flat_map(|said| &said.slots).filter(|slot| slot.is_lost())
     {
         let owner = members.iter().find(|m| standby::slot_name(m.node.as_str()) == slot.slot_name);
@@ -45,6 +46,20 @@ pub fn of(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// A primary whose superuser has got another password from somebody else: its standbys have it as well.
+fn locked_out(head: &Seen) -> Option<String> {
+    let said = format!("{:#}", head.answer.as_ref()?.as_ref().err()?);
+    let is_locked =
+        said.contains("password authentication failed") && head.node.state.role() == Role::Primary;
+    is_locked.then(|| {
+        format!(
+            "the superuser's password of `{0}` seems to have been changed; give back the one that pgbox knows: {1}",
+            head.node.name,
+            hint::give_back(&head.node.name, &head.node.dir.secret_file())
+        )
+    })
 }
 
 /// A primary that does not go by the rule: what came up did not stream in time, or somebody has told it otherwise.
