@@ -21,6 +21,7 @@ use super::datadir::{DataDir, make_owned_dir};
 use super::program::Program;
 use super::start::replace;
 use super::{Init, at};
+use crate::postgres::backup;
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
@@ -114,6 +115,10 @@ impl Init<'_> {
         self.phase(Phase::Rewind);
         let argv = standby::rewind(&postgres.bindir, &postgres.pgdata, standby);
         self.run_on(postgres, data, argv).context("pg_rewind")?;
+        // It compares control files, and finds nothing to do where a standby was given more than it has replayed.
+        if !data.exists(backup::LABEL)? {
+            bail!("pg_rewind sees nothing to do, though the logs have parted");
+        }
         self.sign(postgres, standby)?;
         data.sync()
     }
