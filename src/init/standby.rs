@@ -93,6 +93,8 @@ impl Init<'_> {
                     return Ok(());
                 }
                 Err(error) if error.is::<super::events::Stopped>() => return Err(error),
+                // Nothing is changed yet, and the data may be all right when the network is.
+                Err(error) if standby::is_out_of_reach(&format!("{error:#}")) => return Err(error),
                 Err(error) => self.note(&format!("{error:#}; a new base backup replaces the data instead")),
             }
         }

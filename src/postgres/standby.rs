@@ -96,6 +96,13 @@ pub fn rewind(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
     ]
 }
 
+/// Whether the last words of pg_rewind are that it has not come to the other server at all, in the words of libpq since version
+/// 14 and before. One that refuses it, with a FATAL of its own, may let a base backup in.
+pub fn is_out_of_reach(said: &str) -> bool {
+    let cannot = ["connection to server at ", "could not connect to server"];
+    cannot.iter().any(|words| said.contains(words)) && !said.contains("FATAL")
+}
+
 /// Makes the replication role, or gives it this verifier and every right that standbys need in the database of the session,
 /// which is to be [`DATABASE`]. It does not wait for
 /// synchronous standbys: there may be none yet.
@@ -236,6 +243,17 @@ mod tests {
         let cascaded = Standby { primary: Some("10.0.0.2:5433".parse().unwrap()), ..standby() };
         assert!(rewind(&cascaded).contains("host=10.0.0.2 port=5433 "));
         assert!(conninfo(&cascaded).contains("host=primary port=5432 "));
+    }
+
+    #[test]
+    fn who_is_refused_or_cut_off_later_was_not_out_of_reach() {
+        let failed = "pg_rewind: error: connection to server at \"a\" (10.0.0.3), port 5432 failed: ";
+        assert!(is_out_of_reach(&format!("{failed}timeout expired")));
+        assert!(is_out_of_reach("pg_rewind: fatal: could not connect to server: No route to host"));
+        assert!(!is_out_of_reach(&format!("{failed}FATAL:  no pg_hba.conf entry for host \"10.0.0.2\"")));
+        assert!(!is_out_of_reach(
+            "pg_rewind: error: could not fetch remote file \"x\": connection to server was lost"
+        ));
     }
 
     #[test]
