@@ -10,12 +10,13 @@ use crate::{
     engine::{
         follower,
         halt::{self, Shutdown},
-        loss, orders, slots, takeover,
+        orders, slots, takeover,
     },
     facts::{
         cluster::{self, Cluster},
         history,
         node::{self, Node},
+        stray,
         wal::Place,
     },
     hint::advise,
@@ -51,7 +52,7 @@ fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
     };
     let streams = node.can_answer() && follower::streams(&server.login()?, name.as_str()).is_ok();
     // One that is ahead of a new primary is seen to stream the end of the old timeline, for a moment.
-    Ok((streams && !loss::has_more(server, node)).then_some(of))
+    Ok((streams && !stray::leads_away(&cluster.nodes, node)).then_some(of))
 }
 
 pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
@@ -72,7 +73,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     check_origin(before.head(), node, how)?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
     if dry_run {
-        let (how, why) = choose(how, &node.state, before.head(), before.head())?;
+        let (how, why) = choose(how, &node.state, before.head(), upstream(&before, node))?;
         outln!("{}: `{name}` becomes a standby of `{}`", shown(how), before.head().name);
         super::note(context, &why);
         return Ok(0);
@@ -97,9 +98,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     }
     let mut state = node.state.clone();
     let old = state.spec.follow.clone();
-    // Through another standby, if it was so: that one may have the same history.
-    let of = old.as_ref().map(|old| &old.of).and_then(|of| cluster.node(of)).filter(|of| of.pidfd.is_some());
-    let of = of.unwrap_or(primary);
+    let of = upstream(&cluster, node);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
     let data = plan::data_below(&of.state.plan);
@@ -115,6 +114,12 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     drop(lock);
     start::start(context, name, timeout, timeout)?;
     Ok(0)
+}
+
+/// Whom a node follows when it comes back: another standby, if it was so, or the primary.
+fn upstream<'c>(cluster: &'c Cluster, node: &Node) -> &'c Node {
+    let of = node.state.spec.follow.as_ref().and_then(|follow| cluster.node(&follow.of));
+    of.filter(|of| of.pidfd.is_some()).unwrap_or(cluster.head())
 }
 
 /// What is done to a node's data so that it follows, and why.
@@ -145,6 +150,14 @@ pub fn checkpoint_above(context: &Context, of: &Name) -> Result<()> {
     checkpoint(cluster::of(&context.root, &context.lab, of)?.head())
 }
 
+/// Refuses a server whose data are no part of the primary's, nor would be those of anybody who follows it; `follower` does.
+pub fn refuse_astray(nodes: &[Node], of: &Node, follower: Option<&Name>) -> Result<()> {
+    let Some(source) = stray::source(nodes, of) else { return Ok(()) };
+    let Some((what, _)) = stray::told(nodes, source) else { return Ok(()) };
+    let then = follower.map_or(String::new(), |name| format!(", then `pgbox rejoin {name}`"));
+    Err(advise(what, format!("first `pgbox rejoin {}`{then}", source.name)))
+}
+
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
@@ -161,7 +174,10 @@ fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
             format!("the primary `{}` does not run", primary.name),
             format!("start it first: `pgbox start {}`", primary.name),
         )),
-        _ => primary.awake().map(drop),
+        _ => primary
+            .awake()
+            .map(drop)
+            .and_then(|()| refuse_astray(&cluster.nodes, upstream(cluster, node), Some(name))),
     }
 }
 

@@ -119,6 +119,7 @@ pub fn check_upstream(context: &Context, name: &Name) -> Result<Node> {
             "make the primary from an image with a later version",
         ));
     }
+    rejoin::refuse_astray(&node::all(&context.root, &context.lab)?, &of, None)?;
     Ok(of)
 }
 

@@ -280,8 +280,16 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
         return Err(advise(what, format!("start it as the primary: `pgbox promote {name}`")));
     }
     let nodes = node::all(&context.root, &context.lab)?;
-    let told = cluster::stays_down(&context.root, &nodes, node).or_else(|| stray::told(&nodes, node));
-    told.map_or(Ok(()), |(what, way_out)| Err(advise(what, way_out)))
+    let stays_down = cluster::stays_down(&context.root, &nodes, node);
+    let told = stays_down.or_else(|| stray::told(&nodes, node).filter(|_| stray::is_one(&nodes, node)));
+    if let Some((what, way_out)) = told {
+        return Err(advise(what, way_out));
+    }
+    // What only that one has can be read there.
+    if let Some(text) = stray::said(&nodes, node) {
+        super::warn(context, &text);
+    }
+    Ok(())
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {

@@ -8,6 +8,7 @@ use crate::{
     facts::{
         cluster,
         node::{self, Node},
+        stray,
     },
     postgres::lsn::Lsn,
     spec::Name,
@@ -71,7 +72,13 @@ fn streams(root: &Root, node: &Node) -> Result<()> {
     let Role::Standby { of } = node.state.role() else { anyhow::bail!("it is no standby") };
     let server = node::find(root, &node.lab, &of)?;
     server.running()?;
-    let Err(why) = follower::streams(&server.login()?, node.name.as_str()) else { return Ok(()) };
+    let said = follower::streams(&server.login()?, node.name.as_str());
+    // One whose data are no part of the primary's is seen to stream as well.
+    let nodes = node::all(root, &node.lab)?;
+    if let Some(told) = stray::source(&nodes, node).and_then(|source| stray::said(&nodes, source)) {
+        anyhow::bail!(told);
+    }
+    let Err(why) = said else { return Ok(()) };
     let waits = node.state.applies_late() && follower::applies_late(&node.login()?).1;
     Err(anyhow::Error::msg(if waits { follower::late(&why) } else { why }))
 }

@@ -19,6 +19,7 @@ use crate::{
     facts::{
         cluster,
         node::{self, Node},
+        rival,
         wal::Place,
     },
     hint::advise,
@@ -30,7 +31,7 @@ use crate::{
 /// More promotions than a cluster sees while one of its standbys hears of none.
 const MANY: u32 = 1000;
 
-/// Lets a standby, which is about to be promoted, know which timelines there are on the disks of its cluster's nodes.
+/// Lets a standby, which is about to be promoted, know which timelines there are on the disks of its cluster.
 ///
 /// # Errors
 /// As [`unheard_of`], and when it can't be told.
@@ -49,15 +50,13 @@ pub fn unheard_of(root: &Root, standby: &Node) -> Result<Vec<u32>> {
     // Without its log nobody can tell it, and somebody has to be the primary.
     let Ok((own, _)) = Place::of(&standby.state).and_then(Place::timeline) else { return Ok(Vec::new()) };
     let mut newest = own;
-    // Another cluster's may have the same numbers.
-    for node in node::all(root, &standby.lab)?.iter().filter(|node| cluster::have_one_origin(node, standby)) {
-        let Ok((timeline, _)) = Place::of(&node.state).and_then(Place::timeline) else { continue };
+    for (who, timeline) in there_are(root, standby)? {
         if timeline > own.saturating_add(MANY) {
             return Err(advise(
                 format!(
-                    "`{}` has a file of timeline {timeline} in its pg_wal, and `{}` is on timeline {own}: that many promotions \
+                    "{who} has a file of timeline {timeline} in its pg_wal, and `{}` is on timeline {own}: that many promotions \
                      there were not",
-                    node.name, standby.name
+                    standby.name
                 ),
                 format!("take {timeline:08X}* away from there"),
             ));
@@ -65,6 +64,21 @@ pub fn unheard_of(root: &Root, standby: &Node) -> Result<Vec<u32>> {
         newest = newest.max(timeline);
     }
     Ok((own..=newest).skip(1).collect())
+}
+
+/// The timelines that there are on the disks of a cluster, and whose they are: also of nodes that are gone, and have left data.
+fn there_are(root: &Root, standby: &Node) -> Result<Vec<(String, u32)>> {
+    let nodes = node::all(root, &standby.lab)?;
+    let timeline = |place: Place| Some(place.timeline().ok()?.0);
+    // Another cluster's may have the same numbers.
+    let kin = nodes.iter().filter(|node| cluster::have_one_origin(node, standby));
+    let of_nodes =
+        kin.filter_map(|node| Some((format!("`{}`", node.name), timeline(Place::of(&node.state).ok()?)?)));
+    let origin = Place::of(&standby.state).and_then(Place::control).map(|control| control.system).ok();
+    let left = rival::unused(root, &standby.lab, &nodes, origin)?;
+    let of_volumes =
+        left.iter().filter_map(|one| Some((format!("the volume `{}`", one.volume), timeline(one.place())?)));
+    Ok(of_nodes.chain(of_volumes).collect())
 }
 
 /// The log of a running server, by way of its own mounts. In a log that is in the overlay, a file that was made from outside

@@ -108,6 +108,21 @@ pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
     }
 }
 
+/// Where the data of a standby have left those that they are to be a part of, if they have. Cheaper than [`compare`], and also
+/// right while both of them run: who is on the timeline that is written still may be looked at before the other one.
+///
+/// # Errors
+/// As [`compare`].
+pub fn left(own: Place<'_>, other: Place<'_>) -> Result<Option<Lsn>> {
+    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
+    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
+    let own_end = match theirs.iter().find(|switch| switch.timeline == timeline) {
+        Some(switch) => own.end(switch.end)?,
+        None => Lsn(0),
+    };
+    Ok(parting(&ways(&ours, timeline, own_end), &ways(&theirs, current, Lsn(u64::MAX))))
+}
+
 /// Where the log of a data directory ends.
 fn end(place: Place<'_>) -> Result<Lsn> {
     place.end(place.control()?.redo)

@@ -1,11 +1,15 @@
-//! Standbys that are none any more: somebody has promoted them without pgbox, by `pg_promote()` or pg_ctl.
+//! Standbys that are none any more: somebody has promoted them without pgbox, by `pg_promote()` or pg_ctl; or they have more of
+//! an old timeline than the primary had when it left that, mostly because they were away when it was promoted.
 //!
-//! The rule that surprises people: what tells of it is a file that is *not* there. Postgres removes standby.signal before the
-//! first write that is its own, and neither it nor pid 1 makes it again; so it is known also of a server that does not run, or
+//! The rule that surprises people: what tells of a promotion is a file that is *not* there. Postgres removes standby.signal before
+//! the first write that is its own, and neither it nor pid 1 makes it again; so it is known also of a server that does not run, or
 //! is frozen, and without a question.
+//!
+//! Another one: who has more than the primary had may be seen to stream, again and again for a moment, and so may whoever
+//! follows him, for ever. So no server is asked for that either: the logs on the disks tell it.
 
 use super::{cluster, history, lab, node::Node, wal::Place};
-use crate::{plan::changes::Data, state::Role};
+use crate::{plan::changes::Data, postgres::lsn::Lsn, state::Role};
 
 /// Whether a node was to follow another one of these, and has been promoted behind pgbox' back. A takeover that was not finished
 /// may have promoted it, too: that is another thing.
@@ -18,39 +22,63 @@ pub fn is_one(nodes: &[Node], node: &Node) -> bool {
     !is_to_be && matches!(node.state.role(), Role::Standby { .. }) && has_left(node)
 }
 
-/// Whether what a node has comes from one that was promoted so: itself, or one that it follows.
-pub fn leads_away(nodes: &[Node], node: &Node) -> bool {
-    let mut name = Some(node.name.clone());
+/// Where a standby has left the history of its cluster's primary, if it has, also where it follows another standby. `None` where
+/// nobody can tell: before a takeover is finished, or where the disks can't be read.
+pub fn parted(nodes: &[Node], node: &Node) -> Option<Lsn> {
+    let head = cluster::head_of(nodes, &node.name)?;
+    let head = nodes.iter().find(|other| other.name == head)?;
+    let is_standby = matches!(node.state.role(), Role::Standby { .. }) && is_renewed(node);
+    if !is_standby || head.state.role() != Role::Primary {
+        return None;
+    }
+    history::left(Place::of(&node.state).ok()?, Place::of(&head.state).ok()?).ok()?
+}
+
+/// Whether a standby is none any more, however that has come.
+pub fn is_astray(nodes: &[Node], node: &Node) -> bool {
+    is_one(nodes, node) || parted(nodes, node).is_some()
+}
+
+/// The standby that is none any more and that what a node has comes from: itself, or one that it follows, the uppermost of them.
+pub fn source<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
+    let (mut found, mut name) = (None, Some(node.name.clone()));
     for _ in 0..=nodes.len() {
-        let Some(node) = name.and_then(|name| nodes.iter().find(|node| node.name == name)) else {
-            return false;
-        };
-        if is_one(nodes, node) {
-            return true;
+        let Some(node) = name.and_then(|name| nodes.iter().find(|node| node.name == name)) else { break };
+        if is_astray(nodes, node) {
+            found = Some(node);
         }
         name = match node.state.role() {
             Role::Standby { of } => Some(of),
             _ => None,
         };
     }
-    false
+    found
 }
 
-/// What to say of a node that was promoted behind pgbox' back, in one line.
+/// Whether there is one.
+pub fn leads_away(nodes: &[Node], node: &Node) -> bool {
+    source(nodes, node).is_some()
+}
+
+/// What to say of a standby that is none any more, in one line.
 pub fn said(nodes: &[Node], node: &Node) -> Option<String> {
     told(nodes, node).map(|(what, way_out)| format!("{what}; {way_out}"))
 }
 
 /// The same, and what to type.
 pub fn told(nodes: &[Node], node: &Node) -> Option<(String, String)> {
-    if !is_one(nodes, node) {
-        return None;
-    }
+    let how = match is_one(nodes, node) {
+        true => "was promoted behind pgbox' back".to_owned(),
+        false => format!("has gone its own way since {}", parted(nodes, node)?),
+    };
     let head = cluster::head_of(nodes, &node.name)?;
     let head = nodes.iter().find(|other| other.name == head)?;
     let [name, primary] = [&node.name, &head.name];
-    let what = format!("`{name}` was promoted behind pgbox' back, and is no standby of `{primary}` any more");
-    let rejoin = format!("`pgbox rejoin {name}`");
+    let what = format!("`{name}` {how}, and is no standby of `{primary}` any more");
+    let rejoin = match source(nodes, node).filter(|source| source.name != *name) {
+        Some(source) => format!("first `pgbox rejoin {}`, then `pgbox rejoin {name}`", source.name),
+        None => format!("`pgbox rejoin {name}`"),
+    };
     let has = match loss(node, head) {
         Ok(None) => {
             let what = format!("{what}; it has nothing that anybody would miss");
@@ -59,10 +87,11 @@ pub fn told(nodes: &[Node], node: &Node) -> Option<(String, String)> {
         Ok(Some(loss)) => format!("it has {loss} that `{primary}` lacks"),
         Err(error) => format!("nobody knows what it has that `{primary}` lacks ({error:#})"),
     };
-    Some((format!("{what}; {has}"), format!("to give that up: {rejoin}{}", instead(node, head))))
+    let instead = if is_one(nodes, node) { instead(node, head) } else { String::new() };
+    Some((format!("{what}; {has}"), format!("to give that up: {rejoin}{instead}")))
 }
 
-/// The other way out, as long as it runs: nothing starts it as a primary.
+/// The other way out of a promotion, as long as it runs: nothing starts it as a primary.
 fn instead(node: &Node, head: &Node) -> String {
     match node.pidfd {
         Some(_) => format!("; to keep that, in the place of `{}`: `pgbox failover {}`", head.name, node.name),
@@ -78,12 +107,16 @@ fn loss(node: &Node, head: &Node) -> anyhow::Result<Option<String>> {
 /// Whether the data of a standby are not a standby's, and are not about to become that.
 pub fn has_left(node: &Node) -> bool {
     let is_primary = node.state.data.as_deref().is_some_and(|data| lab::content(data) == Data::Primary);
+    is_primary && is_renewed(node)
+}
+
+/// Whether nothing is due that makes other data of a standby's.
+fn is_renewed(node: &Node) -> bool {
     let standby = node.state.postgres().and_then(|postgres| postgres.orders.standby.as_ref());
-    let is_renewed = || match standby.and_then(|standby| standby.renew.as_ref()) {
+    match standby.and_then(|standby| standby.renew.as_ref()) {
         Some(renew) => Place::of(&node.state)
             .and_then(Place::renewed)
             .is_ok_and(|stamp| stamp == renew.stamp.to_string()),
         None => true,
-    };
-    is_primary && is_renewed()
+    }
 }

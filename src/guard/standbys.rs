@@ -103,9 +103,9 @@ impl Guard<'_> {
         }
     }
 
-    /// Tells once of each that was promoted behind pgbox' back.
+    /// Tells once of each that is a standby no more.
     fn tell_strays(&mut self, cluster: &Cluster) {
-        let strays = cluster.nodes.iter().filter(|node| stray::is_one(&cluster.nodes, node));
+        let strays = cluster.nodes.iter().filter(|node| stray::is_astray(&cluster.nodes, node));
         let strays: BTreeSet<Name> = strays.map(|node| node.name.clone()).collect();
         for name in strays.difference(&self.strays) {
             if let Some(what) = cluster.node(name).and_then(|node| stray::said(&cluster.nodes, node)) {

@@ -21,6 +21,7 @@ use super::datadir::{DataDir, make_owned_dir};
 use super::program::Program;
 use super::start::replace;
 use super::{Init, at};
+use crate::postgres::backup;
 use crate::postgres::hba::REPLICATOR;
 use crate::postgres::launch::{PostgresPayload, Renew, RenewHow, Standby};
 use crate::postgres::report::{Exit, Phase};
@@ -92,6 +93,8 @@ impl Init<'_> {
                     return Ok(());
                 }
                 Err(error) if error.is::<super::events::Stopped>() => return Err(error),
+                // Nothing is changed yet, and the data may be all right when the network is.
+                Err(error) if standby::is_out_of_reach(&format!("{error:#}")) => return Err(error),
                 Err(error) => self.note(&format!("{error:#}; a new base backup replaces the data instead")),
             }
         }
@@ -114,6 +117,10 @@ impl Init<'_> {
         self.phase(Phase::Rewind);
         let argv = standby::rewind(&postgres.bindir, &postgres.pgdata, standby);
         self.run_on(postgres, data, argv).context("pg_rewind")?;
+        // It compares control files, and finds nothing to do where a standby was given more than it has replayed.
+        if !data.exists(backup::LABEL)? {
+            bail!("pg_rewind sees nothing to do, though the logs have parted");
+        }
         self.sign(postgres, standby)?;
         data.sync()
     }

@@ -47,6 +47,7 @@ pub fn following(node: &Name, follow: &Follow) -> Standby {
     Standby {
         host: follow.of.to_string(),
         port: POSTGRES_PORT,
+        primary: None,
         slot: standby::slot_name(node.as_str()),
         name: node.to_string(),
         delay_ms: follow.delay_ms,
@@ -74,7 +75,8 @@ pub fn follow(
     let mut inner = state.plan.inner.iter();
     let before = inner.position(|step| matches!(step, InnerStep::PivotRoot { .. })).unwrap_or(0);
     state.plan.inner.splice(before..before, open_upstream(&follow, upstream));
-    let standby = Standby { renew, ..following(&node, &follow) };
+    let primary = Some(upstream.primary.address);
+    let standby = Standby { renew, primary, ..following(&node, &follow) };
     state.spec.follow = Some(follow);
     state.superseded_by = None;
     if let Some(postgres) = state.postgres_mut() {

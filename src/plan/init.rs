@@ -6,7 +6,7 @@ use super::{Facts, follow};
 use crate::{
     postgres::{
         contract::{self, Contract},
-        launch::{self, InitConfig, Orders, Payload, PostgresPayload, User},
+        launch::{self, InitConfig, Orders, Payload, PostgresPayload, Standby, User},
         settings, tune,
     },
     spec::{NodeSpec, Restart},
@@ -77,7 +77,10 @@ fn postgres_payload(spec: &NodeSpec, facts: &Facts, contract: &Contract) -> Resu
         server_args: spec.server_args().to_vec(),
         orders: Orders {
             settings: node_settings(spec, facts, postgres.major)?,
-            standby: spec.follow.as_ref().map(|follow| follow::following(&spec.node, follow)),
+            standby: spec.follow.as_ref().map(|follow| Standby {
+                primary: facts.upstream.as_ref().map(|upstream| upstream.primary.address),
+                ..follow::following(&spec.node, follow)
+            }),
         },
         replication_subnet: Some(facts.gateway.trunc().to_string()),
     };

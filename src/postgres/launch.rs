@@ -4,7 +4,7 @@
 //! The rule that surprises people: it never contains a server's password. That reaches `init` through a file
 //! descriptor ([`Password::Descriptor`]) or as the path of a file inside the container.
 
-use std::path::PathBuf;
+use std::{net::SocketAddrV4, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -119,6 +119,9 @@ pub struct Standby {
     pub host: String,
     /// TCP port there.
     pub port: u16,
+    /// Where the primary of the whole cluster listens, which is another server if that one is a standby itself.
+    #[serde(default)]
+    pub primary: Option<SocketAddrV4>,
     /// Its replication slot there.
     pub slot: String,
     /// Its name in the other's `pg_stat_replication` and in `synchronous_standby_names`.
@@ -149,7 +152,7 @@ pub struct Renew {
 pub enum RenewHow {
     /// Nothing: that server has everything that is in it.
     Sign,
-    /// pg_rewind, and where that does not work a new base backup.
+    /// pg_rewind, and where that does not work, or sees nothing to do, a new base backup.
     Rewind,
     /// A new base backup.
     Clone,

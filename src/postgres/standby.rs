@@ -38,8 +38,11 @@ pub fn conninfo(standby: &Standby) -> String {
 }
 
 fn conninfo_as(standby: &Standby, application: &str) -> String {
-    let (host, name) = (conninfo_value(&standby.host), conninfo_value(application));
-    let port = standby.port;
+    conninfo_to(&standby.host, standby.port, application)
+}
+
+fn conninfo_to(host: &str, port: u16, application: &str) -> String {
+    let (host, name) = (conninfo_value(host), conninfo_value(application));
     // Keepalives: a server that vanished without a word is noticed between two messages, too.
     format!(
         "host={host} port={port} user={REPLICATOR} dbname={DATABASE} passfile={PASSFILE} application_name={name} \
@@ -79,14 +82,25 @@ pub fn base_backup(bindir: &Path, pgdata: &Path, standby: &Standby, waldir: Opti
     argv
 }
 
-/// The command line of pg_rewind.
+/// The command line of pg_rewind. It looks for the new timeline in the source's control file: a standby has it there from its
+/// first restartpoint on, which may be minutes after it has received it, and the primary from its first checkpoint on.
 pub fn rewind(bindir: &Path, pgdata: &Path, standby: &Standby) -> Vec<String> {
+    let source =
+        standby.primary.map(|primary| conninfo_to(&primary.ip().to_string(), primary.port(), &standby.name));
+    let source = source.unwrap_or_else(|| conninfo(standby));
     vec![
         bindir.join("pg_rewind").display().to_string(),
         format!("--target-pgdata={}", pgdata.display()),
-        format!("--source-server={}", conninfo(standby)),
+        format!("--source-server={source}"),
         "--no-sync".to_owned(),
     ]
+}
+
+/// Whether the last words of pg_rewind are that it has not come to the other server at all, in the words of libpq since version
+/// 14 and before. One that refuses it, with a FATAL of its own, may let a base backup in.
+pub fn is_out_of_reach(said: &str) -> bool {
+    let cannot = ["connection to server at ", "could not connect to server"];
+    cannot.iter().any(|words| said.contains(words)) && !said.contains("FATAL")
 }
 
 /// Makes the replication role, or gives it this verifier and every right that standbys need in the database of the session,
@@ -180,6 +194,7 @@ mod tests {
         Standby {
             host: "primary".into(),
             port: 5432,
+            primary: None,
             slot: slot_name("r1"),
             name: "r1".into(),
             delay_ms: Some(300_000),
@@ -218,6 +233,27 @@ mod tests {
         let argv = base_backup(Path::new("/b"), Path::new("/d"), &standby(), None);
         assert!(argv[2].contains(" application_name='base backup of r1' "), "{argv:?}");
         assert!(conninfo(&standby()).contains(" application_name=r1 "));
+    }
+
+    /// A standby's control file has the new timeline too late.
+    #[test]
+    fn data_are_rewound_to_the_primarys() {
+        let rewind = |standby: &Standby| rewind(Path::new("/b"), Path::new("/d"), standby)[2].clone();
+        assert!(rewind(&standby()).contains("host=primary port=5432 "));
+        let cascaded = Standby { primary: Some("10.0.0.2:5433".parse().unwrap()), ..standby() };
+        assert!(rewind(&cascaded).contains("host=10.0.0.2 port=5433 "));
+        assert!(conninfo(&cascaded).contains("host=primary port=5432 "));
+    }
+
+    #[test]
+    fn who_is_refused_or_cut_off_later_was_not_out_of_reach() {
+        let failed = "pg_rewind: error: connection to server at \"a\" (10.0.0.3), port 5432 failed: ";
+        assert!(is_out_of_reach(&format!("{failed}timeout expired")));
+        assert!(is_out_of_reach("pg_rewind: fatal: could not connect to server: No route to host"));
+        assert!(!is_out_of_reach(&format!("{failed}FATAL:  no pg_hba.conf entry for host \"10.0.0.2\"")));
+        assert!(!is_out_of_reach(
+            "pg_rewind: error: could not fetch remote file \"x\": connection to server was lost"
+        ));
     }
 
     #[test]

@@ -445,3 +445,30 @@ fn a_control_file_that_is_written_at_this_moment_is_read_once_more() {
         assert_eq!(control().unwrap().checkpoint, checkpoint);
     });
 }
+
+/// Two that never met would begin the same timeline, and pg_rewind would find nothing to do between them.
+#[test]
+fn a_promotion_takes_no_number_that_data_of_a_node_that_is_gone_have() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    for node in ["r1", "r2"] {
+        until("0", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]).stdout));
+    }
+    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    assert!(host.pgbox(&["failover", "r1"]).contains("on timeline 2"));
+    host.sql("r1", &[], "INSERT INTO t VALUES (1)");
+    host.pgbox(&["rm", "-f", "r1", "primary"]);
+    host.pgbox(&["start", "r2"]);
+    let said = host.pgbox(&["promote", "r2", "--accept-loss"]);
+    assert!(said.contains("timeline 3"), "{said}");
+    host.sql("r2", &[], "INSERT INTO t VALUES (2)");
+    let said = host.fails(1, &["replica", "r1", "--of", "r2"]);
+    assert!(
+        said.contains("`r1` has gone its own way") && said.contains("1 transaction with 1 row"),
+        "{said}"
+    );
+    host.pgbox(&["replica", "r1", "--of", "r2", "--force"]);
+    until("2", || host.sql("r1", &[], "SELECT string_agg(i::text, ' ') FROM t"));
+}

@@ -79,6 +79,27 @@ fn where_a_rewind_can_not_work_the_data_are_copied_anew_and_that_is_said() {
     assert_eq!(host.sql("primary", &[], "SHOW primary_slot_name"), "pgbox_primary");
 }
 
+/// It may be healed before the base backup begins, and then all is copied that could have been kept.
+#[test]
+fn a_rewind_that_does_not_reach_the_primary_is_an_error_and_keeps_the_data() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (100)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (8)");
+    let said = host.fails(1, &["rejoin", "primary"]);
+    assert!(said.contains("pg_rewind: exit code 1") && !said.contains("a new base backup"), "{said}");
+    host.pgbox(&["net", "heal", "--all"]);
+    let said = text(&host.try_pgbox(&["rejoin", "primary"]).stderr);
+    assert!(said.contains("pg_rewind has taken back") && !said.contains("a new base backup"), "{said}");
+    until("15", || host.sql("primary", &[], "SELECT sum(i) FROM t"));
+}
+
 #[test]
 fn the_replication_password_is_in_no_argument_and_no_environment_while_data_are_copied() {
     let Some(host) = Host::new() else { return };

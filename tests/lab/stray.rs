@@ -1,4 +1,4 @@
-//! A standby that somebody has promoted without pgbox: two servers take writes, and whoever looks says so.
+//! Standbys that are none any more, by a promotion without pgbox or by what a failover has given up: whoever looks says so.
 
 use serde_json::{Value, json};
 
@@ -124,4 +124,86 @@ fn who_was_promoted_by_hand_where_the_primary_is_gone_is_taken_for_what_it_is() 
     assert_eq!(host.sql("r1", &[], "SELECT i FROM t"), "7");
     host.pgbox(&["restart", "r1"]);
     host.pgbox(&["replica", "r2", "--of", "r1"]);
+}
+
+/// `r2`, and `r3` by way of it, have 50 rows that `r1` has not, and were down when that took the place of the primary.
+fn failed_over_past_two(host: &Host) {
+    trio(host);
+    host.pgbox(&["replica", "r3", "--of", "r2"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 50)");
+    until("50", || text(&host.try_pgbox(&["psql", "r3", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["stop", "r2", "r3"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.pgbox(&["net", "heal", "--all"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (100)");
+    host.pgbox(&["rejoin", "primary"]);
+}
+
+#[test]
+fn who_was_away_while_his_rows_were_given_up_is_known_whatever_he_streams() {
+    let Some(host) = Host::new() else { return };
+    failed_over_past_two(&host);
+    let is_told = |said: &str, way_out: &str| {
+        let lacks = "is no standby of `r1` any more; it has 1 transaction with 50 rows that `r1` lacks";
+        assert!(said.contains("has gone its own way since 0/") && said.contains(lacks), "{said}");
+        assert!(said.contains(way_out), "{said}");
+    };
+    let [r2, r3] = ["`pgbox rejoin r2`", "first `pgbox rejoin r2`, then `pgbox rejoin r3`"];
+    // What was given up can be read there, and nowhere else.
+    for (node, way_out) in [("r2", r2), ("r3", r3)] {
+        is_told(&text(&host.try_pgbox(&["start", node]).stderr), way_out);
+        assert_eq!(host.pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]), "50\n");
+        assert_eq!(reads_go_to(&host), json!(["primary"]));
+        is_told(&host.fails(1, &["wait", node, "--for", "streaming", "--timeout", "1s"]), r2);
+    }
+    let said = host.pgbox(&["status"]);
+    is_told(&said, &format!("to give that up: {r2}"));
+    is_told(&said, &format!("to give that up: {r3}"));
+    for args in [&["up"][..], &["up", "--diff"]] {
+        is_told(&host.fails(1, args), r3);
+    }
+    // Nobody gets data from it.
+    for args in [["rejoin", "r3"], ["reinit", "r3"]] {
+        is_told(&host.fails(1, &args), &format!("hint:  {r3}"));
+    }
+    is_told(&host.fails(1, &["replica", "r4", "--of", "r3"]), &format!("hint:  first {r2}"));
+    for node in ["r2", "r3"] {
+        let said = text(&host.try_pgbox(&["rejoin", node]).stderr);
+        assert!(said.contains("pg_rewind has taken back") && !said.contains("a new base backup"), "{said}");
+        until("100", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT sum(i) FROM t"]).stdout));
+    }
+    until("r3 streaming", || host.sql("r2", &[], STREAMS));
+    until("[\"primary\",\"r2\",\"r3\"]", || reads_go_to(&host).to_string());
+    assert_eq!(host.pgbox(&["up"]), "nothing to do: lab `default` is as it is wanted\n");
+    assert_eq!(text(&host.try_pgbox(&["status"]).stderr), "");
+}
+
+/// pg_rewind looks at what the server has replayed, and not at what is in its log: the next start would replay that.
+#[test]
+fn what_was_received_and_not_replayed_is_given_up_by_a_new_base_backup() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    for node in ["r1", "r2"] {
+        until("0", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]).stdout));
+    }
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("r2", &[], "SELECT pg_wal_replay_pause()");
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 50)");
+    let received = "SELECT flush_lsn >= pg_current_wal_insert_lsn() FROM pg_stat_replication WHERE application_name = 'r2'";
+    until("t", || host.sql("primary", &[], received));
+    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    host.sql("r1", &[], "INSERT INTO t VALUES (100)");
+    let said = text(&host.try_pgbox(&["rejoin", "r2"]).stderr);
+    let parts =
+        ["pg_rewind sees nothing to do, though the logs have parted", "a new base backup replaces the data"];
+    assert!(parts.iter().all(|part| said.contains(part)), "{said}");
+    until("r2 streaming", || host.sql("r1", &[], STREAMS));
+    assert_eq!(host.sql("r2", &[], "SELECT string_agg(i::text, ' ') FROM t"), "100");
 }

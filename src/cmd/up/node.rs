@@ -37,7 +37,7 @@ pub fn follow(context: &Context, name: &Name, wanted: &Follow) -> Result<()> {
         *follow = Follow { of: follow.of.clone(), ..wanted.clone() };
         let told = plan::follow::following(name, follow);
         if let Some(standby) = state.postgres_mut().and_then(|postgres| postgres.orders.standby.as_mut()) {
-            *standby = launch::Standby { renew: standby.renew.take(), ..told };
+            *standby = launch::Standby { renew: standby.renew.take(), primary: standby.primary, ..told };
         }
     }
     orders::give(&node.dir, &state, node.pidfd.as_ref())
