@@ -645,19 +645,22 @@ fn a_standby_that_is_ahead_of_the_new_primary_does_not_stream_from_it() {
         // It ends now and then.
         receiver.is_some_and(|receiver| kill(receiver, signal).is_ok())
     };
-    // Held in such a moment; the sender does not lose patience for 5 s.
     let streams = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'";
-    until("1", || {
+    // Held in such a moment; the sender loses patience after 5 s, which a busy machine may take.
+    let is_still = (0..5).any(|_| {
+        until("1", || {
+            signal(Signal::SIGCONT);
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            signal(Signal::SIGSTOP);
+            host.sql("r1", &[], streams)
+        });
+        let output = host.try_pgbox(&["rejoin", "r2", "--dry-run"]);
+        let is_still = host.sql("r1", &[], streams) == "1";
         signal(Signal::SIGCONT);
-        std::thread::sleep(std::time::Duration::from_millis(10));
-        signal(Signal::SIGSTOP);
-        host.sql("r1", &[], streams)
+        assert!(text(&output.stdout).starts_with("pg_rewind, or else"), "{output:?}");
+        is_still
     });
-    let output = host.try_pgbox(&["rejoin", "r2", "--dry-run"]);
-    let is_still = host.sql("r1", &[], streams);
-    signal(Signal::SIGCONT);
-    assert!(text(&output.stdout).starts_with("pg_rewind, or else"), "{output:?}");
-    assert_eq!(is_still, "1");
+    assert!(is_still, "it was never held for as long as that takes");
     host.pgbox(&["rejoin", "r2"]);
     until("r2 streaming", || host.sql("r1", &[], STREAMS));
 }
