@@ -205,6 +205,14 @@ impl Root {
         names_in(&self.lab_dir(lab).join("nodes"))
     }
 
+    /// Removes what killed commands have left of a lab that has no nodes any more. The caller holds its lock.
+    pub fn sweep_lab(&self, lab: &Name) -> Result<()> {
+        match self.nodes(lab)?.is_empty() {
+            true => remove_tree(&self.lab_dir(lab)),
+            false => Ok(()),
+        }
+    }
+
     /// The named volumes of a lab, also of one that has no nodes any more.
     pub fn volumes(&self, lab: &Name) -> Result<Vec<Name>> {
         names_in(&self.volumes_dir(lab))

@@ -37,6 +37,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         if args.volumes && !args.dry_run {
             let _lock = context.lock()?;
             context.root.sweep_volumes(&context.lab)?;
+            context.root.sweep_lab(&context.lab)?;
         }
         super::note(context, &nothing_there(&context.lab, &kept));
         return Ok(0);
@@ -67,6 +68,8 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
     })?;
     if code == 0 {
         forget_users(context)?;
+        let _lock = context.lock()?;
+        context.root.sweep_lab(&context.lab)?;
     }
     Ok(code)
 }

@@ -9,7 +9,7 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{facts::node::Node, plan, spec::Name, state::Root, step::HostStep, sys::process};
+use crate::{facts::node::Node, hint::advise, plan, spec::Name, state::Root, step::HostStep, sys::process};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,14 +79,14 @@ pub fn thaw(root: &Root, node: &Node) -> Result<bool> {
 /// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
 pub fn take_down(node: &Node) -> Result<()> {
     let begun = node.dir.progress()?.get()?;
-    all_undone(super::undo(&node.state.plan, Reach::Running, begun), "stop")
+    all_undone(super::undo(&node.state.plan, Reach::Running, begun), &node.name, "stop")
 }
 
 /// Removes a node that does not run: its faults, every host step backwards, then its directory.
 pub fn remove(root: &Root, node: &Node) -> Result<()> {
     super::faults::forget(root, &node.lab, &node.name)?;
     let begun = node.dir.progress()?.get()?;
-    all_undone(super::undo(&node.state.plan, Reach::All, begun), "remove")?;
+    all_undone(super::undo(&node.state.plan, Reach::All, begun), &node.name, "rm --force")?;
     node.dir.remove()
 }
 
@@ -95,16 +95,14 @@ pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
     super::faults::forget(root, lab, node)?;
     let steps = plan::remains(root, lab, node);
     let undo = |step: &HostStep| step.undo().err().map(|e| e.context(step.lesson().title));
-    all_undone(steps.iter().rev().filter_map(undo).collect(), "remove")?;
+    all_undone(steps.iter().rev().filter_map(undo).collect(), node, "rm --force")?;
     root.node(lab, node).remove()
 }
 
-fn all_undone(errors: Vec<Error>, what: &str) -> Result<()> {
-    match errors.len() {
-        0 => Ok(()),
-        count => {
-            let causes: Vec<String> = errors.iter().map(crate::hint::cause_text).collect();
-            bail!("{what}: {count} steps could not be undone: {}", causes.join("; "))
-        }
+fn all_undone(errors: Vec<Error>, name: &Name, command: &str) -> Result<()> {
+    if errors.is_empty() {
+        return Ok(());
     }
+    let (what, way_out) = super::not_undone(name, &errors, command);
+    Err(advise(what, way_out))
 }

@@ -34,6 +34,7 @@ use anyhow::{Error, Result};
 use crate::{
     facts::volume,
     hint,
+    spec::Name,
     state::{self, NodeState, Plan, Progress, Root},
     step::{HostStep, Lesson},
 };
@@ -194,12 +195,19 @@ pub fn taken_back(root: &Root, state: &NodeState, reach: Reach, begun: usize) ->
         (true, Reach::Running, _) => {
             format!("steps {begun}-1 undone, `{name}` is stopped; its data and address are kept")
         }
-        (false, ..) => format!(
-            "{} of {begun} steps could not be undone ({}); `pgbox rm --force {name}` tries again",
-            errors.len(),
-            errors.iter().map(hint::cause_text).collect::<Vec<_>>().join("; ")
-        ),
+        (false, ..) => {
+            let (what, way_out) = not_undone(name, &errors, "rm --force");
+            format!("{what}; {way_out}")
+        }
     }
+}
+
+/// What is left of a node that could not be taken back, and the command that tries again.
+fn not_undone(name: &Name, errors: &[Error], command: &str) -> (String, String) {
+    let causes: Vec<String> = errors.iter().map(hint::cause_text).collect();
+    let steps = if errors.len() == 1 { "1 step".to_owned() } else { format!("{} steps", errors.len()) };
+    let what = format!("{steps} of `{name}` could not be undone ({})", causes.join("; "));
+    (what, format!("`pgbox {command} {name}` tries again"))
 }
 
 /// Removes the named volumes of a node that is gone, unless there is something in them or another node has them; true if any

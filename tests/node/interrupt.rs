@@ -12,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::{Host, text, until};
+use crate::harness::{Host, run, text, until};
 
 fn begin(host: &Host, args: &[&str]) -> Child {
     host.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -210,4 +210,46 @@ fn rm_without_somebody_to_do_it_is_refused() {
     let Some(host) = Host::new() else { return };
     assert!(host.fails(2, &["run", "n", "postgres:15", "--rm"]).contains("--foreground"));
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
+}
+
+/// A command that ends between the last node's name and its directory leaves no node whose removal would take the rest.
+#[test]
+fn what_a_killed_down_has_left_of_a_lab_goes_with_the_next_one() {
+    let Some(host) = Host::new() else { return };
+    for lab in ["a", "b"] {
+        let down = ["--lab", lab, "down", "-v"];
+        host.pgbox(&["--lab", lab, "run", "n", "tiny", "-d", "--", "sleep", "100"]);
+        let dir = host.root.join("labs").join(lab);
+        let kept = host.scratch("kept").join(lab);
+        run("cp", &["-a", dir.to_str().unwrap(), kept.to_str().unwrap()]);
+        host.pgbox(&down);
+        assert!(!dir.exists());
+        fs::rename(&kept, &dir).unwrap();
+        fs::rename(dir.join("nodes/n"), dir.join("nodes/.n.new")).unwrap();
+        if lab == "b" {
+            fs::create_dir_all(host.root.join("volumes/b/n/data")).unwrap();
+        }
+        host.pgbox(&down);
+        assert!(!dir.exists(), "{lab}");
+    }
+}
+
+#[test]
+fn what_could_not_be_undone_is_said_with_the_node_and_the_way_out() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "tiny", "-d", "--", "sleep", "100"]);
+    let hosts = host.root.join("labs/default/hosts");
+    let aside = host.scratch("aside").join("hosts");
+    host.pgbox(&["stop", "n"]);
+    fs::rename(&hosts, &aside).unwrap();
+    fs::create_dir(&hosts).unwrap();
+    let said = host.fails(1, &["rm", "n"]);
+    assert!(
+        said.contains("1 step of `n` could not be undone (") && said.contains("`pgbox rm --force n` tries"),
+        "{said}"
+    );
+    fs::remove_dir(&hosts).unwrap();
+    fs::rename(&aside, &hosts).unwrap();
+    host.pgbox(&["rm", "--force", "n"]);
+    host.is_forgotten();
 }

@@ -39,6 +39,27 @@ fn rm_v_never_removes_a_directory_of_the_host() {
     assert!(data.join("PG_VERSION").exists());
 }
 
+/// It is named by where its data really lie, as a command that brings it back.
+#[test]
+fn a_primary_that_has_left_its_data_below_a_volume_is_the_way_out_for_its_standbys() {
+    let Some(host) = Host::new() else { return };
+    let below = ["-v", &format!("pv:{PGDATA}"), "-e", &format!("PGDATA={PGDATA}/sub")];
+    host.pgbox(&[&["run", "primary", "postgres:15"][..], &below].concat());
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["rm", "-f", "r1", "primary"]);
+    let own = ["-e", below[3]];
+    let said = host.fails(1, &[&["run", "r1", "postgres:15"][..], &own].concat());
+    let back = format!("pgbox run pv -v pv:{PGDATA} -e PGDATA={PGDATA}/sub");
+    assert!(
+        said.contains(&format!("`{back}` brings the primary back")) && !said.contains("signal"),
+        "{said}"
+    );
+    let words: Vec<&str> = back.split(' ').skip(1).collect();
+    host.pgbox(&[&words[..2], &["postgres:15"], &words[2..]].concat());
+    assert_eq!(host.pgbox(&["psql", "pv", "-Atc", "SELECT i FROM t"]), "7\n");
+}
+
 /// What below a directory is not this user's and group's, by names below it.
 fn not_of(dir: &Path, id: u32) -> Vec<String> {
     let (dir, id) = (dir.to_str().unwrap(), id.to_string());

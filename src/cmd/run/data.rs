@@ -17,7 +17,7 @@ use crate::{
         self, cluster, history,
         lab::content,
         node,
-        rival::{self, What},
+        rival::{self, Unused, What},
         wal::Place,
     },
     hint::advise,
@@ -252,19 +252,26 @@ fn are_kin(one: Place, other: Place) -> bool {
 /// Whether a node, or another volume, has data of the same cluster.
 fn has_kin(context: &Context, data: &Path) -> Result<bool> {
     let own = Place::alone(data);
+    let nodes = node::all(&context.root, &context.lab)?;
     let is_kin = |node: &node::Node| Place::of(&node.state).is_ok_and(|place| are_kin(place, own));
-    let volumes = context.root.volumes(&context.lab)?;
-    let mut volumes = volumes.iter().map(|volume| context.root.volume_dir(&context.lab, volume).join("data"));
-    Ok(node::all(&context.root, &context.lab)?.iter().any(is_kin)
-        || volumes.any(|other| other != data && are_kin(Place::alone(&other), own)))
+    Ok(nodes.iter().any(is_kin)
+        || others(context, &nodes, data)?.iter().any(|other| are_kin(other.place(), own)))
+}
+
+/// What is in volumes that no node has, beside these data, and may be of their cluster.
+fn others(context: &Context, nodes: &[node::Node], data: &Path) -> Result<Vec<Unused>> {
+    let origin = Place::alone(data).control().ok().map(|control| control.system);
+    let mut others = rival::unused(&context.root, &context.lab, nodes, origin)?;
+    others.retain(|other| other.data != data);
+    Ok(others)
 }
 
 /// How the data of a standby are gone on with.
 fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
     let is_kin = |place: Place| are_kin(place, Place::alone(data));
-    let mut nodes = node::all(&context.root, &context.lab)?;
-    nodes.retain(|node| Place::of(&node.state).is_ok_and(is_kin));
-    if let Some(of) = nodes.iter().find(|node| node.state.role() == Role::Primary).or(nodes.first()) {
+    let nodes = node::all(&context.root, &context.lab)?;
+    let mut kin = nodes.iter().filter(|node| Place::of(&node.state).is_ok_and(is_kin));
+    if let Some(of) = kin.clone().find(|node| node.state.role() == Role::Primary).or(kin.next()) {
         let first = match of.state.role() {
             Role::Primary if of.pidfd.is_none() => format!("`pgbox start {}`, then ", of.name),
             Role::Primary => String::new(),
@@ -272,19 +279,15 @@ fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
         };
         return Ok(format!("{first}`pgbox replica {name} --of {}` goes on with them", of.name));
     }
-    for volume in context.root.volumes(&context.lab)? {
-        let other = context.root.volume_dir(&context.lab, &volume).join("data");
-        if content(&other) == Data::Primary && is_kin(Place::alone(&other)) {
-            return Ok(format!(
-                "`pgbox run {volume}` brings the primary back that has left the volume `{volume}`; then \
-                 `pgbox replica {name} --of {volume}` goes on with them"
-            ));
-        }
+    let others = others(context, &nodes, data)?;
+    let is_primary = |other: &&Unused| other.content == Data::Primary && is_kin(other.place());
+    if let Some(Unused { volume, below, .. }) = others.iter().find(is_primary) {
+        return Ok(format!(
+            "{} brings the primary back that has left the volume `{volume}`; then \
+             `pgbox replica {name} --of {volume}` goes on with them",
+            rival::back(volume, below)
+        ));
     }
-    let origin = Place::alone(data).control().ok().map(|control| control.system);
-    let nodes = node::all(&context.root, &context.lab)?;
-    let mut others = rival::unused(&context.root, &context.lab, &nodes, origin)?;
-    others.retain(|other| other.data != data);
     let nothing = "nothing is left that they could follow";
     let without = format!("without {}/{SIGNAL} they are a primary's", data.display());
     if others.is_empty() {
