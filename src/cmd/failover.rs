@@ -13,7 +13,7 @@ use crate::{
     engine::{
         failover::{self, Pause},
         leftover::{self, Ahead},
-        loss, sync, takeover,
+        loss, slots, sync, takeover,
     },
     facts::{
         cluster::{self, Cluster},
@@ -66,6 +66,9 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
             .chain(&orphans)
             .filter(|node| node.name != target.name)
             .for_each(|node| outln!("follow: `{}` follows `{}`", node.name, target.name));
+        if let Some(text) = head.and_then(|head| slots::left_behind(head, target)) {
+            super::warn(context, &text);
+        }
         return Ok(0);
     }
     let (promoted, warnings) = failover::promote(&context.root, &cluster, head, target)?;

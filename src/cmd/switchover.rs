@@ -14,7 +14,7 @@ use crate::{
     engine::{
         follower,
         halt::{self, Shutdown},
-        orders, takeover, timelines,
+        orders, slots, takeover, timelines,
     },
     facts::{
         cluster::{self, Cluster},
@@ -29,7 +29,6 @@ use crate::{
     postgres::{
         control::ClusterState,
         launch::{Renew, RenewHow},
-        lsn::Lsn,
     },
     spec::{Follow, Name},
     sql,
@@ -54,6 +53,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         endpoint::foretell(context, &cluster, &target.name)?;
         others.iter().for_each(|node| outln!("follow: `{}` follows `{}`", node.name, target.name));
         outln!("start: `{}` as a standby of `{}`", old.name, target.name);
+        tell_of_slots(context, old, target);
         return Ok(0);
     }
     let begun = Instant::now();
@@ -88,9 +88,16 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         promoted.lsn,
         gap.as_secs_f64() * 1000.0
     );
+    tell_of_slots(context, old, target);
     drop(lock);
     start::start(context, &old.name, args.timeout, args.timeout)?;
     Ok(0)
+}
+
+fn tell_of_slots(context: &Context, old: &Node, target: &Node) {
+    if let Some(text) = slots::left_behind(old, target) {
+        super::warn(context, &text);
+    }
 }
 
 /// The primary and the standby that is to take its place, if that can be done without a loss.
@@ -126,8 +133,34 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
             format!("see `pgbox logs {0}`; wait for it with `pgbox wait {0} --for streaming`", target.name),
         )
     })?;
+    applies(old, target)?;
     timelines::unheard_of(root, target)?;
     Ok((old, target))
+}
+
+/// Refuses one that does not apply what it receives: clients would wait until it has, and it is told not to.
+fn applies(old: &Node, target: &Node) -> Result<()> {
+    let name = &target.name;
+    if target.state.applies_late() {
+        return Err(advise(
+            format!(
+                "`{name}` applies late on purpose, and has to apply all that it has before it can be the primary"
+            ),
+            format!(
+                "switch over to a standby that applies at once; a new one: `pgbox replica NAME --of {}`",
+                old.name
+            ),
+        ));
+    }
+    let sql = "SELECT pg_is_in_recovery() AND pg_is_wal_replay_paused()";
+    let is_paused = target.login()?.ask(sql::PATIENCE, |client| client.query_one(sql, &[]))?;
+    if is_paused.get(0) {
+        return Err(advise(
+            format!("the replay of `{name}` is paused"),
+            format!("let it go on: `pgbox psql {name} -c 'SELECT pg_wal_replay_resume()'`"),
+        ));
+    }
+    Ok(())
 }
 
 /// Shuts the primary down, and makes sure that the other one has got its last word.
@@ -135,40 +168,33 @@ fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
     // The one of the shutdown has then little left to write.
     old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
     if halt::ask(old.running()?, Shutdown::Fast, patience)? {
-        return has_all(old, target);
+        return has_all(old, target, patience);
     }
     halt::end(old, Shutdown::Immediate, Duration::from_secs(10))?;
     anyhow::bail!("`{}` did not shut down in {}", old.name, humantime::format_duration(patience))
 }
 
-/// Waits until the standby has replayed the old primary's shutdown checkpoint, the last that it has written. Of one that has
-/// ended in another way, nobody knows whether the standby got all that came after its last checkpoint.
-fn has_all(old: &Node, target: &Node) -> Result<()> {
+/// Waits until the standby has received the old primary's shutdown checkpoint, the last that it has written: a promotion replays
+/// what was received first. Of one that has ended in another way, nobody knows whether the standby got all that came after its
+/// last checkpoint.
+fn has_all(old: &Node, target: &Node, patience: Duration) -> Result<()> {
     let control = Place::of(&old.state)?.control()?;
     ensure!(control.state == ClusterState::ShutDown, "`{}` has ended without a clean shutdown", old.name);
     let end = control.checkpoint;
-    let server = target.login()?;
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + patience;
     loop {
-        let replayed = replayed(&server)?;
-        if replayed > end {
+        let received = takeover::received(target)?;
+        if received > end {
             return Ok(());
         }
         ensure!(
             Instant::now() < deadline,
-            "`{}` has replayed up to {replayed}, and `{}` has written its last checkpoint at {end}",
+            "`{}` has received up to {received}, and `{}` has written its last checkpoint at {end}",
             target.name,
             old.name
         );
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-fn replayed(server: &sql::Login) -> Result<Lsn> {
-    let text = server.ask(sql::PATIENCE, |client| {
-        Ok(client.query_one("SELECT pg_last_wal_replay_lsn()::text", &[])?.get::<_, Option<String>>(0))
-    })?;
-    Ok(text.with_context(|| format!("{} has not replayed anything yet", server.address))?.parse()?)
 }
 
 /// Remembers that the old primary follows the new one: which has all that it has, so nothing is to be taken back.

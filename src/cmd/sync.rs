@@ -94,6 +94,10 @@ fn primary(picture: &Picture) -> Option<Name> {
 
 fn effect(sync: &Sync) -> String {
     match sync.in_effect.as_deref() {
+        Some(value) if !value.is_empty() && sync.waived_by.is_some() => format!(
+            "commits wait for nobody: synchronous_commit is {}",
+            sync.waived_by.as_deref().unwrap_or_default()
+        ),
         None => "not known: the primary does not answer".to_owned(),
         Some("") => "commits wait for nobody".to_owned(),
         Some(value) => format!("commits wait for {}", shown(value)),
@@ -184,21 +188,31 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
     wait_until_told(&cluster, &value)?;
     sync::confirm(head)?;
     tell_of_late(context, &cluster, &value)?;
-    match value.as_str() {
-        "" if !is_off => super::warn(
-            context,
-            &format!(
-                "the rule is {text}, and commits on `{0}` wait for nobody: none that it means follows `{0}`, or not yet",
-                head.name
-            ),
-        ),
-        _ => outln!("commits wait for {text}{}", seats(&text, &value)),
-    }
+    tell(context, head, &text, &value, is_off)?;
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;
         outln!("{waited} that waited went through");
     }
     warn_of_absent(context, &cluster, &value)
+}
+
+/// Says for whom commits wait now, by a rule in these words and the value that is in effect.
+fn tell(context: &Context, head: &Node, text: &str, value: &str, is_off: bool) -> Result<()> {
+    let name = &head.name;
+    if value.is_empty() && !is_off {
+        let text = format!(
+            "the rule is {text}, and commits on `{name}` wait for nobody: none that it means follows `{name}`, or not yet"
+        );
+        super::warn(context, &text);
+        return Ok(());
+    }
+    match replication::ask(head)? {
+        said if !is_off && said.is_waived() => {
+            super::warn(context, &replication::waits_for_nobody(name, &said.commit));
+        }
+        _ => outln!("commits wait for {text}{}", seats(text, value)),
+    }
+    Ok(())
 }
 
 /// Who sits in the seats of a rule, where these are others than those whom it names.

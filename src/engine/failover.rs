@@ -247,6 +247,7 @@ pub fn promote(
     {
         warnings.push(format!("replication slots may be left that nobody needs: {error:#}"));
     }
+    warnings.extend(head.and_then(|head| slots::left_behind(head, target)));
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(
             "`{0}` has received what `{1}` never had; it can't follow before `pgbox rejoin {0}`",

@@ -1,7 +1,10 @@
 //! Slots follow the nodes: each server has one for every standby that follows it, and none that is nobody's. A slot that
 //! is forgotten keeps WAL until the disk is full.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io::Read,
+};
 
 use anyhow::Result;
 
@@ -42,6 +45,37 @@ fn on_disk(data: Below) -> Option<BTreeSet<String>> {
     let entries = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).and_then(fs::names).ok()?;
     let names = entries.into_iter().filter_map(|name| String::from_utf8(name).ok());
     Some(names.filter(|name| name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp")).collect())
+}
+
+/// What there is to say of the slots that somebody else has made on a server and that the one in its place has not: nobody who
+/// reads by them finds them there. Read from disk, as that server may be dead.
+pub fn left_behind(old: &Node, new: &Node) -> Option<String> {
+    let theirs = |node: &Node| plan::data_below(&node.state.plan).and_then(|data| others_on_disk(&data));
+    let known = theirs(new).unwrap_or_default();
+    let left = theirs(old)?.into_iter().filter(|(name, _)| !known.contains_key(name));
+    let left: Vec<String> = left.map(|(name, kind)| format!("{name} ({kind})")).collect();
+    let (names, old, new) = (left.join(", "), &old.name, &new.name);
+    let text = || {
+        format!(
+            "`{new}` has none of these slots, which stay behind on `{old}`: {names}; who reads by one has to begin anew on `{new}`, and \
+             `pgbox slots --drop SLOT --on {old}` ends what it keeps there"
+        )
+    };
+    (!left.is_empty()).then(text)
+}
+
+/// The slots in a data directory that are not pgbox' own, and what they are for. Those that end with a session are none.
+fn others_on_disk(data: &Below) -> Option<BTreeMap<String, &'static str>> {
+    let dir = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).ok()?;
+    let names = fs::names(&dir).ok()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    let others = names.filter(|name| !name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp"));
+    let kind = |name: String| {
+        let mut bytes = Vec::new();
+        let file = fs::file_beneath(&dir, format!("{name}/state").as_bytes()).ok()?;
+        file.take(standby::SLOT_HEAD as u64).read_to_end(&mut bytes).ok()?;
+        Some((name, standby::slot_kind(&bytes)?))
+    };
+    Some(others.filter_map(kind).collect())
 }
 
 /// Makes the slots of these names, and drops all others of pgbox that nobody uses.

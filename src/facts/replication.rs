@@ -29,7 +29,7 @@ use crate::{
 
 mod warnings;
 
-pub use warnings::waiting;
+pub use warnings::{waiting, waits_for_nobody};
 
 /// How long a server may take to say how it is.
 pub const PATIENCE: Duration = Duration::from_secs(2);
@@ -72,6 +72,8 @@ pub struct Takeover {
 pub struct Sync {
     /// What the primary goes by: `synchronous_standby_names`. `None` when it can't be asked.
     pub in_effect: Option<String>,
+    /// `synchronous_commit`, where for that commits wait for nobody all the same.
+    pub waived_by: Option<String>,
     /// Commits that wait at this moment.
     pub waiting_commits: u64,
     /// How long ago the oldest of their statements began.
@@ -212,6 +214,7 @@ fn picture(nodes: &[Seen], rule: Option<&SyncRule>) -> Picture {
     let mut warnings = warnings::of(nodes, &members, &sync);
     warnings.extend(unfinished_takeover.as_ref().map(warnings::of_takeover));
     warnings.extend(rule.and_then(|rule| warnings::not_in_effect(nodes, rule)));
+    warnings.extend(rule.and_then(|_| warnings::waived(&head.node.name, &sync)));
     Picture { nodes: members, sync, unfinished_takeover, warnings }
 }
 
@@ -342,6 +345,7 @@ fn sync(head: &Seen, members: &[Member]) -> Sync {
     };
     Sync {
         in_effect: Some(said.sync.clone()),
+        waived_by: Some(said.commit.clone()).filter(|_| said.is_waived()),
         waiting_commits: said.waiting,
         longest_wait_ms: said.longest_wait_ms,
         waiting_for,

@@ -186,6 +186,20 @@ pub fn drop_slot(slot: &str) -> String {
     )
 }
 
+/// So much of a slot's `state` file is looked at.
+pub const SLOT_HEAD: usize = 88;
+
+/// What a slot is for, from the beginning of its file (`ReplicationSlotOnDisk`, slot.c): its name follows four numbers, and then
+/// come its database, which only a logical one has, and whether it outlives its session. `None` if it does not.
+pub fn slot_kind(state: &[u8]) -> Option<&'static str> {
+    let number = |at: usize| Some(u32::from_le_bytes(state.get(at..at + 4)?.try_into().ok()?));
+    match (number(80)?, number(84)?) {
+        (0, 0) => Some("physical"),
+        (_, 0) => Some("logical"),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -33,6 +33,7 @@ SELECT jsonb_build_object(
     'longest_wait_ms', (SELECT coalesce(max(1000 * extract(epoch FROM clock_timestamp() - query_start)), 0)
         FROM pg_stat_activity WHERE wait_event = 'SyncRep'),
     'sync', current_setting('synchronous_standby_names'),
+    'commit', current_setting('synchronous_commit'),
     'senders', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
         'replay_lag_ms', 1000 * extract(epoch FROM s.replay_lag))), '[]') FROM pg_stat_replication s),
     'slots', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
@@ -61,6 +62,9 @@ pub struct Answer {
     pub longest_wait_ms: f64,
     /// `synchronous_standby_names`.
     pub sync: String,
+    /// `synchronous_commit`.
+    #[serde(default)]
+    pub commit: String,
     pub senders: Vec<Sender>,
     pub slots: Vec<Slot>,
 }
@@ -96,6 +100,13 @@ impl Slot {
     /// Its reader can't catch up by it any more.
     pub fn is_lost(&self) -> bool {
         self.wal_status.as_deref() == Some("lost")
+    }
+}
+
+impl Answer {
+    /// Whether its commits wait for nobody, whomever `synchronous_standby_names` names. A session may have chosen otherwise.
+    pub fn is_waived(&self) -> bool {
+        ["off", "local"].contains(&self.commit.as_str())
     }
 }
 

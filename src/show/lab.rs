@@ -137,7 +137,10 @@ pub fn time(ms: f64) -> String {
 fn remarks(cluster: &Picture) -> String {
     let mut text = String::new();
     if let Some(rule) = cluster.sync.in_effect.as_deref().filter(|rule| !rule.is_empty()) {
-        text += &format!("\ncommits wait for {}\n", sync::shown(rule));
+        text += &match &cluster.sync.waived_by {
+            Some(commit) => format!("\ncommits wait for nobody: synchronous_commit is {commit}\n"),
+            None => format!("\ncommits wait for {}\n", sync::shown(rule)),
+        };
     }
     for member in cluster.nodes.iter().filter(|member| member.state == "silent") {
         let why = member.error.as_deref().unwrap_or("no answer");

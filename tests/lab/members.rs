@@ -291,3 +291,25 @@ fn a_rule_waits_for_nobody_whose_data_are_being_made() {
     host.pgbox(&["sync", "any 1 (r1)"]);
     assert_eq!(host.sql("primary", &[], NAMES), "ANY 1 (\"r1\")");
 }
+
+/// The server goes by the rule, and its commits do not.
+#[test]
+fn where_commits_wait_for_nobody_that_is_said_whatever_the_rule() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-c", "synchronous_commit=local"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let given = host.try_pgbox(&["sync", "any 1 (r1)"]);
+    let nobody = "commits on `primary` wait for nobody, whatever the sync rule says: synchronous_commit is local there";
+    assert!(given.status.success() && text(&given.stderr).contains(nobody), "{given:?}");
+    assert!(!text(&given.stdout).contains("commits wait for any"), "{given:?}");
+    let in_effect = "in effect  commits wait for nobody: synchronous_commit is local\n";
+    assert_eq!(host.pgbox(&["sync"]), format!("rule       any 1 (r1)\n{in_effect}"));
+    assert_eq!(host.json(&["sync", "--json"])["waived_by"], "local");
+    let seen = host.pgbox(&["status"]);
+    assert!(!seen.contains("commits wait for any") && seen.contains(nobody), "{seen}");
+    host.pgbox(&["set", "primary", "synchronous_commit=on"]);
+    assert!(host.pgbox(&["sync"]).contains("in effect  commits wait for any 1 (r1)\n"));
+    assert!(host.json(&["sync", "--json"])["waived_by"].is_null());
+    let seen = host.pgbox(&["status"]);
+    assert!(seen.contains("\ncommits wait for any 1 (r1)\n") && !seen.contains("warning"), "{seen}");
+}

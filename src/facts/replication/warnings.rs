@@ -96,6 +96,20 @@ pub fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     })
 }
 
+/// A primary whose commits wait for nobody, although they are to.
+pub fn waived(primary: &Name, sync: &Sync) -> Option<String> {
+    let commit = sync.waived_by.as_deref().filter(|_| sync.in_effect.as_deref() != Some(""))?;
+    Some(waits_for_nobody(primary, commit))
+}
+
+/// The same in words.
+pub fn waits_for_nobody(primary: &Name, commit: &str) -> String {
+    format!(
+        "commits on `{primary}` wait for nobody, whatever the sync rule says: synchronous_commit is {commit} there; \
+         `pgbox set {primary} synchronous_commit=on` changes that"
+    )
+}
+
 /// `2 commits wait for r1`, and what ends that.
 pub fn waiting(sync: &Sync) -> String {
     let (count, names) = (sync.waiting_commits, sync.waiting_for.join(", "));
