@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
     time::{Duration, Instant},
 };
@@ -30,7 +30,11 @@ use crate::{
         ready::Answer,
     },
     enter,
-    facts::{self, cluster, node, stray},
+    facts::{
+        self, cluster,
+        node::{self, Node},
+        stray,
+    },
     hint::{advise, misuse},
     plan::{
         self,
@@ -136,6 +140,19 @@ fn start_in_foreground(context: &Context, name: &Name, timeout: Duration) -> Res
     }
 }
 
+/// Waits for the end of a pid 1 that a killed start has left, which was never let go on: it has said nothing yet, and ends as soon
+/// as it gets a processor. False of any other one.
+fn is_left_over(node: &Node, pidfd: BorrowedFd<'_>) -> Result<bool> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while !process::has_ended(pidfd, Duration::from_millis(50))? {
+        let is_mute = matches!(node.dir.status()?.phase, Phase::Preparing | Phase::Ended);
+        if !is_mute || Instant::now() >= deadline {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
 /// Undoes what an earlier life may have left, applies the stored plan again, and waits until the node is up.
 /// `None`: it runs already.
 fn bring_up(
@@ -147,8 +164,7 @@ fn bring_up(
     let lock = within(context, patience.timeout, || context.try_lock())?;
     let mut node = node::find(&context.root, &context.lab, name)?;
     if let Some(pidfd) = &node.pidfd {
-        // A start that was killed before it let pid 1 go on has left one that ends at once.
-        if !process::has_ended(pidfd.as_fd(), Duration::from_millis(50))? {
+        if !is_left_over(&node, pidfd.as_fd())? {
             return Ok(None);
         }
         node = node::find(&context.root, &context.lab, name)?;
