@@ -138,7 +138,7 @@ fn check(cluster: &Cluster, target: &Node) -> Result<()> {
             format!("finish that: `pgbox failover {0}`; or kill it: `pgbox crash {0} --node`", other.name),
         )),
         // Who can't be told anything can't be promoted, and nobody is to be put out of the way for it.
-        _ => takeover::lets_in(target, Some(cluster.head())),
+        _ => takeover::lets_in(target, cluster.head()),
     }
 }
 

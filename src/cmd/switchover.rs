@@ -125,8 +125,8 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
         };
         return Err(advise(format!("`{}` does not follow `{}` itself", target.name, old.name), way_out));
     }
-    takeover::lets_in(old, Some(old))?;
-    takeover::lets_in(target, Some(old))?;
+    takeover::lets_in(old, old)?;
+    takeover::lets_in(target, old)?;
     follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
         advise(
             format!("`{}` does not stream, so it would lack what is written now: {why}", target.name),

@@ -93,14 +93,11 @@ fn primary(picture: &Picture) -> Option<Name> {
 }
 
 fn effect(sync: &Sync) -> String {
-    match sync.in_effect.as_deref() {
-        Some(value) if !value.is_empty() && sync.waived_by.is_some() => format!(
-            "commits wait for nobody: synchronous_commit is {}",
-            sync.waived_by.as_deref().unwrap_or_default()
-        ),
-        None => "not known: the primary does not answer".to_owned(),
-        Some("") => "commits wait for nobody".to_owned(),
-        Some(value) => format!("commits wait for {}", shown(value)),
+    match (sync.in_effect.as_deref(), &sync.waived_by) {
+        (None, _) => "not known: the primary does not answer".to_owned(),
+        (Some(""), _) => "commits wait for nobody".to_owned(),
+        (Some(_), Some(how)) => format!("commits wait for nobody: synchronous_commit is {how}"),
+        (Some(value), None) => format!("commits wait for {}", shown(value)),
     }
 }
 

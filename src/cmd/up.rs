@@ -29,7 +29,7 @@ use crate::{
 mod apply;
 mod content;
 mod node;
-mod settings;
+mod wrong;
 
 pub fn run(context: &Context, args: &cli::Up) -> Result<i32> {
     need_root("pgbox up")?;
@@ -55,10 +55,10 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
         super::password::settle_change(context);
     }
     let mut first = difference(context, args, wanted)?;
-    first.wrong.extend(settings::wrong(context, wanted, &first.actions)?);
-    first.wrong.extend(settings::wrong_limits(context, wanted, &first.actions));
-    first.wrong.extend(settings::wrong_mounts(&first.actions));
-    first.wrong.extend(settings::wrong_ports(context, &first.actions));
+    first.wrong.extend(wrong::settings(context, wanted, &first.actions)?);
+    first.wrong.extend(wrong::limits(context, wanted, &first.actions));
+    first.wrong.extend(wrong::mounts(&first.actions));
+    first.wrong.extend(wrong::ports(context, &first.actions));
     first.wrong.extend(first.actions.iter().filter_map(|action| apply::loss(context, action)));
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&show::changes::json(&first))?);

@@ -51,7 +51,7 @@ pub fn nodes(context: &Context, which: &cli::Which, going: Going) -> Result<Vec<
     Ok(chosen.map(|node| node.name.clone()).collect())
 }
 
-/// Refuses names that no node has, before anything is done to the others.
+/// Refuses names that no node has, before anything is done to the others. A node whose state is damaged is one: its error is its own.
 pub fn check(context: &Context, names: &[Name]) -> Result<()> {
     let (root, lab) = (&context.root, &context.lab);
     let mut missing = names.iter().filter(|name| matches!(facts::load(root, lab, name), Ok(None)));

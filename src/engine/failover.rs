@@ -122,7 +122,7 @@ pub fn hold(
         let successor = successor.with_context(|| {
             format!("`{}` can't be held still, and has no successor: {error:#}", head.name)
         })?;
-        timelines::unheard_of(root, successor)?;
+        can_follow_on(root, head, successor)?;
         return takeover::fence(root, head).map(|()| Pause::none());
     }
     let target = target.map_or("STANDBY", Name::as_str);
@@ -181,11 +181,15 @@ pub fn would_lack(head: &Node, target: &Name, loss: Option<&Loss>) -> String {
     }
 }
 
+/// Refuses what would stop the promotion: that is better known while there is a primary.
+fn can_follow_on(root: &Root, head: &Node, target: &Node) -> Result<()> {
+    timelines::unheard_of(root, target)?;
+    takeover::lets_in(target, head)
+}
+
 /// Puts the old primary out of the way: it is dead, and does not start again as it is.
 pub fn leave_behind(root: &Root, head: &Node, target: &Node, pause: Pause) -> Result<()> {
-    // What would stop the promotion is better known while there is a primary.
-    timelines::unheard_of(root, target)?;
-    takeover::lets_in(target, Some(head))?;
+    can_follow_on(root, head, target)?;
     takeover::fence(root, head)?;
     takeover::supersede(head, &target.name)?;
     pause.over()

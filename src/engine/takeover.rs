@@ -45,12 +45,11 @@ pub struct Promoted {
     pub lsn: Lsn,
 }
 
-/// Makes sure that a server can be asked and told anything, before another one is given up for it. `head` is the primary that it
-/// follows.
+/// Makes sure that a server can be asked and told anything, before another one is given up for it. `head` is that of its cluster.
 ///
 /// # Errors
 /// When it does not let pgbox in, or says nothing.
-pub fn lets_in(node: &Node, head: Option<&Node>) -> Result<()> {
+pub fn lets_in(node: &Node, head: &Node) -> Result<()> {
     match ready::ask(&node.login()?, PATIENCE) {
         Answer::Ready => Ok(()),
         Answer::WrongPassword(why) => Err(locked_out(node, head, &why)),
@@ -62,8 +61,8 @@ pub fn lets_in(node: &Node, head: Option<&Node>) -> Result<()> {
 }
 
 /// What there is to say of a server that asks for another password than pgbox has. Only a primary can be given one.
-pub fn locked_out(node: &Node, head: Option<&Node>, why: &str) -> Error {
-    let head = head.filter(|head| head.state.role() == Role::Primary);
+pub fn locked_out(node: &Node, head: &Node, why: &str) -> Error {
+    let head = Some(head).filter(|head| head.state.role() == Role::Primary);
     let back = |head: &Node| hint::give_back(&head.name, &head.dir.secret_file());
     let write = format!(
         "write the one that the server has now to {}, and nothing else",
@@ -129,11 +128,10 @@ pub fn promote(
     let own = own_followers(root, target)?;
     let followers: Vec<&Node> = others.iter().copied().chain(&own).collect();
     // Also without a rule: it may have been told one when it was the primary before.
-    let runs = Node::can_answer;
     let rule = sync::due(root, target, &followers, "", |node, is_named| match is_named {
         true => sync::is_made(node),
         // Nobody can stream from it yet, and whoever is away is not to stop commits only because a seat is free.
-        false => runs(node),
+        false => node.can_answer(),
     })?;
     let is_ruled = rule.is_some() || !sync::told(&state).is_empty();
     let value = rule.unwrap_or_default();

@@ -14,19 +14,21 @@ use crate::{plan::changes::Data, postgres::lsn::Lsn, state::Role};
 /// Whether a node was to follow another one of these, and has been promoted behind pgbox' back. A takeover that was not finished
 /// may have promoted it, too: that is another thing.
 pub fn is_one(nodes: &[Node], node: &Node) -> bool {
-    let Some(head) = cluster::head_of(nodes, &node.name).filter(|head| *head != node.name) else {
-        return false;
-    };
-    let head = nodes.iter().find(|other| other.name == head);
-    let is_to_be = head.is_some_and(|head| head.state.role() == Role::Superseded { by: node.name.clone() });
+    let Some(head) = head(nodes, node).filter(|head| head.name != node.name) else { return false };
+    let is_to_be = head.state.role() == Role::Superseded { by: node.name.clone() };
     !is_to_be && matches!(node.state.role(), Role::Standby { .. }) && has_left(node)
+}
+
+/// The head of a node's cluster.
+fn head<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
+    let head = cluster::head_of(nodes, &node.name)?;
+    nodes.iter().find(|other| other.name == head)
 }
 
 /// Where a standby has left the history of its cluster's primary, if it has, also where it follows another standby. `None` where
 /// nobody can tell: before a takeover is finished, or where the disks can't be read.
 pub fn parted(nodes: &[Node], node: &Node) -> Option<Lsn> {
-    let head = cluster::head_of(nodes, &node.name)?;
-    let head = nodes.iter().find(|other| other.name == head)?;
+    let head = head(nodes, node)?;
     let is_standby = matches!(node.state.role(), Role::Standby { .. }) && is_renewed(node);
     if !is_standby || head.state.role() != Role::Primary {
         return None;
@@ -67,12 +69,12 @@ pub fn said(nodes: &[Node], node: &Node) -> Option<String> {
 
 /// The same, and what to type.
 pub fn told(nodes: &[Node], node: &Node) -> Option<(String, String)> {
-    let how = match is_one(nodes, node) {
+    let is_promoted = is_one(nodes, node);
+    let how = match is_promoted {
         true => "was promoted behind pgbox' back".to_owned(),
         false => format!("has gone its own way since {}", parted(nodes, node)?),
     };
-    let head = cluster::head_of(nodes, &node.name)?;
-    let head = nodes.iter().find(|other| other.name == head)?;
+    let head = head(nodes, node)?;
     let [name, primary] = [&node.name, &head.name];
     let what = format!("`{name}` {how}, and is no standby of `{primary}` any more");
     let rejoin = match source(nodes, node).filter(|source| source.name != *name) {
@@ -87,7 +89,7 @@ pub fn told(nodes: &[Node], node: &Node) -> Option<(String, String)> {
         Ok(Some(loss)) => format!("it has {loss} that `{primary}` lacks"),
         Err(error) => format!("nobody knows what it has that `{primary}` lacks ({error:#})"),
     };
-    let instead = if is_one(nodes, node) { instead(node, head) } else { String::new() };
+    let instead = if is_promoted { instead(node, head) } else { String::new() };
     Some((format!("{what}; {has}"), format!("to give that up: {rejoin}{instead}")))
 }
 

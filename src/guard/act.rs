@@ -35,9 +35,9 @@ const NOBODY: &str = "no standby runs and answers that has a part of its history
 /// Why no standby can be chosen.
 fn nobody(cluster: &Cluster) -> String {
     let standbys = cluster.nodes.iter().filter(|node| matches!(node.state.role(), Role::Standby { .. }));
-    let mut running = standbys.filter(|node| node.pidfd.is_some() && !node.frozen);
+    let mut running = standbys.filter(|node| node.can_answer());
     let locked = running.find_map(|node| match ready::ask(&node.login().ok()?, sql::PATIENCE) {
-        Answer::WrongPassword(why) => Some(takeover::locked_out(node, Some(cluster.head()), &why)),
+        Answer::WrongPassword(why) => Some(takeover::locked_out(node, cluster.head(), &why)),
         _ => None,
     });
     locked.map_or_else(|| NOBODY.to_owned(), |error| hint::with_way_out(&error))
@@ -86,7 +86,7 @@ impl Guard<'_> {
         let head = cluster.head();
         let begun = Instant::now();
         if let Some(target) = failover::unfinished(cluster) {
-            takeover::lets_in(target, Some(head))?;
+            takeover::lets_in(target, head)?;
             return self.promote(cluster, target, first_sign, begun);
         }
         let pause = failover::hold(root, cluster, head, None, wish.accept_loss)?;

@@ -88,7 +88,7 @@ impl Guard<'_> {
             match (answer, self.locked.contains(&name)) {
                 (Answer::Refusal, false) => {
                     // What it says can't be waited for: it has just said something.
-                    let Err(error) = takeover::lets_in(node, Some(cluster.head())) else { continue };
+                    let Err(error) = takeover::lets_in(node, cluster.head()) else { continue };
                     (self.tell)(&Event::Warning { what: hint::with_way_out(&error) });
                     self.locked.insert(name);
                 }

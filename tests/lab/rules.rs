@@ -41,6 +41,16 @@ fn standbys_are_let_in_by_a_line_of_their_own() {
     assert!(text(&wrong.stderr).contains("password authentication failed"), "{wrong:?}");
 }
 
+/// `r1` takes the place of the primary, which stays cut off, and has a row that `r1` lacks: without one it would follow as it is.
+fn part(host: &Host) {
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (100)");
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["failover", "r1", "--accept-loss"]);
+}
+
 #[test]
 fn where_a_rewind_can_not_work_the_data_are_copied_anew_and_that_is_said() {
     let Some(host) = Host::new() else { return };
@@ -60,13 +70,7 @@ fn where_a_rewind_can_not_work_the_data_are_copied_anew_and_that_is_said() {
     std::os::unix::fs::chown(control, Some(owner.uid()), Some(owner.gid())).unwrap();
     host.pgbox(&["start", "primary"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
-    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
-    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
-    // Something of its own, or it would follow as it is.
-    host.pgbox(&["net", "cut", "primary", "r1"]);
-    host.sql("primary", &[], "INSERT INTO t VALUES (100)");
-    host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    part(&host);
     host.pgbox(&["net", "heal", "--all"]);
     host.sql("r1", &[], "INSERT INTO t VALUES (8)");
     let output = host.try_pgbox(&["rejoin", "primary"]);
@@ -85,12 +89,7 @@ fn a_rewind_that_does_not_reach_the_primary_is_an_error_and_keeps_the_data() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "primary", "postgres:15"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
-    host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
-    until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
-    host.pgbox(&["net", "cut", "primary", "r1"]);
-    host.sql("primary", &[], "INSERT INTO t VALUES (100)");
-    host.pgbox(&["crash", "primary", "--node"]);
-    host.pgbox(&["failover", "r1", "--accept-loss"]);
+    part(&host);
     host.sql("r1", &[], "INSERT INTO t VALUES (8)");
     let said = host.fails(1, &["rejoin", "primary"]);
     assert!(said.contains("pg_rewind: exit code 1") && !said.contains("a new base backup"), "{said}");

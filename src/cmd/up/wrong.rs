@@ -1,4 +1,4 @@
-//! Settings, images, limits, mounts and ports that the actions of an `up` would fail with, looked for before the first of them.
+//! What the actions of an `up` would fail with, looked for before the first of them: settings, images, limits, mounts, ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,7 +24,7 @@ type Asked<'a> = BTreeMap<trial::Setting, BTreeSet<&'a Name>>;
 ///
 /// # Errors
 /// When an image is not there.
-pub fn wrong(context: &Context, wanted: &Wanted, actions: &[Action]) -> Result<Vec<String>> {
+pub fn settings(context: &Context, wanted: &Wanted, actions: &[Action]) -> Result<Vec<String>> {
     let mut images: BTreeMap<&str, Asked<'_>> = BTreeMap::new();
     for (spec, settings) in actions.iter().filter_map(|action| new_settings(wanted, action)) {
         let asked = images.entry(&spec.image).or_default();
@@ -62,7 +62,7 @@ fn without_server(context: &Context, image: &str, actions: &[Action]) -> Result<
 
 /// What is wrong with ports of this host that nodes or endpoints are to get: what others than this lab have, the file alone does
 /// not tell.
-pub fn wrong_ports(context: &Context, actions: &[Action]) -> Vec<String> {
+pub fn ports(context: &Context, actions: &[Action]) -> Vec<String> {
     let mut texts = Vec::new();
     for action in actions {
         let (whose, ports) = match action {
@@ -84,7 +84,7 @@ pub fn wrong_ports(context: &Context, actions: &[Action]) -> Vec<String> {
 }
 
 /// What is wrong with the limits of nodes that are to be made or changed.
-pub fn wrong_limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<String> {
+pub fn limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<String> {
     let mut texts = Vec::new();
     for action in actions {
         let (name, checked) = match action {
@@ -106,7 +106,7 @@ pub fn wrong_limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> V
 }
 
 /// What is wrong with the mounts of nodes that are to be made or changed.
-pub fn wrong_mounts(actions: &[Action]) -> Vec<String> {
+pub fn mounts(actions: &[Action]) -> Vec<String> {
     let wrong = |action: &Action| {
         let spec = made(action)?;
         let error = run::check_sources(spec).err()?;
