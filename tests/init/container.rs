@@ -387,6 +387,9 @@ fn root(spec: &Spec) -> PathBuf {
         mount(Some(source), &target, none, MsFlags::MS_BIND | MsFlags::MS_REC, none).unwrap();
     };
     bind(Path::new("/dev"), "/dev");
+    // A server that is killed leaves its shared memory behind: not on the host.
+    let shm = merged.join("dev/shm");
+    mount(Some("tmpfs"), &shm, Some("tmpfs"), MsFlags::empty(), Some("mode=1777")).unwrap();
     bind(Path::new(&std::env::var("PGBOX_TEST_SCRIPTS").unwrap()), "/docker-entrypoint-initdb.d");
     match spec.tmpfs {
         None => bind(&spec.data, PGDATA),
