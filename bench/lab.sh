@@ -1,15 +1,18 @@
 # shellcheck shell=bash
-# bench/lab.sh - the sections of scripts/bench about labs: up, replica, reflink, failover, switchover. Sourced by it.
+# bench/lab.sh - the sections of scripts/bench about labs: up, replica, flush, reflink, failover, switchover. Sourced by it.
 #
 # A base backup is a thousand small fsyncs, and so is much of what a failover waits for. On the tmpfs of the other
 # sections they cost nothing, so these work on an ext4 (reflink: on an XFS) of their own, in a file on a disk ($BENCH_DISK, or /var/tmp).
+# There they may cost nothing as well; `flush` has a disk where one costs $BENCH_FLUSH_US microseconds: 1000 unless given.
 # $BENCH_RUNS is how many failovers and switchovers to make: 20 unless given.
 # shellcheck disable=SC2154 # scratch, pgbox, host, bindir and the like are those of scripts/bench
 
 # ---- storage, and plain Postgres on it
 
+flush_cost=${BENCH_FLUSH_US:-1000}
+
 # Points PGBOX_ROOT to a disk of this kind; images and layers stay where they are.
-lab_up() { # ext4|xfs
+lab_up() { # ext4|xfs|flush
     host_up
     if [ "${disk_kind:-}" != "$1" ]; then
         drop_disk
@@ -19,17 +22,23 @@ lab_up() { # ext4|xfs
     export PGBOX_ROOT=$disk/root
 }
 
-make_disk() { # ext4|xfs
-    local place=${BENCH_DISK:-/var/tmp} file loop kind
+make_disk() { # ext4|xfs|flush
+    local place=${BENCH_DISK:-/var/tmp} file device loop kind
+    [ "$1" != flush ] || place=$scratch
     mkdir -p "$scratch/disk-$1"
     file=$(mktemp "$place/pgbox-bench.XXXXXX")
     truncate -s 12G "$file"
     case $1 in
-        ext4) mkfs.ext4 -q -F -i 65536 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard "$file" ;;
+        ext4 | flush) mkfs.ext4 -q -F -i 65536 -E lazy_itable_init=0,lazy_journal_init=0,nodiscard "$file" ;;
         xfs) mkfs.xfs -q -K -m reflink=1 "$file" || { rm "$file"; return 1; } ;;
     esac
+    device=$file
+    if [ "$1" = flush ]; then
+        flush_up "$file" || { rm "$file"; return 1; }
+        device=$scratch/flush/disk
+    fi
     # mount(8) has the loop device end with the mount, and the file with its last user: nothing is left in any case.
-    if mount -o loop,noatime "$file" "$scratch/disk-$1" 2>"$scratch/loop.err"; then
+    if mount -o loop,noatime "$device" "$scratch/disk-$1" 2>"$scratch/loop.err"; then
         loop=$(findmnt -no SOURCE "$scratch/disk-$1")
         rm "$file"
         # Not through the page cache of the file system below, where a second copy of everything would be.
@@ -46,13 +55,27 @@ make_disk() { # ext4|xfs
     fi
     kind=$(stat -f -c %T "$place")
     storage+=" on $place ($kind)"
-    case $kind in
-        tmpfs | ramfs) skip "storage where fsync costs anything: $place is a $kind, which flatters the others (BENCH_DISK=DIR)" ;;
+    case $1:$kind in
+        flush:*) storage="ext4 on a disk in memory, a flush of which takes $flush_cost us" ;;
+        *:tmpfs | *:ramfs) skip "storage where fsync costs anything: $place is a $kind, which flatters the others (BENCH_DISK=DIR)" ;;
     esac
     mkdir "$disk/plain" "$disk/root"
     chmod 755 "$disk" "$disk/plain" "$disk/root"
     ln -s "$scratch/root/images" "$scratch/root/layers" "$disk/root/"
     plain_up
+}
+
+# Serves a file as $scratch/flush/disk, whose flush costs something.
+flush_up() { # FILE
+    [ -x "$tools/flush" ] || return 1
+    mkdir -p "$scratch/flush"
+    "$tools/flush" "$scratch/flush" "$1" "$flush_cost" 2>"$scratch/flush.err" &
+    for _ in {1..100}; do
+        [ ! -e "$scratch/flush/disk" ] || return 0
+        sleep 0.02
+    done
+    cat "$scratch/flush.err" >&2
+    return 1
 }
 
 # Removes the disk with all that is on it.
@@ -64,6 +87,7 @@ drop_disk() {
     for node in $("$pgbox" ps --quiet 2>/dev/null); do "$pgbox" rm --force -v "$node" >/dev/null 2>&1; done
     umount -l "$host/mnt" 2>/dev/null
     if [ -n "${lab_directory:-}" ]; then rm -rf -- "$lab_directory"; else umount "$disk" 2>/dev/null; fi
+    [ "$disk_kind" != flush ] || umount -l "$scratch/flush"
     disk='' disk_kind=''
 }
 
@@ -163,6 +187,15 @@ compare_replica() { # ROUNDS TARGET TEXT
     echo "                 of pg_basebackup --checkpoint=fast: $(against "pg_basebackup --checkpoint=fast" 2)"
 }
 
+# What decides the sections about a standby: the peer makes a thousand.
+fsync_cost() {
+    # It is told by what ends the pipe what it need not measure any more.
+    chroot "$host" "$bindir/pg_test_fsync" -s 1 -f /mnt/flushed 2>/dev/null |
+        sed -n '/^ *fsync /{s/.*ops\/sec *\([0-9]*\) usecs.*/One fsync of a page takes \1 us there (pg_test_fsync)./p;q}' || true
+    rm -f "$disk/plain/flushed"
+    echo
+}
+
 fill_primary() {
     "$pgbox" exec primary -- psql -U postgres -qc "CREATE TABLE filler AS SELECT i, repeat(md5(i::text), 25) AS text FROM generate_series(1, 920000) i" -c CHECKPOINT
     echo "with $("$pgbox" exec primary -- psql -U postgres -Atc "SELECT pg_size_pretty(sum(pg_database_size(oid))) FROM pg_database"):"
@@ -171,9 +204,21 @@ fill_primary() {
 section_replica() {
     say "a standby: replica, until it streams, against a bare pg_basebackup of the same server; $storage"
     echo "pgbox makes a container, copies inside it, starts the server and waits until it streams; the other only copies."
-    echo
+    fsync_cost
     quietly "$pgbox" run primary
     compare_replica 7 0.35 "empty primary"
+    echo
+    fill_primary
+    compare_replica 3 0.7 "0.8 GB"
+    clear_lab
+}
+
+section_flush() {
+    say "a standby where a flush costs something; $storage"
+    echo "Otherwise as \`replica\`."
+    fsync_cost
+    quietly "$pgbox" run primary
+    compare_replica 5 0.35 "empty primary"
     echo
     fill_primary
     compare_replica 3 0.7 "0.8 GB"
