@@ -15,6 +15,7 @@ pub mod holder;
 pub mod interrupt;
 pub mod launch;
 pub mod leftover;
+pub mod limits;
 pub mod loss;
 pub mod membership;
 pub mod orders;
