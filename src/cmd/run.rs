@@ -21,7 +21,7 @@ use crate::{
         goal::{self, Goal},
         interrupt::Interrupts,
         launch::{self, Patience},
-        passfile,
+        orders, passfile,
         ready::Answer,
     },
     facts::{self, owner},
@@ -29,7 +29,7 @@ use crate::{
     plan,
     postgres::{
         contract,
-        launch::{Payload, Renew, RenewHow},
+        launch::{Payload, RenewHow},
         settings, tune,
     },
     show,
@@ -181,7 +181,7 @@ fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Pla
     let owner = owner::foreign(&plan);
     plan::keep_owner(&mut plan, owner);
     if let Some(how) = how.renew {
-        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
+        plan::follow::renew(&mut plan, orders::renewal(how));
     }
     Ok(plan)
 }

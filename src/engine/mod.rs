@@ -24,6 +24,7 @@ pub mod publish;
 pub mod ready;
 pub mod settings;
 pub mod slots;
+pub mod switchover;
 pub mod sync;
 pub mod takeover;
 pub mod timelines;

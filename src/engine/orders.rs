@@ -1,11 +1,15 @@
 //! Giving a node other orders: what is remembered of it, what its pid 1 reads, and the word to read it.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use anyhow::Result;
 use nix::sys::signal::Signal;
 
 use crate::{
+    postgres::launch::{Renew, RenewHow},
     state::{NodeDir, NodeState, Progress},
     sys::process,
 };
@@ -30,4 +34,10 @@ pub fn save(node: &NodeDir, state: &NodeState) -> Result<()> {
         Some(postgres) => node.give_orders(&postgres.orders),
         None => Ok(()),
     }
+}
+
+/// The order to do this to a standby's data before its next start. Different each time: what was done for one is not done again.
+pub fn renewal(how: RenewHow) -> Renew {
+    let stamp = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64);
+    Renew { stamp, how }
 }

@@ -12,7 +12,7 @@ use super::How;
 
 use crate::{
     cmd::{self, Context},
-    engine::holder,
+    engine::{holder, orders},
     facts::{
         self, cluster, history,
         lab::content,
@@ -22,12 +22,7 @@ use crate::{
     },
     hint::advise,
     plan::{self, changes::Data},
-    postgres::{
-        contract,
-        launch::{Renew, RenewHow},
-        standby::SIGNAL,
-        version,
-    },
+    postgres::{contract, launch::RenewHow, standby::SIGNAL, version},
     spec::{Follow, Name, NodeSpec},
     state::{self, NodeState, Plan, Role},
     step::InnerStep,
@@ -76,7 +71,7 @@ pub fn check(
     let renew = check_role(context, spec, data, Place::planned(data, plan), how.force)?;
     check_rival(context, spec, data)?;
     if let Some(how) = renew {
-        plan::follow::renew(plan, Renew { stamp: cmd::rejoin::stamp(), how });
+        plan::follow::renew(plan, orders::renewal(how));
     }
     Ok(())
 }
