@@ -9,11 +9,7 @@ use anyhow::Result;
 
 pub use asked::{check_sources, variable};
 
-use super::{
-    Context, collation, endpoint, need_root,
-    password::{self, Origin},
-    set, start, talk, trial,
-};
+use super::{Context, collation, endpoint, need_root, set, start, talk, trial};
 use crate::{
     cli,
     engine::{
@@ -22,6 +18,7 @@ use crate::{
         interrupt::Interrupts,
         launch::{self, Patience},
         orders, passfile,
+        password::{self, Origin},
         ready::Answer,
     },
     facts::{self, owner},

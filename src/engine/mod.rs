@@ -20,6 +20,7 @@ pub mod loss;
 pub mod membership;
 pub mod orders;
 pub mod passfile;
+pub mod password;
 pub mod publish;
 pub mod ready;
 pub mod settings;

@@ -17,10 +17,12 @@ use crate::{
 /// Saves a node's changed state and has its server, if it runs, take over the settings that need no restart.
 pub fn give(node: &NodeDir, state: &NodeState, pidfd: Option<&OwnedFd>) -> Result<()> {
     save(node, state)?;
-    match pidfd {
-        Some(pidfd) => process::signal(pidfd.as_fd(), Signal::SIGHUP).map(drop),
-        None => Ok(()),
-    }
+    pidfd.map_or(Ok(()), remind)
+}
+
+/// Has a server take over the settings that need no restart, whether there are other ones or not.
+pub fn remind(pidfd: &OwnedFd) -> Result<()> {
+    process::signal(pidfd.as_fd(), Signal::SIGHUP).map(drop)
 }
 
 /// Saves a node's changed state, and lets its pid 1 find the orders in it when it looks next.
