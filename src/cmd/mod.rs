@@ -22,7 +22,6 @@ mod lag;
 mod limit;
 mod logs;
 mod net;
-mod password;
 mod promote;
 mod ps;
 mod psql;
@@ -54,6 +53,7 @@ use crate::{
     engine::{
         StepFailed,
         membership::{self, Change},
+        passfile, password,
     },
     facts,
     hint::{self, advise},
@@ -219,10 +219,25 @@ fn was_interrupted(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StepFailed>().is_some_and(|failed| failed.code > 128)
 }
 
+/// Goes by passwords whose change was cut off, and has come through all the same.
+fn settle_passwords(context: &Context) {
+    let settle = || {
+        for (nodes, new) in password::given(&context.root, &context.lab)? {
+            let _lock = context.lock()?;
+            password::has_changed(&context.root, &nodes, &new)?;
+            passfile::settle(&context.root, &context.lab)?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    if let Err(error) = settle() {
+        warn(context, &format!("which password counts is not known yet: {error:#}"));
+    }
+}
+
 /// Puts passwords, slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
 /// done is done with the next node that comes or goes.
 fn settle(context: &Context) {
-    password::settle_change(context);
+    settle_passwords(context);
     match membership::settle_unlocked(&context.root, &context.lab) {
         Ok(changes) => changes.iter().for_each(|change| tell_change(context, change)),
         Err(error) => warn(context, &format!("slots and synchronous standbys are not in order: {error:#}")),

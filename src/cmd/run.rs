@@ -9,11 +9,7 @@ use anyhow::Result;
 
 pub use asked::{check_sources, variable};
 
-use super::{
-    Context, collation, endpoint, need_root,
-    password::{self, Origin},
-    set, start, talk, trial,
-};
+use super::{Context, collation, endpoint, need_root, set, start, talk, trial};
 use crate::{
     cli,
     engine::{
@@ -21,7 +17,8 @@ use crate::{
         goal::{self, Goal},
         interrupt::Interrupts,
         launch::{self, Patience},
-        passfile,
+        orders, passfile,
+        password::{self, Origin},
         ready::Answer,
     },
     facts::{self, owner},
@@ -29,7 +26,7 @@ use crate::{
     plan,
     postgres::{
         contract,
-        launch::{Payload, Renew, RenewHow},
+        launch::{Payload, RenewHow},
         settings, tune,
     },
     show,
@@ -181,7 +178,7 @@ fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Pla
     let owner = owner::foreign(&plan);
     plan::keep_owner(&mut plan, owner);
     if let Some(how) = how.renew {
-        plan::follow::renew(&mut plan, Renew { stamp: super::rejoin::stamp(), how });
+        plan::follow::renew(&mut plan, orders::renewal(how));
     }
     Ok(plan)
 }

@@ -26,7 +26,7 @@ use crate::{
         Reach, faults, follower, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
-        orders,
+        orders, password,
         ready::Answer,
     },
     enter,
@@ -276,7 +276,7 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
             "`{name}` is up, but its password is not the one that pgbox knows ({why}). \
              To change it: pgbox psql {name} -c '\\password'"
         )),
-        other => super::password::refused(state, other),
+        other => password::refused(state, other),
     }
 }
 

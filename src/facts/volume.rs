@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 
 use crate::{
     plan,
-    postgres::datadir,
+    postgres::{datadir, standby},
     spec::Name,
     state::{Plan, Root},
     step::InnerStep,
@@ -92,6 +92,34 @@ fn links(top: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(targets)
+}
+
+/// Where a new node of this name would have its data.
+pub fn data(root: &Root, lab: &Name, name: &Name) -> PathBuf {
+    root.volume_dir(lab, name).join("data")
+}
+
+/// What is in a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    None,
+    Primary,
+    Standby,
+}
+
+pub fn content(dir: &Path) -> Content {
+    // Only whether they are there counts: a container may have made them anything.
+    let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
+    match (has("PG_VERSION"), has(standby::SIGNAL)) {
+        (false, _) => Content::None,
+        (true, false) => Content::Primary,
+        (true, true) => Content::Standby,
+    }
+}
+
+/// What a new node of this name would find.
+pub fn content_of(root: &Root, lab: &Name, name: &Name) -> Content {
+    content(&data(root, lab, name))
 }
 
 /// The nodes of all labs that have the volume or a part of it mounted.
