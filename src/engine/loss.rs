@@ -131,7 +131,7 @@ pub fn assess(cluster: &Cluster, head: &Node, target: &Node) -> Result<Loss> {
 fn beside(head: &Node, target: &Node, server: &Login) -> Result<Loss> {
     let (old, new) = (Place::of(&head.state)?, Place::of(&target.state)?);
     let (received, scan) = match history::compare(old, new)? {
-        Standing::Apart { since, scan } => (since, scan),
+        Standing::Apart { parting, scan } => (parting.since, scan),
         Standing::Within => {
             let scan = old.lost(old.lost(old.control()?.redo)?.end)?;
             (scan.end, scan)
@@ -260,21 +260,14 @@ pub fn has_more(promoted: &Node, standby: &Node) -> bool {
 /// Makes sure that what a standby has received is a part of what the primary has written. After a failover with a loss, one
 /// that was away may be further on a timeline that was left: its position is greater, and it has other rows there.
 fn same_history(head: &Node, standby: &Node, received: Lsn) -> Result<()> {
-    let timeline = |node: &Node| Place::of(&node.state)?.timeline();
-    let ((own, _), (current, history)) = (timeline(standby)?, timeline(head)?);
-    if own == current {
-        return Ok(());
+    let left = history::left_before(Place::of(&standby.state)?, received, Place::of(&head.state)?)?;
+    match left {
+        None => Ok(()),
+        Some(since) => bail!(
+            "`{}` has gone another way: of what it has received up to {received}, nothing after {since} is a part of the \
+             history of `{}`",
+            standby.name,
+            head.name
+        ),
     }
-    let left = history.into_iter().find(|switch| switch.timeline == own);
-    let Some(left) = left else {
-        bail!("`{}` is on timeline {own}, which is no part of the history of `{}`", standby.name, head.name)
-    };
-    ensure!(
-        received <= left.end,
-        "`{}` has gone another way: it has timeline {own} up to {received}, and `{}` has left that at {}",
-        standby.name,
-        head.name,
-        left.end
-    );
-    Ok(())
 }

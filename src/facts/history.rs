@@ -3,6 +3,9 @@
 //!
 //! The rule that surprises people: a position alone says nothing. What counts is how far two histories are the same: timeline
 //! by timeline, up to where the first of them was left.
+//!
+//! Another one: the number of a timeline says nothing either, where two that never met have begun it, even if they begin at one
+//! position. What the server writes there first has the time in it.
 
 use anyhow::{Result, ensure};
 
@@ -17,7 +20,14 @@ pub enum Standing {
     /// The other one has all of it.
     Within,
     /// From a position on they have gone their own way.
-    Apart { since: Lsn, scan: Scan },
+    Apart { parting: Parting, scan: Scan },
+}
+
+/// Where two histories part.
+pub struct Parting {
+    pub since: Lsn,
+    /// Whether both have gone on under one number of a timeline, so that only their logs tell.
+    pub is_hidden: bool,
 }
 
 impl Standing {
@@ -56,17 +66,23 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
             let why = format!("`{name}` has nothing that `{primary}` has not, and follows as it is");
             (RenewHow::Sign, why, None)
         }
-        Ok(apart @ Standing::Apart { since, .. }) => {
+        Ok(apart @ Standing::Apart { parting: Parting { since, is_hidden }, .. }) => {
             let loss = apart.loss();
             // Who was told of what is not in the log.
             let given_up = match &loss {
                 Some(loss) => format!("{loss}, acknowledged or not"),
                 None => "nothing that anybody would miss".to_owned(),
             };
-            let why = format!(
-                "`{name}` has gone its own way since {since}: pg_rewind makes it as `{primary}` is; given up: {given_up}"
-            );
-            (RenewHow::Rewind, why, loss)
+            let (how, remedy) = match is_hidden {
+                false => (RenewHow::Rewind, format!(": pg_rewind makes it as `{primary}` is")),
+                // pg_rewind compares the numbers alone, and would leave one's rows under the other's log.
+                true => (
+                    RenewHow::Clone,
+                    format!(", under the number of a timeline of `{primary}`: a new base backup"),
+                ),
+            };
+            let why = format!("`{name}` has gone its own way since {since}{remedy}; given up: {given_up}");
+            (how, why, loss)
         }
         Err(error) => {
             let why = format!("whether `{name}` has gone its own way, pg_rewind finds out: {error:#}");
@@ -97,15 +113,18 @@ pub fn amount(commits: u64, prepared: u64, what: &str, rows: u64) -> String {
 /// # Errors
 /// When one of them can't be read, or they are of two clusters.
 pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
-    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
-    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
-    // Where the other one is now matters only if it has not left that timeline long ago.
-    let is_past = theirs.iter().any(|switch| switch.timeline == timeline);
-    let their_end = if is_past { Lsn(u64::MAX) } else { end(other)? };
-    match parting(&ways(&ours, timeline, end(own)?), &ways(&theirs, current, their_end)) {
-        None => Ok(Standing::Within),
-        Some(since) => Ok(Standing::Apart { since, scan: own.lost(since)? }),
-    }
+    let own_end = end(own)?;
+    // Where the other one is now matters only on the timeline that it is on.
+    let is_current = own.timeline()?.0 == other.timeline()?.0;
+    let their_end = if is_current { end(other)? } else { own_end };
+    let parting = match parting(own, own_end.min(their_end), other)? {
+        None if own_end > their_end => Some(Parting { since: their_end, is_hidden: false }),
+        found => found,
+    };
+    Ok(match parting {
+        None => Standing::Within,
+        Some(parting) => Standing::Apart { scan: own.lost(parting.since)?, parting },
+    })
 }
 
 /// Where the data of a standby have left those that they are to be a part of, if they have. Cheaper than [`compare`], and also
@@ -114,13 +133,67 @@ pub fn compare(own: Place<'_>, other: Place<'_>) -> Result<Standing> {
 /// # Errors
 /// As [`compare`].
 pub fn left(own: Place<'_>, other: Place<'_>) -> Result<Option<Lsn>> {
-    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
-    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
+    let ((timeline, _), (_, theirs)) = (own.timeline()?, other.timeline()?);
     let own_end = match theirs.iter().find(|switch| switch.timeline == timeline) {
         Some(switch) => own.end(switch.end)?,
         None => Lsn(0),
     };
-    Ok(parting(&ways(&ours, timeline, own_end), &ways(&theirs, current, Lsn(u64::MAX))))
+    left_before(own, own_end, other)
+}
+
+/// The same for what somebody has up to a position: whether that is a part of what the other one has, or is about to have.
+///
+/// # Errors
+/// As [`compare`].
+pub fn left_before(own: Place<'_>, at: Lsn, other: Place<'_>) -> Result<Option<Lsn>> {
+    Ok(parting(own, at, other)?.map(|parting| parting.since))
+}
+
+fn parting(own: Place<'_>, at: Lsn, other: Place<'_>) -> Result<Option<Parting>> {
+    ensure!(own.control()?.system == other.control()?.system, "they are of two clusters");
+    let ((timeline, ours), (current, theirs)) = (own.timeline()?, other.timeline()?);
+    let (ours, theirs) = (ways(&ours, timeline, at), ways(&theirs, current, Lsn(u64::MAX)));
+    let shown = fork(&ours, &theirs);
+    let hidden = hidden(own, other, &common_begins(&ours, &theirs), shown.unwrap_or(at))?;
+    let since = |since: Lsn, is_hidden: bool| Parting { since, is_hidden };
+    Ok(hidden.map(|at| since(at, true)).or(shown.map(|at| since(at, false))))
+}
+
+/// Where the logs differ before a position up to which they are the same by their numbers, if they do. Where one of them has no
+/// log any more, the numbers are all that there is.
+fn hidden(own: Place<'_>, other: Place<'_>, begins: &[Lsn], end: Lsn) -> Result<Option<Lsn>> {
+    let is_same = |byte: u64| -> Result<bool> {
+        let sums = own.checksum_at(Lsn(byte))?.zip(other.checksum_at(Lsn(byte))?);
+        Ok(sums.is_none_or(|(one, other)| one == other))
+    };
+    // The first record of the newest timeline, and the last that both have.
+    let looked_at = [begins.last().map(|begin| begin.0), end.0.checked_sub(1)];
+    let mut differs = None;
+    for byte in looked_at.into_iter().flatten() {
+        if differs.is_none() && !is_same(byte)? {
+            differs = Some(byte);
+        }
+    }
+    let Some(mut differs) = differs else { return Ok(None) };
+    let mut same = own.begin()?.max(other.begin()?).0;
+    if !is_same(same)? {
+        return Ok(Some(begins.iter().rev().find(|begin| begin.0 <= same).copied().unwrap_or(Lsn(same))));
+    }
+    while differs > same + 1 {
+        let middle = same + (differs - same) / 2;
+        match is_same(middle)? {
+            true => same = middle,
+            false => differs = middle,
+        }
+    }
+    Ok(Some(Lsn(differs)))
+}
+
+/// Where the timelines begin that by their numbers are the same in both, but for the first one, which initdb begins.
+fn common_begins(own: &[(u32, Lsn)], other: &[(u32, Lsn)]) -> Vec<Lsn> {
+    let both = own.windows(2).zip(other.windows(2));
+    let same = both.take_while(|(one, two)| one[0] == two[0] && one[1].0 == two[1].0);
+    same.map(|(one, _)| one[0].1).collect()
 }
 
 /// Where the log of a data directory ends.
@@ -134,7 +207,7 @@ fn ways(history: &[Switch], timeline: u32, end: Lsn) -> Vec<(u32, Lsn)> {
 }
 
 /// Where the first history leaves the second one, if it does.
-fn parting(own: &[(u32, Lsn)], other: &[(u32, Lsn)]) -> Option<Lsn> {
+fn fork(own: &[(u32, Lsn)], other: &[(u32, Lsn)]) -> Option<Lsn> {
     let mut common = Lsn(0);
     for (i, (timeline, end)) in own.iter().enumerate() {
         let Some((_, left)) = other.get(i).filter(|(same, _)| same == timeline) else { return Some(common) };
@@ -154,19 +227,31 @@ mod tests {
     #[test]
     fn a_history_is_a_part_of_another_up_to_where_that_has_left_it() {
         let ways = |list: &[(u32, u64)]| list.iter().map(|(t, end)| (*t, Lsn(*end))).collect::<Vec<_>>();
-        let parting = |own: &[(u32, u64)], other: &[(u32, u64)]| super::parting(&ways(own), &ways(other));
+        let fork = |own: &[(u32, u64)], other: &[(u32, u64)]| super::fork(&ways(own), &ways(other));
         let other = [(1, 100), (2, 200), (4, 300)];
         for within in [&[(1, 90)][..], &[(1, 100)], &[(1, 100), (2, 200), (4, 300)], &[(1, 100), (2, 150)]] {
-            assert_eq!(parting(within, &other), None, "{within:?}");
+            assert_eq!(fork(within, &other), None, "{within:?}");
         }
-        assert_eq!(parting(&[(1, 101)], &other), Some(Lsn(100)));
-        assert_eq!(parting(&[(1, 100), (2, 201)], &other), Some(Lsn(200)));
+        assert_eq!(fork(&[(1, 101)], &other), Some(Lsn(100)));
+        assert_eq!(fork(&[(1, 100), (2, 201)], &other), Some(Lsn(200)));
         // The same number begun elsewhere, earlier or later, and another number.
-        assert_eq!(parting(&[(1, 90), (2, 150)], &other), Some(Lsn(90)));
-        assert_eq!(parting(&[(1, 110), (2, 150)], &other), Some(Lsn(100)));
-        assert_eq!(parting(&[(1, 100), (3, 150)], &other), Some(Lsn(100)));
-        assert_eq!(parting(&[(1, 100), (2, 200), (4, 250), (5, 260)], &other), Some(Lsn(250)));
+        assert_eq!(fork(&[(1, 90), (2, 150)], &other), Some(Lsn(90)));
+        assert_eq!(fork(&[(1, 110), (2, 150)], &other), Some(Lsn(100)));
+        assert_eq!(fork(&[(1, 100), (3, 150)], &other), Some(Lsn(100)));
+        assert_eq!(fork(&[(1, 100), (2, 200), (4, 250), (5, 260)], &other), Some(Lsn(250)));
         // One that is further than its primary.
-        assert_eq!(parting(&[(1, 100), (2, 150)], &[(1, 100), (2, 140)]), Some(Lsn(140)));
+        assert_eq!(fork(&[(1, 100), (2, 150)], &[(1, 100), (2, 140)]), Some(Lsn(140)));
+    }
+
+    #[test]
+    fn timelines_are_common_that_have_one_number_and_begin_at_one_place() {
+        let ways = |list: &[(u32, u64)]| list.iter().map(|(t, end)| (*t, Lsn(*end))).collect::<Vec<_>>();
+        let begins = |own: &[(u32, u64)], other: &[(u32, u64)]| common_begins(&ways(own), &ways(other));
+        let other = [(1, 100), (2, 200), (4, 300)];
+        assert_eq!(begins(&[(1, 90)], &other), []);
+        assert_eq!(begins(&[(1, 100), (2, 150)], &other), [Lsn(100)]);
+        assert_eq!(begins(&[(1, 100), (2, 200), (4, 250)], &other), [Lsn(100), Lsn(200)]);
+        assert_eq!(begins(&[(1, 100), (2, 200), (3, 250)], &other), [Lsn(100)]);
+        assert_eq!(begins(&[(1, 90), (2, 200), (4, 250)], &other), []);
     }
 }

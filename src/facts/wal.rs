@@ -41,7 +41,7 @@ pub struct Place<'a> {
 }
 
 /// One of the ways to read a log.
-type Reading = fn(&Control, u32, Lsn, &mut wal::Pages) -> Result<Scan>;
+type Reading<T> = fn(&Control, u32, Lsn, &mut wal::Pages) -> Result<T>;
 
 impl<'a> Place<'a> {
     /// Those of a node.
@@ -82,7 +82,7 @@ impl<'a> Place<'a> {
     /// # Errors
     /// When the directory can't be read, or its log is damaged before the latest checkpoint.
     pub fn lost(self, from: Lsn) -> Result<Scan> {
-        self.scan(from, wal::committed_since)
+        self.read(from, wal::committed_since)
     }
 
     /// The same without the rows, which may take a look at all that was written since the latest checkpoint.
@@ -90,7 +90,7 @@ impl<'a> Place<'a> {
     /// # Errors
     /// As [`lost`](Self::lost).
     pub fn unreceived(self, from: Lsn) -> Result<Scan> {
-        self.scan(from, wal::commits_since)
+        self.read(from, wal::commits_since)
     }
 
     /// Where the log ends, looked for from a position that it has; never before that.
@@ -101,7 +101,15 @@ impl<'a> Place<'a> {
         Ok(self.unreceived(from)?.end.max(from))
     }
 
-    fn scan(self, from: Lsn, read: Reading) -> Result<Scan> {
+    /// The checksum of the record that a byte of the log belongs to, if that is there.
+    ///
+    /// # Errors
+    /// As [`lost`](Self::lost).
+    pub fn checksum_at(self, byte: Lsn) -> Result<Option<u32>> {
+        self.read(byte, wal::checksum_at)
+    }
+
+    fn read<T>(self, from: Lsn, read: Reading<T>) -> Result<T> {
         let control = self.control()?;
         let mut segments = self.segments()?;
         let timeline = segments.timeline;

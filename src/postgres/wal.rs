@@ -37,6 +37,10 @@ pub struct Log {
 }
 
 impl Log {
+    fn of(control: &Control, timeline: u32) -> Log {
+        Log { system: control.system, segment: control.segment.into(), timeline }
+    }
+
     /// The first byte of the next segment; `lsn` itself where it is one.
     fn segment_end(&self, lsn: Lsn) -> Lsn {
         Lsn(lsn.0.next_multiple_of(self.segment))
@@ -124,7 +128,7 @@ fn scan_since(
     pages: &mut Pages,
     enough: fn(&Scan) -> bool,
 ) -> Result<Scan> {
-    let log = Log { system: control.system, segment: control.segment.into(), timeline };
+    let log = Log::of(control, timeline);
     let scan = |start: Option<Lsn>, pages: &mut Pages| -> Result<Option<Scan>> {
         let mut reader = Reader::new(log, pages);
         let start = match start {
@@ -145,6 +149,22 @@ fn scan_since(
         control.checkpoint
     );
     Ok(scan)
+}
+
+/// The checksum of the record that a byte of the log belongs to, if that is there.
+///
+/// # Errors
+/// When the log can't be read.
+pub fn checksum_at(control: &Control, timeline: u32, byte: Lsn, pages: &mut Pages) -> Result<Option<u32>> {
+    let mut reader = Reader::new(Log::of(control, timeline), pages);
+    let Some(start) = reader.begin_before(byte)? else { return Ok(None) };
+    reader.go(start);
+    let mut sum = None;
+    while reader.at() <= byte {
+        let Some(record) = reader.next()? else { return Ok(None) };
+        sum = record::checksum(record.bytes);
+    }
+    Ok(sum)
 }
 
 /// What a transaction did so far.

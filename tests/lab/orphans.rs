@@ -472,3 +472,92 @@ fn a_promotion_takes_no_number_that_data_of_a_node_that_is_gone_have() {
     host.pgbox(&["replica", "r1", "--of", "r2", "--force"]);
     until("2", || host.sql("r1", &[], "SELECT string_agg(i::text, ' ') FROM t"));
 }
+
+/// `r1` and then `r2` took the place of `primary`, each on a timeline 2 of its own: what `r1` has was out of sight then.
+fn two_histories_of_one_number<T>(host: &Host, hide: impl FnOnce() -> T, promote: &[&str]) {
+    trio(host);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    for node in ["r1", "r2"] {
+        until("0", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]).stdout));
+    }
+    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    let fork = |said: String| said.split_once("on timeline 2 since ").map(|(_, at)| at[..9].to_owned());
+    let first = fork(host.pgbox(&["failover", "r1"]));
+    host.sql("r1", &[], "INSERT INTO t VALUES (1)");
+    let hidden = hide();
+    host.try_pgbox(&["start", "r2", "--timeout", "10s"]);
+    let second = fork(host.pgbox(promote));
+    assert!(first.is_some() && first == second, "{first:?} {second:?}");
+    drop(hidden);
+    // More than `r1` has.
+    host.sql("r2", &[], "INSERT INTO t SELECT generate_series(2, 101)");
+}
+
+const HIDDEN: &str = "under the number of a timeline of `r2`: a new base backup; given up: ";
+
+/// Somebody has put a volume away, and brings it back later.
+#[test]
+fn data_on_a_timeline_of_the_same_number_and_place_do_not_follow_as_they_are() {
+    let Some(host) = Host::new() else { return };
+    let (volume, away) = (host.root.join("volumes/default/r1"), host.root.join("away"));
+    struct Away(PathBuf, PathBuf);
+    impl Drop for Away {
+        fn drop(&mut self) {
+            drop(fs::rename(&self.1, &self.0));
+        }
+    }
+    let hide = || {
+        host.pgbox(&["rm", "-f", "r1", "primary"]);
+        fs::rename(&volume, &away).unwrap();
+        Away(volume.clone(), away.clone())
+    };
+    two_histories_of_one_number(&host, hide, &["promote", "r2", "--accept-loss"]);
+    let said = host.fails(1, &["replica", "r1", "--of", "r2"]);
+    assert!(said.contains("do not follow `r2` as they are") && said.contains(HIDDEN), "{said}");
+    host.pgbox(&["replica", "r1", "--of", "r2", "--force"]);
+    until("100", || host.sql("r1", &[], "SELECT count(*) FROM t WHERE i > 1"));
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM t WHERE i = 1"), "0");
+}
+
+/// pg_rewind would find them on one timeline, and leave the rows of the one under the log of the other.
+#[test]
+fn an_old_primary_on_a_timeline_of_the_same_number_and_place_gets_a_new_base_backup() {
+    let Some(host) = Host::new() else { return };
+    let hide = || {
+        // Where its timeline begins is in its log no more.
+        host.sql("r1", &[], "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots");
+        host.sql("r1", &[], "SELECT pg_switch_wal()");
+        let hidden = Unreadable::new(&host, "r1");
+        host.pgbox(&["crash", "r1", "--node"]);
+        hidden
+    };
+    two_histories_of_one_number(&host, hide, &["failover", "r2", "--accept-loss"]);
+    host.sql("r2", &[], "SELECT pg_switch_wal()");
+    host.sql("r2", &[], "INSERT INTO t VALUES (102)");
+    let output = host.try_pgbox(&["rejoin", "r1", "--dry-run"]);
+    let said = text(&output.stdout) + &text(&output.stderr);
+    assert!(said.contains("a new base backup in place of its data: `r1`") && said.contains(HIDDEN), "{said}");
+    host.pgbox(&["rejoin", "r1"]);
+    until("101", || host.sql("r1", &[], "SELECT count(*) FROM t WHERE i > 1"));
+    assert_eq!(host.sql("r1", &[], "SELECT count(*) FROM t WHERE i = 1"), "0");
+}
+
+/// Without standby.signal the data of a standby are a primary's, and on the same timeline.
+#[test]
+fn data_that_were_gone_on_with_twice_on_one_timeline_do_not_follow_as_they_are() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t VALUES (1)");
+    host.pgbox(&["rm", "-f", "primary", "r1"]);
+    fs::remove_file(host.root.join("volumes/default/r1/data/standby.signal")).unwrap();
+    host.pgbox(&["run", "r1", "postgres:15"]);
+    host.sql("r1", &[], "INSERT INTO t SELECT generate_series(2, 1001)");
+    let said = host.fails(1, &["replica", "primary", "--of", "r1"]);
+    let hidden = "under the number of a timeline of `r1`: a new base backup; given up: ";
+    assert!(said.contains("do not follow `r1` as they are") && said.contains(hidden), "{said}");
+}

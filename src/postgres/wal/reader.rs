@@ -6,7 +6,10 @@
 
 use anyhow::Result;
 
-use super::{Log, PAGE, record::is_switch};
+use super::{
+    Log, PAGE,
+    record::{CHECKSUM_AT, checksum, is_switch},
+};
 use crate::postgres::{lsn::Lsn, native::Fields};
 
 /// Gives the page that begins at an LSN, or false where there is none.
@@ -22,7 +25,6 @@ const KNOWN_FLAGS: u16 = 0xF;
 
 /// The fixed part of a record: length, transaction, back pointer, kind, checksum.
 const HEADER: usize = 24;
-const CHECKSUM_AT: usize = 20;
 
 /// One record, whole.
 pub struct Record<'r> {
@@ -164,11 +166,10 @@ impl<'p> Reader<'p> {
 
     /// Whether the record in `bytes` is intact, and follows the one before it.
     fn holds(&self, start: Lsn) -> bool {
-        let mut fields = Fields(&self.bytes[8..HEADER]);
-        let previous = Lsn(fields.u64().unwrap_or(0));
-        let stored = fields.from(4).and_then(|mut rest| rest.u32());
+        let previous = Lsn(Fields(&self.bytes[8..HEADER]).u64().unwrap_or(0));
         let sum = crc32c::crc32c_append(crc32c::crc32c(&self.bytes[HEADER..]), &self.bytes[..CHECKSUM_AT]);
-        self.previous.map_or(previous < start, |expected| previous == expected) && stored == Some(sum)
+        self.previous.map_or(previous < start, |expected| previous == expected)
+            && checksum(&self.bytes) == Some(sum)
     }
 
     /// Makes a page the current one; `None` if it is missing, or not of this log at this place.

@@ -17,6 +17,9 @@ const HEAP2: u8 = 9;
 const HEAP: u8 = 10;
 const BTREE: u8 = 11;
 
+/// In the fixed part of a record, at its end.
+pub const CHECKSUM_AT: usize = 20;
+
 /// The page magics since which a format is what it is.
 const SINCE_15: u16 = 0xD110;
 const SINCE_18: u16 = 0xD118;
@@ -56,6 +59,11 @@ pub enum Meaning {
 /// The transaction that wrote a record; 0 for none.
 pub fn xid(record: &[u8]) -> u32 {
     Fields(record).from(4).and_then(|mut fields| fields.u32()).unwrap_or(0)
+}
+
+/// What the server has computed from all the rest of a record.
+pub fn checksum(record: &[u8]) -> Option<u32> {
+    Fields(record).from(CHECKSUM_AT)?.u32()
 }
 
 /// Whether the log goes on in the next segment after this record (`pg_switch_wal`).
