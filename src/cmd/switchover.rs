@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, endpoint, need_root, start, which};
+use super::{Context, endpoint, need_root, rejoin, start, which};
 use crate::{
     cli,
     engine::{
@@ -127,6 +127,8 @@ fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c No
     }
     takeover::lets_in(old, old)?;
     takeover::lets_in(target, old)?;
+    // One whose data are no part of the primary's is seen to stream as well.
+    rejoin::refuse_astray(&cluster.nodes, target, None)?;
     follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
         advise(
             format!("`{}` does not stream, so it would lack what is written now: {why}", target.name),
@@ -203,7 +205,7 @@ fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let server = target.login()?;
     let data = plan::data_below(&target.state.plan);
     let upstream = Upstream { server: server.clone(), primary: server, data };
-    let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
+    let renew = Renew { stamp: rejoin::stamp(), how: RenewHow::Sign };
     let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;
     follow::follow(&mut state, follow, &upstream, Some(renew), old.dir.replicator_file());

@@ -62,6 +62,15 @@ pub fn leads_away(nodes: &[Node], node: &Node) -> bool {
     source(nodes, node).is_some()
 }
 
+/// One word for a table, of one whose server is at work.
+pub fn word(nodes: &[Node], node: &Node) -> Option<&'static str> {
+    match node {
+        node if !node.is_up() => None,
+        node if is_one(nodes, node) => Some("promoted"),
+        node => parted(nodes, node).map(|_| "diverged"),
+    }
+}
+
 /// What to say of a standby that is none any more, in one line.
 pub fn said(nodes: &[Node], node: &Node) -> Option<String> {
     told(nodes, node).map(|(what, way_out)| format!("{what}; {way_out}"))
