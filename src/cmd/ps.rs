@@ -6,7 +6,10 @@ use serde::Serialize;
 use super::Context;
 use crate::{
     cli,
-    facts::node::{self, Node},
+    facts::{
+        node::{self, Node},
+        stray,
+    },
     show::table,
 };
 
@@ -29,9 +32,10 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     let mut rows = Vec::new();
     let mut code = 0;
     for lab in labs {
+        let mut nodes = Vec::new();
         for name in context.root.nodes(&lab)? {
             match node::find(&context.root, &lab, &name) {
-                Ok(node) => rows.push(row(&node)),
+                Ok(node) => nodes.push(node),
                 // It may be gone by now, or be put together at this moment.
                 Err(_) if !context.root.node(&lab, &name).state_file().exists() => {}
                 // A damaged one hides no other.
@@ -41,6 +45,7 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
                 }
             }
         }
+        rows.extend(nodes.iter().map(|node| row(&nodes, node)));
     }
     if args.json {
         outln!("{}", serde_json::to_string_pretty(&rows)?);
@@ -56,11 +61,11 @@ pub fn run(context: &Context, args: &cli::Ps) -> Result<i32> {
     Ok(code)
 }
 
-fn row(node: &Node) -> Row {
+fn row(nodes: &[Node], node: &Node) -> Row {
     Row {
         lab: node.lab.to_string(),
         node: node.name.to_string(),
-        state: node.word().to_owned(),
+        state: stray::word(nodes, node).unwrap_or(node.word()).to_owned(),
         image: node.state.spec.image.clone(),
         address: node.state.address.addr().to_string(),
         ports: node.state.spec.publish.iter().map(|p| p.to_string()).collect(),

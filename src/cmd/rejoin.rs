@@ -145,14 +145,6 @@ pub fn checkpoint_above(context: &Context, of: &Name) -> Result<()> {
     checkpoint(cluster::of(&context.root, &context.lab, of)?.head())
 }
 
-/// Refuses a server whose data are no part of the primary's, nor would be those of anybody who follows it; `follower` does.
-pub fn refuse_astray(nodes: &[Node], of: &Node, follower: Option<&Name>) -> Result<()> {
-    let Some(source) = stray::source(nodes, of) else { return Ok(()) };
-    let Some((what, _)) = stray::told(nodes, source) else { return Ok(()) };
-    let then = follower.map_or(String::new(), |name| format!(", then `pgbox rejoin {name}`"));
-    Err(advise(what, format!("first `pgbox rejoin {}`{then}", source.name)))
-}
-
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
@@ -172,7 +164,7 @@ fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
         _ => primary
             .awake()
             .map(drop)
-            .and_then(|()| refuse_astray(&cluster.nodes, upstream(cluster, node), Some(name))),
+            .and_then(|()| stray::refuse(&cluster.nodes, upstream(cluster, node), Some(name))),
     }
 }
 

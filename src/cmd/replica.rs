@@ -11,6 +11,7 @@ use crate::{
     facts::{
         cluster,
         node::{self, Node},
+        stray,
     },
     hint::{advise, misuse},
     image::Store,
@@ -119,7 +120,7 @@ pub fn check_upstream(context: &Context, name: &Name) -> Result<Node> {
             "make the primary from an image with a later version",
         ));
     }
-    rejoin::refuse_astray(&node::all(&context.root, &context.lab)?, &of, None)?;
+    stray::refuse(&node::all(&context.root, &context.lab)?, &of, None)?;
     Ok(of)
 }
 

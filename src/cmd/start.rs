@@ -280,8 +280,9 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
     }
 }
 
-/// Refuses an old primary, which would be a second one, and a standby that was promoted behind pgbox' back, or by a takeover
-/// that was not finished: its pid 1 would, too, and not know why.
+/// Refuses an old primary, which would be a second one, a standby that was promoted behind pgbox' back, or by a takeover that was
+/// not finished: its pid 1 would, too, and not know why. And one that has gone its own way, or follows such a one: it would be
+/// seen to stream, and replay what goes with other data than it has.
 fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     // Who follows nobody starts whatever the others are, and whether they can be read.
     if matches!(node.state.role(), Role::Primary | Role::Command) {
@@ -297,15 +298,10 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     }
     let nodes = node::all(&context.root, &context.lab)?;
     let stays_down = cluster::stays_down(&context.root, &nodes, node);
-    let told = stays_down.or_else(|| stray::told(&nodes, node).filter(|_| stray::is_one(&nodes, node)));
-    if let Some((what, way_out)) = told {
-        return Err(advise(what, way_out));
+    match stays_down.or_else(|| stray::told(&nodes, node)) {
+        Some((what, way_out)) => Err(advise(what, way_out)),
+        None => stray::refuse(&nodes, node, Some(name)),
     }
-    // What only that one has can be read there.
-    if let Some(text) = stray::said(&nodes, node) {
-        super::warn(context, &text);
-    }
-    Ok(())
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {

@@ -13,6 +13,7 @@ use crate::{
         cluster::{self, Cluster},
         node::{self, Node},
         replication::{self, Lab, Picture, Sync},
+        stray,
     },
     hint::{advise, as_misuse},
     spec::{
@@ -153,6 +154,9 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
     if let Some(rule) = rule.as_ref().filter(|rule| lab.sync.as_ref() != Some(rule)) {
         check(&cluster, rule, written)?;
     }
+    if let Some(rule) = &rule {
+        refuse_astray(&cluster, rule)?;
+    }
     let head = cluster.head();
     // What waits is told before it is let go.
     let waited = head.pidfd.as_ref().and_then(|_| replication::ask(head).ok()).map_or(0, |said| said.waiting);
@@ -247,6 +251,16 @@ fn check(cluster: &Cluster, rule: &SyncRule, written: Written) -> Result<()> {
         }
     };
     Err(advise(why, way_out))
+}
+
+/// Refuses to have commits wait for a standby that is none any more. It may even say that it has them: of what it says only the
+/// position counts, and that it has passed with other rows.
+fn refuse_astray(cluster: &Cluster, rule: &SyncRule) -> Result<()> {
+    let mut named = rule.names.iter().filter_map(|name| cluster.node(name));
+    match named.find_map(|node| stray::told(&cluster.nodes, node)) {
+        Some((what, way_out)) => Err(advise(what, way_out)),
+        None => Ok(()),
+    }
 }
 
 fn wait_until_told(cluster: &Cluster, value: &str) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::{
     facts::{
         cluster::Cluster,
         node::{self, Node},
+        stray,
         wal::Place,
     },
     hint::{self, advise},
@@ -60,6 +61,8 @@ pub fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'
     }
     takeover::lets_in(old, old)?;
     takeover::lets_in(target, old)?;
+    // One whose data are no part of the primary's is seen to stream as well.
+    stray::refuse(&cluster.nodes, target, None)?;
     follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
         advise(
             format!("`{}` does not stream, so it would lack what is written now: {why}", target.name),

@@ -10,7 +10,8 @@ use crate::{
     facts::{
         self,
         cluster::{self, Cluster},
-        node::Node,
+        node::{self, Node},
+        stray,
         wal::Place,
     },
     postgres::{launch::Orders, report::Phase},
@@ -145,7 +146,11 @@ pub fn due(
         return Ok(Some(told.to_owned()));
     }
     let known = told.parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
-    let counts = |node: &&&Node| known.contains(&node.name) || joins(node, is_named(node));
+    // Who has gone its own way may be seen to stream, and acknowledges what it has not.
+    let nodes = node::all(root, &primary.lab)?;
+    let counts = |node: &&&Node| {
+        known.contains(&node.name) || joins(node, is_named(node)) && stray::parted(&nodes, node).is_none()
+    };
     Ok(Some(value(&followers.iter().filter(counts).copied().collect::<Vec<&Node>>())))
 }
 

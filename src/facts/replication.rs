@@ -93,7 +93,7 @@ pub struct Member {
     #[serde(skip)]
     pub depth: usize,
     pub state: String,
-    /// What there is to say of a standby that was promoted behind pgbox' back.
+    /// What there is to say of a standby that is none any more.
     pub stray: Option<String>,
     pub address: Ipv4Addr,
     pub timeline: Option<u32>,
@@ -301,6 +301,8 @@ fn state(one: &Seen, above: Option<&Seen>, sender: Option<&Sender>) -> String {
     let word = match (&one.answer, sender) {
         (None, _) => one.node.word(),
         (Some(Err(_)), _) => "silent",
+        // Seen to stream again and again, and no standby all the same.
+        (Some(Ok(said)), _) if one.stray.is_some() && said.in_recovery => "diverged",
         (Some(Ok(_)), Some(sender)) => sender.state.as_deref().unwrap_or("connecting"),
         (Some(Ok(said)), None) if said.in_recovery && is_silent && said.receiver.is_some() => {
             said.receiver.as_deref().unwrap_or_default()

@@ -8,13 +8,15 @@
 //! Another one: who has more than the primary had may be seen to stream, again and again for a moment, and so may whoever
 //! follows him, for ever. So no server is asked for that either: the logs on the disks tell it.
 
+use anyhow::Result;
+
 use super::{
     cluster, history,
     node::Node,
     volume::{self, Content},
     wal::Place,
 };
-use crate::{postgres::lsn::Lsn, state::Role};
+use crate::{hint::advise, postgres::lsn::Lsn, spec::Name, state::Role};
 
 /// Whether a node was to follow another one of these, and has been promoted behind pgbox' back. A takeover that was not finished
 /// may have promoted it, too: that is another thing.
@@ -65,6 +67,26 @@ pub fn source<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
 /// Whether there is one.
 pub fn leads_away(nodes: &[Node], node: &Node) -> bool {
     source(nodes, node).is_some()
+}
+
+/// One word for a table, of one whose server is at work.
+pub fn word(nodes: &[Node], node: &Node) -> Option<&'static str> {
+    match node {
+        node if !node.is_up() => None,
+        node if is_one(nodes, node) => Some("promoted"),
+        node => parted(nodes, node).map(|_| "diverged"),
+    }
+}
+
+/// Refuses a server whose data are no part of the primary's, nor would be those of anybody who follows it; `follower` does.
+///
+/// # Errors
+/// That.
+pub fn refuse(nodes: &[Node], of: &Node, follower: Option<&Name>) -> Result<()> {
+    let Some(source) = source(nodes, of) else { return Ok(()) };
+    let Some((what, _)) = told(nodes, source) else { return Ok(()) };
+    let then = follower.map_or(String::new(), |name| format!(", then `pgbox rejoin {name}`"));
+    Err(advise(what, format!("first `pgbox rejoin {}`{then}", source.name)))
 }
 
 /// What to say of a standby that is none any more, in one line.

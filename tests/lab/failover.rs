@@ -265,12 +265,12 @@ fn a_standby_that_has_gone_another_way_is_not_taken_for_a_better_one() {
     host.sql("primary", &[], "INSERT INTO t VALUES (0)");
     let said = host.fails(1, &["failover", "r1"]);
     assert!(said.contains("`r2` has more, and lacks 1 transaction with 1 row as well"), "{said}");
-    host.pgbox(&["stop", "r2"]);
+    host.pgbox(&["freeze", "r2"]);
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
     host.sql("r1", &[], "INSERT INTO t VALUES (7)");
     host.pgbox(&["crash", "r1", "--node"]);
-    host.pgbox(&["start", "r2"]);
+    host.pgbox(&["thaw", "r2"]);
     let output = host.try_pgbox(&["failover", "r2"]);
     let said = text(&output.stderr);
     assert!(!output.status.success() && said.contains("`r2` has gone another way"), "{said}");

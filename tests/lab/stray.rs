@@ -126,7 +126,7 @@ fn who_was_promoted_by_hand_where_the_primary_is_gone_is_taken_for_what_it_is() 
     host.pgbox(&["replica", "r2", "--of", "r1"]);
 }
 
-/// `r2`, and `r3` by way of it, have 50 rows that `r1` has not, and were down when that took the place of the primary.
+/// `r2`, and `r3` by way of it, have 50 rows that `r1` has not, and were frozen when that took the place of the primary.
 fn failed_over_past_two(host: &Host) {
     trio(host);
     host.pgbox(&["replica", "r3", "--of", "r2"]);
@@ -135,12 +135,19 @@ fn failed_over_past_two(host: &Host) {
     host.pgbox(&["net", "cut", "primary", "r1"]);
     host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 50)");
     until("50", || text(&host.try_pgbox(&["psql", "r3", "-Atc", "SELECT count(*) FROM t"]).stdout));
-    host.pgbox(&["stop", "r2", "r3"]);
+    host.pgbox(&["freeze", "r2", "r3"]);
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
     host.pgbox(&["net", "heal", "--all"]);
     host.sql("r1", &[], "INSERT INTO t VALUES (100)");
     host.pgbox(&["rejoin", "primary"]);
+}
+
+fn states(host: &Host, args: &[&str]) -> Vec<(String, String)> {
+    let said = host.json(args);
+    let nodes = said.as_array().or_else(|| said["clusters"][0]["nodes"].as_array()).unwrap();
+    let word = |value: &Value| value.as_str().unwrap().to_owned();
+    nodes.iter().map(|node| (word(&node["node"]), word(&node["state"]))).collect()
 }
 
 #[test]
@@ -154,8 +161,8 @@ fn who_was_away_while_his_rows_were_given_up_is_known_whatever_he_streams() {
     };
     let [r2, r3] = ["`pgbox rejoin r2`", "first `pgbox rejoin r2`, then `pgbox rejoin r3`"];
     // What was given up can be read there, and nowhere else.
-    for (node, way_out) in [("r2", r2), ("r3", r3)] {
-        is_told(&text(&host.try_pgbox(&["start", node]).stderr), way_out);
+    for node in ["r2", "r3"] {
+        host.pgbox(&["thaw", node]);
         assert_eq!(host.pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]), "50\n");
         assert_eq!(reads_go_to(&host), json!(["primary"]));
         is_told(&host.fails(1, &["wait", node, "--for", "streaming", "--timeout", "1s"]), r2);
@@ -171,6 +178,20 @@ fn who_was_away_while_his_rows_were_given_up_is_known_whatever_he_streams() {
         is_told(&host.fails(1, &args), &format!("hint:  {r3}"));
     }
     is_told(&host.fails(1, &["replica", "r4", "--of", "r3"]), &format!("hint:  first {r2}"));
+    // Nor does anybody wait for it, or come after it.
+    is_told(&host.fails(1, &["sync", "any 1 (primary, r2)"]), &format!("hint:  to give that up: {r2}"));
+    is_told(&host.fails(1, &["switchover", "r2"]), &format!("hint:  first {r2}"));
+    for args in [&["status", "--json"][..], &["ps", "--json"]] {
+        for node in ["r2", "r3"] {
+            assert!(states(&host, args).contains(&(node.to_owned(), "diverged".to_owned())), "{args:?}");
+        }
+    }
+    host.pgbox(&["stop", "r2", "r3", "primary"]);
+    for (args, way_out) in [(["start", "r2"], r2), (["start", "r3"], r3), (["start", "--all"], r3)] {
+        is_told(&host.fails(1, &args), way_out);
+    }
+    assert!(states(&host, &["ps", "--json"]).contains(&("primary".to_owned(), "running".to_owned())));
+    is_told(&host.fails(1, &["up"]), r3);
     for node in ["r2", "r3"] {
         let said = text(&host.try_pgbox(&["rejoin", node]).stderr);
         assert!(said.contains("pg_rewind has taken back") && !said.contains("a new base backup"), "{said}");
@@ -180,6 +201,20 @@ fn who_was_away_while_his_rows_were_given_up_is_known_whatever_he_streams() {
     until("[\"primary\",\"r2\",\"r3\"]", || reads_go_to(&host).to_string());
     assert_eq!(host.pgbox(&["up"]), "nothing to do: lab `default` is as it is wanted\n");
     assert_eq!(text(&host.try_pgbox(&["status"]).stderr), "");
+}
+
+#[test]
+fn who_has_gone_his_own_way_is_chosen_by_no_guard() {
+    let Some(host) = Host::new() else { return };
+    failed_over_past_two(&host);
+    host.pgbox(&["thaw", "r2", "r3"]);
+    host.pgbox(&["wait", "primary", "--for", "caught-up"]);
+    let guard = Guard::start(&host, "r1", &[]);
+    guard.sees("warning", |event| event["what"].as_str().unwrap().contains("`r2` has gone its own way"));
+    host.pgbox(&["crash", "r1", "--node"]);
+    guard.sees("failed-over", |event| event["new"] == "primary");
+    guard.end();
+    assert_eq!(host.sql("primary", &[], "SELECT sum(i) FROM t"), "100");
 }
 
 /// pg_rewind looks at what the server has replayed, and not at what is in its log: the next start would replay that.
