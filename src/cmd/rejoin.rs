@@ -183,8 +183,7 @@ fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
 
 /// Refuses to keep anything of data that come from another initdb. Where that can't be read, pg_rewind finds out.
 fn check_origin(primary: &Node, node: &Node, how: RenewHow) -> Result<()> {
-    let system = |node: &Node| Some(Place::of(&node.state).ok()?.control().ok()?.system);
-    match (system(node), system(primary)) {
+    match (node.origin(), primary.origin()) {
         (Some(own), Some(theirs)) if own != theirs && how != RenewHow::Clone => Err(advise(
             format!(
                 "the data of `{}` are of another cluster, {own}, than those of `{}`, {theirs}: nothing of them can be kept",

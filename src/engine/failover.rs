@@ -267,7 +267,7 @@ pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
     let names: Vec<Name> = nodes.iter().map(|node| node.name.clone()).collect();
     nodes.retain(|node| {
         let is_alone = matches!(node.state.role(), Role::Standby { of } if !names.contains(&of));
-        is_alone && node.name != target.name && cluster::have_one_origin(node, target)
+        is_alone && node.name != target.name && node.is_kin_of(target) == Some(true)
     });
     Ok(nodes)
 }

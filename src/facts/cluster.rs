@@ -7,7 +7,6 @@ use anyhow::Result;
 use super::{
     node::{self, Node},
     rival::{self, Rival, What},
-    wal::Place,
 };
 use crate::{
     hint::{self, advise},
@@ -76,7 +75,8 @@ pub fn is_lost(nodes: &[Node], node: &Node) -> bool {
 
 /// The primary among these nodes whose data have the same origin as those of `node`.
 fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
-    let is_primary = |other: &&Node| other.state.role() == Role::Primary && have_one_origin(other, node);
+    let is_primary =
+        |other: &&Node| other.state.role() == Role::Primary && other.is_kin_of(node) == Some(true);
     let mut primaries: Vec<&Node> = nodes.iter().filter(is_primary).collect();
     if primaries.iter().any(|primary| primary.pidfd.is_some()) {
         primaries.retain(|primary| primary.pidfd.is_some());
@@ -87,23 +87,13 @@ fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
     }
 }
 
-/// What the data of a node have in common with those of its cluster and of no other: initdb's number.
-fn origin(node: &Node) -> Option<u64> {
-    Some(Place::of(&node.state).ok()?.control().ok()?.system)
-}
-
-/// Whether the data of two nodes come from one initdb. False where nobody knows.
-pub fn have_one_origin(one: &Node, other: &Node) -> bool {
-    origin(one).is_some_and(|own| origin(other) == Some(own))
-}
-
 /// The standbys of a lab that has nothing of a primary left, if all are of one cluster; else those of the cluster that `known`
 /// are of.
 pub fn without_primary<'n>(nodes: &'n [Node], known: &[Name]) -> Vec<&'n Node> {
     if nodes.iter().any(|node| head_of(nodes, &node.name).is_some()) {
         return Vec::new();
     }
-    let left: Vec<(&Node, u64)> = nodes.iter().filter_map(|node| Some((node, origin(node)?))).collect();
+    let left: Vec<(&Node, u64)> = nodes.iter().filter_map(|node| Some((node, node.origin()?))).collect();
     let led = left.iter().find(|(node, _)| known.contains(&node.name));
     let Some((_, own)) = led.or(left.first()) else { return Vec::new() };
     let (ours, others): (Vec<_>, Vec<_>) = left.iter().partition(|(_, other)| other == own);

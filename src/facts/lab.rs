@@ -12,7 +12,7 @@ use super::{
     history::{self, WayBack},
     node::{self, Life, Node},
     recovery, stray,
-    wal::Place,
+    wal::{Place, are_kin},
 };
 use crate::{
     hint::advise,
@@ -82,9 +82,8 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         true => server(root, lab),
         false => None,
     };
-    let origin = |place: Place| place.control().map(|control| control.system).ok();
-    let of_node = |node: &Node| Some((node.name.clone(), origin(Place::of(&node.state).ok()?)?));
-    let of_volume = |name: &Name| Some((name.clone(), origin(Place::alone(&volume(root, lab, name)))?));
+    let of_node = |node: &Node| Some((node.name.clone(), node.origin()?));
+    let of_volume = |name: &Name| Some((name.clone(), Place::alone(&volume(root, lab, name)).origin()?));
     let origins = nodes.iter().filter_map(of_node).chain(data.keys().filter_map(of_volume)).collect();
     let volumes = root.volumes_dir(lab);
     let lab = root.load_lab(lab)?;
@@ -123,9 +122,9 @@ impl There<'_> {
         let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
         let by = volume.and_then(|volume| volume.superseded_by);
         // What is there under that name may have nothing to do with it any more.
-        let system = |name: &Name| Some(self.place(name, &volume_of(name)).control().ok()?.system);
-        let is_strange = |by: &Name| system(name).zip(system(by)).is_some_and(|(own, theirs)| own != theirs);
-        Ok(by.filter(|by| self.is_there(by) && !is_strange(by)))
+        let origin = |name: &Name| self.place(name, &volume_of(name)).origin();
+        let may_be = |by: &Name| are_kin(origin(name), origin(by)) != Some(false);
+        Ok(by.filter(|by| self.is_there(by) && may_be(by)))
     }
 
     fn is_there(&self, name: &Name) -> bool {

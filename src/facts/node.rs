@@ -6,6 +6,7 @@ use anyhow::Result;
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::wal::{self, Place};
 use crate::{
     hint::advise,
     plan::{self, POSTGRES_PORT},
@@ -73,6 +74,16 @@ impl Node {
             ));
         }
         self.dir.login(SocketAddrV4::new(self.state.address.addr(), POSTGRES_PORT))
+    }
+
+    /// What its data have in common with those of its cluster, see [`Place::origin`].
+    pub fn origin(&self) -> Option<u64> {
+        Place::of(&self.state).ok()?.origin()
+    }
+
+    /// Whether its data and those of another node come from one initdb. `None`: nobody knows.
+    pub fn is_kin_of(&self, other: &Node) -> Option<bool> {
+        wal::are_kin(self.origin(), other.origin())
     }
 
     /// The pidfd of pid 1.
