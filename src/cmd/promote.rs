@@ -57,10 +57,9 @@ pub fn run(context: &Context, args: &cli::Failover) -> Result<i32> {
 /// The node of this name, if a takeover ended when it had been promoted already, and it has gone down since: nothing starts it as
 /// a standby, and its old primary does not start, either.
 pub fn half_done<'c>(cluster: &'c Cluster, name: &Name) -> Option<&'c Node> {
-    let head = cluster.head();
-    let is_to_be = head.state.role() == Role::Superseded { by: name.clone() };
-    let is_down = |node: &&Node| node.pidfd.is_none() && head.pidfd.is_none();
-    cluster.node(name).filter(|_| is_to_be).filter(is_down).filter(|node| stray::has_left(node))
+    let heir = cluster.heir().filter(|heir| heir.name == *name)?;
+    let is_down = heir.pidfd.is_none() && cluster.head().pidfd.is_none();
+    (is_down && stray::has_left(heir)).then_some(heir)
 }
 
 /// Starts a node as the primary that it was, or that its data say it is: `by`, who took its place or whom it followed, is gone.
@@ -116,7 +115,7 @@ fn there_would_be_two(cluster: &Cluster, name: &Name, of: &Name) -> Error {
 /// When the lab can't be looked at.
 pub fn without_successor(context: &Context, cluster: &Cluster, by: &Name) -> Result<Error> {
     let old = &cluster.head().name;
-    if cluster.node(by).is_some() {
+    if cluster.heir().is_some() {
         let (what, way_out) = hint::unfinished(old, by);
         return Ok(advise(what, way_out));
     }

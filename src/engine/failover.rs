@@ -275,6 +275,5 @@ pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
 /// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no
 /// other one can be chosen; and what is lost was decided before the old primary was marked, and has not changed.
 pub fn unfinished(cluster: &Cluster) -> Option<&Node> {
-    let Role::Superseded { by } = cluster.head().state.role() else { return None };
-    cluster.node(&by).filter(|node| node.pidfd.is_some())
+    cluster.heir().filter(|heir| heir.pidfd.is_some())
 }

@@ -29,6 +29,12 @@ impl Cluster {
         self.nodes.iter().find(|node| node.name == *name)
     }
 
+    /// Who was to take the head's place, and still follows it: that was not finished.
+    pub fn heir(&self) -> Option<&Node> {
+        let Role::Superseded { by } = self.head().state.role() else { return None };
+        self.node(&by)
+    }
+
     /// The nodes that follow this one directly.
     pub fn followers<'c>(&'c self, of: &Name) -> impl Iterator<Item = &'c Node> {
         self.nodes.iter().filter(move |node| node.state.role().follows(of))
