@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, collation, need_root, promote, start};
+use super::{Context, collation, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -156,7 +156,7 @@ pub fn refuse_astray(nodes: &[Node], of: &Node, follower: Option<&Name>) -> Resu
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
-        Role::Superseded { by } => Err(promote::without_successor(context, cluster, &by)?),
+        Role::Superseded { by } => Err(takeover::without_successor(&context.root, cluster, &by)?),
         _ if primary.name == *name && primary.pidfd.is_none() => Err(advise(
             format!("`{name}` is the primary, and does not run"),
             format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),
