@@ -8,6 +8,7 @@ mod say;
 mod access;
 mod collation;
 mod crash;
+mod create;
 mod down;
 mod drive;
 mod endpoint;
@@ -22,7 +23,6 @@ mod lag;
 mod limit;
 mod logs;
 mod net;
-mod password;
 mod promote;
 mod ps;
 mod psql;
@@ -54,8 +54,10 @@ use crate::{
     engine::{
         StepFailed,
         membership::{self, Change},
+        passfile, password, restart,
+        settings::lower::{self, Lowered},
     },
-    facts,
+    facts::{self, node},
     hint::{self, advise},
     spec::{self, Name},
     state::{Hold, Lock, Root},
@@ -219,14 +221,52 @@ fn was_interrupted(error: &anyhow::Error) -> bool {
     error.downcast_ref::<StepFailed>().is_some_and(|failed| failed.code > 128)
 }
 
-/// Puts passwords, slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
+/// Goes by passwords whose change was cut off, and has come through all the same.
+fn settle_passwords(context: &Context) {
+    let settle = || {
+        for (nodes, new) in password::given(&context.root, &context.lab)? {
+            let _lock = context.lock()?;
+            password::has_changed(&context.root, &nodes, &new)?;
+            passfile::settle(&context.root, &context.lab)?;
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    if let Err(error) = settle() {
+        warn(context, &format!("which password counts is not known yet: {error:#}"));
+    }
+}
+
+/// Puts passwords, slots, synchronous standbys and raised parameters in order after a node has come up. Of that it is no failure: what could not be
 /// done is done with the next node that comes or goes.
-fn settle(context: &Context) {
-    password::settle_change(context);
+fn settle(context: &Context, node: &Name) {
+    settle_passwords(context);
     match membership::settle_unlocked(&context.root, &context.lab) {
         Ok(changes) => changes.iter().for_each(|change| tell_change(context, change)),
         Err(error) => warn(context, &format!("slots and synchronous standbys are not in order: {error:#}")),
     }
+    lower(context, node);
+}
+
+/// After the start of a standby that had to start with more of a parameter than it was told to. That it can't have less yet is no
+/// failure.
+fn lower(context: &Context, name: &Name) {
+    let (root, lab) = (&context.root, &context.lab);
+    let lower = || {
+        let node = node::find(root, lab, name)?;
+        match lower::after_start(root, &node)? {
+            Lowered::Nothing => {}
+            Lowered::Later(text) => note(context, &text),
+            Lowered::Now(parameters) => {
+                let streams = restart::wait_until_it_streams(root, &node, start::STREAM);
+                streams.unwrap_or_else(|why| note(context, &why));
+                for parameter in parameters {
+                    outln!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
+                }
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    lower().unwrap_or_else(|error| warn(context, &format!("{error:#}")));
 }
 
 fn tell_change(context: &Context, change: &Change) {

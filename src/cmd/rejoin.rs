@@ -1,10 +1,10 @@
 //! `pgbox rejoin` and `pgbox reinit`: a node comes back as a standby of the primary that there is now.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 
-use super::{Context, collation, need_root, promote, start};
+use super::{Context, collation, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -24,7 +24,7 @@ use crate::{
         self,
         follow::{self, Upstream},
     },
-    postgres::launch::{Renew, RenewHow},
+    postgres::launch::RenewHow,
     spec::{Follow, Name},
     sql,
     state::{NodeState, Role},
@@ -58,11 +58,6 @@ fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
 pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
     need_root("pgbox reinit")?;
     renew(context, &args.node, RenewHow::Clone, args.dry_run, args.timeout)
-}
-
-/// Different each time: what was done for one order is not done again.
-pub fn stamp() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_nanos() as u64)
 }
 
 fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
@@ -105,7 +100,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let upstream = Upstream { server: of.login()?, primary: server, data };
     let (how, why) = choose(how, &node.state, primary, of)?;
     super::note(context, &why);
-    let renew = Renew { stamp: stamp(), how };
+    let renew = orders::renewal(how);
     follow::follow(&mut state, follow, &upstream, Some(renew), node.dir.replicator_file());
     orders::save(&node.dir, &state)?;
     // The server that it followed before keeps nothing for it any more.
@@ -161,7 +156,7 @@ pub fn refuse_astray(nodes: &[Node], of: &Node, follower: Option<&Name>) -> Resu
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
-        Role::Superseded { by } => Err(promote::without_successor(context, cluster, &by)?),
+        Role::Superseded { by } => Err(takeover::without_successor(&context.root, cluster, &by)?),
         _ if primary.name == *name && primary.pidfd.is_none() => Err(advise(
             format!("`{name}` is the primary, and does not run"),
             format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),

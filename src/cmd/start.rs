@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, promote, rm, set, talk,
+    need_root, talk,
     which::{self, Going},
 };
 use crate::{
@@ -26,14 +26,15 @@ use crate::{
         Reach, faults, follower, halt, holder,
         interrupt::Interrupts,
         launch::{self, Patience},
-        orders,
+        orders, password,
         ready::Answer,
+        takeover,
     },
     enter,
     facts::{
         self, cluster,
         node::{self, Node},
-        stray,
+        stray, volume,
     },
     hint::{advise, misuse},
     plan::{
@@ -204,8 +205,7 @@ fn bring_up(
                 &format!("what `{name}` runs on is not recorded beside its data: {error:#}"),
             );
         }
-        super::settle(context);
-        set::lower(context, name);
+        super::settle(context, name);
     }
     Ok(Some((state, spawned)))
 }
@@ -276,7 +276,7 @@ fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
             "`{name}` is up, but its password is not the one that pgbox knows ({why}). \
              To change it: pgbox psql {name} -c '\\password'"
         )),
-        other => super::password::refused(state, other),
+        other => password::refused(state, other),
     }
 }
 
@@ -289,7 +289,7 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     }
     let name = &node.name;
     if let Ok(cluster) = cluster::of(&context.root, &context.lab, name)
-        && promote::half_done(&cluster, name).is_some()
+        && takeover::half_done(&cluster, name).is_some()
     {
         let old = &cluster.head().name;
         let what = format!("`{name}` was promoted in the place of `{old}`, which was not finished");
@@ -343,7 +343,7 @@ pub fn attend(
     let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
     if attention.remove
-        && let Err(error) = rm::refuse_loss(&node)
+        && let Err(error) = volume::refuse_loss(&node)
     {
         super::warn(context, &format!("{error}; so `{}` stays, stopped", state.spec.node));
         halt::take_down(&node)?;

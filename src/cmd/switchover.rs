@@ -1,38 +1,16 @@
 //! `pgbox switchover`: a planned change of the primary, in which nothing is lost.
-//!
-//! The rule that surprises people: a primary that shuts down *fast* waits until its standbys have received everything, the
-//! last checkpoint record included. So when it is down, a standby that streamed has all of it, and the old primary can
-//! follow it without a rewind.
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 
 use super::{Context, endpoint, need_root, start, which};
 use crate::{
     cli,
-    engine::{
-        follower,
-        halt::{self, Shutdown},
-        orders, slots, takeover, timelines,
-    },
-    facts::{
-        cluster::{self, Cluster},
-        node::{self, Node},
-        wal::Place,
-    },
-    hint::{self, advise},
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
-    postgres::{
-        control::ClusterState,
-        launch::{Renew, RenewHow},
-    },
-    spec::{Follow, Name},
-    sql,
-    state::{Role, Root},
+    engine::{slots, switchover},
+    facts::{cluster, node::Node},
+    hint::advise,
+    state::Role,
 };
 
 pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
@@ -45,7 +23,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         super::note(context, &format!("`{name}` is the primary already"));
         return Ok(0);
     }
-    let (old, target) = check(&context.root, &cluster, name)?;
+    let (old, target) = switchover::check(&context.root, &cluster, name)?;
     let others: Vec<&Node> = cluster.followers(&old.name).filter(|node| node.name != target.name).collect();
     if args.dry_run {
         outln!("stop: `{}`, whose standbys receive all it has", old.name);
@@ -57,7 +35,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         return Ok(0);
     }
     let begun = Instant::now();
-    if let Err(error) = shut_down(old, target, args.timeout) {
+    if let Err(error) = switchover::shut_down(old, target, args.timeout) {
         drop(lock);
         start::start(context, &old.name, Duration::from_secs(300), start::STREAM)
             .context(format!("{error:#}; starting it again failed too"))?;
@@ -66,21 +44,12 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
             format!("`{}` is the primary again; see `pgbox status`", old.name),
         ));
     }
-    // Before the other one is a primary: whoever ends this command now must not leave two that could be started.
-    takeover::supersede(old, &target.name)?;
-    let promoted = takeover::promote(&context.root, target, &others, || {
+    let promoted = switchover::promote(&context.root, old, target, &others, || {
         endpoint::settle(context, Some(&target.name));
         Ok(())
-    })
-    .map_err(|error| {
-        advise(
-            format!("`{}` is stopped, and `{}` not yet the primary: {error:#}", old.name, target.name),
-            format!("finish it: `pgbox failover {}`", target.name),
-        )
     })?;
     let gap = begun.elapsed();
-    follow_back(&context.root, old, target)?;
-    halt::take_down(&node::find(&context.root, &context.lab, &old.name)?)?;
+    switchover::follow_back(&context.root, old, target)?;
     outln!(
         "{} is the primary, on timeline {} since {}; no writes for {:.0} ms",
         target.name,
@@ -98,114 +67,4 @@ fn tell_of_slots(context: &Context, old: &Node, target: &Node) {
     if let Some(text) = slots::left_behind(old, target) {
         super::warn(context, &text);
     }
-}
-
-/// The primary and the standby that is to take its place, if that can be done without a loss.
-fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
-    let old = cluster.head();
-    let target = cluster.node(target).context("the cluster has lost a node")?;
-    target.awake()?;
-    if let Role::Superseded { by } = old.state.role()
-        && cluster.node(&by).is_some()
-    {
-        let (what, way_out) = hint::unfinished(&old.name, &by);
-        return Err(advise(what, way_out));
-    }
-    if old.state.role() != Role::Primary || old.pidfd.is_none() {
-        return Err(advise(
-            format!("the primary `{}` does not run", old.name),
-            format!("if it can't be started again: `pgbox failover {}`", target.name),
-        ));
-    }
-    old.awake()?;
-    if !target.state.role().follows(&old.name) {
-        let way_out = match target.state.role() {
-            Role::Standby { of } if cluster.node(&of).is_none() => format!("`pgbox rejoin {}`", target.name),
-            _ => format!("switch over to a standby that does, then to `{}`", target.name),
-        };
-        return Err(advise(format!("`{}` does not follow `{}` itself", target.name, old.name), way_out));
-    }
-    takeover::lets_in(old, old)?;
-    takeover::lets_in(target, old)?;
-    follower::streams(&old.login()?, target.name.as_str()).map_err(|why| {
-        advise(
-            format!("`{}` does not stream, so it would lack what is written now: {why}", target.name),
-            format!("see `pgbox logs {0}`; wait for it with `pgbox wait {0} --for streaming`", target.name),
-        )
-    })?;
-    applies(old, target)?;
-    timelines::unheard_of(root, target)?;
-    Ok((old, target))
-}
-
-/// Refuses one that does not apply what it receives: clients would wait until it has, and it is told not to.
-fn applies(old: &Node, target: &Node) -> Result<()> {
-    let name = &target.name;
-    if target.state.applies_late() {
-        return Err(advise(
-            format!(
-                "`{name}` applies late on purpose, and has to apply all that it has before it can be the primary"
-            ),
-            format!(
-                "switch over to a standby that applies at once; a new one: `pgbox replica NAME --of {}`",
-                old.name
-            ),
-        ));
-    }
-    let sql = "SELECT pg_is_in_recovery() AND pg_is_wal_replay_paused()";
-    let is_paused = target.login()?.ask(sql::PATIENCE, |client| client.query_one(sql, &[]))?;
-    if is_paused.get(0) {
-        return Err(advise(
-            format!("the replay of `{name}` is paused"),
-            format!("let it go on: `pgbox psql {name} -c 'SELECT pg_wal_replay_resume()'`"),
-        ));
-    }
-    Ok(())
-}
-
-/// Shuts the primary down, and makes sure that the other one has got its last word.
-fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
-    // The one of the shutdown has then little left to write.
-    old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
-    if halt::ask(old.running()?, Shutdown::Fast, patience)? {
-        return has_all(old, target, patience);
-    }
-    halt::end(old, Shutdown::Immediate, Duration::from_secs(10))?;
-    anyhow::bail!("`{}` did not shut down in {}", old.name, humantime::format_duration(patience))
-}
-
-/// Waits until the standby has received the old primary's shutdown checkpoint, the last that it has written: a promotion replays
-/// what was received first. Of one that has ended in another way, nobody knows whether the standby got all that came after its
-/// last checkpoint.
-fn has_all(old: &Node, target: &Node, patience: Duration) -> Result<()> {
-    let control = Place::of(&old.state)?.control()?;
-    ensure!(control.state == ClusterState::ShutDown, "`{}` has ended without a clean shutdown", old.name);
-    let end = control.checkpoint;
-    let deadline = Instant::now() + patience;
-    loop {
-        let received = takeover::received(target)?;
-        if received > end {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "`{}` has received up to {received}, and `{}` has written its last checkpoint at {end}",
-            target.name,
-            old.name
-        );
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
-/// Remembers that the old primary follows the new one: which has all that it has, so nothing is to be taken back.
-fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
-    let mut state = old.state.clone();
-    let server = target.login()?;
-    let data = plan::data_below(&target.state.plan);
-    let upstream = Upstream { server: server.clone(), primary: server, data };
-    let renew = Renew { stamp: super::rejoin::stamp(), how: RenewHow::Sign };
-    let follow = Follow::of(target.name.clone());
-    takeover::share_replicator(root, old, &target.name)?;
-    follow::follow(&mut state, follow, &upstream, Some(renew), old.dir.replicator_file());
-    orders::save(&old.dir, &state)
 }

@@ -1,18 +1,14 @@
 //! `pgbox sync`: whom commits wait for, and how many wait.
 
-use std::{
-    os::fd::AsFd,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Error, Result};
-use nix::sys::signal::Signal;
 use serde::Serialize;
 
 use super::{Context, need_root};
 use crate::{
     cli,
-    engine::{settings, sync},
+    engine::{orders, settings, sync},
     facts::{
         cluster::{self, Cluster},
         node::{self, Node},
@@ -24,7 +20,6 @@ use crate::{
         sync::{GRAMMAR, shown},
     },
     state::Role,
-    sys::process,
 };
 
 /// How long a primary may take to go by a new rule.
@@ -181,7 +176,7 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
         return Ok(());
     };
     // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
-    process::signal(pidfd.as_fd(), Signal::SIGHUP)?;
+    orders::remind(pidfd)?;
     wait_until_told(&cluster, &value)?;
     sync::confirm(head)?;
     tell_of_late(context, &cluster, &value)?;

@@ -52,7 +52,7 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
     let _up = context.root.lock_up(&context.lab)?;
     let begun = Instant::now();
     if !args.diff && !args.json {
-        super::password::settle_change(context);
+        super::settle_passwords(context);
     }
     let mut first = difference(context, args, wanted)?;
     first.wrong.extend(wrong::settings(context, wanted, &first.actions)?);

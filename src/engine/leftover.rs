@@ -11,9 +11,9 @@ use crate::{
         history::counted,
         node::{self, Node},
         rival::{self, Unused},
+        volume::Content,
         wal::Place,
     },
-    plan::changes::Data,
     spec::Name,
     state::{self, Root, VolumeState},
 };
@@ -27,7 +27,7 @@ pub fn note(root: &Root, promoted: &Node) -> Result<()> {
     let lab = &promoted.lab;
     let system = Place::of(&promoted.state)?.control()?.system;
     for Unused { volume, content, .. } in rival::unused(root, lab, &node::all(root, lab)?, Some(system))? {
-        if content == Data::Standby {
+        if content == Content::Standby {
             continue;
         }
         let home = root.volume_dir(lab, &volume);

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use anyhow::Result;
@@ -12,6 +12,7 @@ use super::{
     history::{self, WayBack},
     node::{self, Life, Node},
     recovery, stray,
+    volume::{self, Content},
     wal::{Place, are_kin},
 };
 use crate::{
@@ -21,7 +22,6 @@ use crate::{
     postgres::{
         content::{self, Done},
         report::Phase,
-        standby,
     },
     spec::{Name, name::DEFAULT_LAB},
     sql,
@@ -83,7 +83,8 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         false => None,
     };
     let of_node = |node: &Node| Some((node.name.clone(), node.origin()?));
-    let of_volume = |name: &Name| Some((name.clone(), Place::alone(&volume(root, lab, name)).origin()?));
+    let of_volume =
+        |name: &Name| Some((name.clone(), Place::alone(&volume::data(root, lab, name)).origin()?));
     let origins = nodes.iter().filter_map(of_node).chain(data.keys().filter_map(of_volume)).collect();
     let volumes = root.volumes_dir(lab);
     let lab = root.load_lab(lab)?;
@@ -118,7 +119,7 @@ impl There<'_> {
     /// Who has taken the place of the one that the data in a volume were of. Where nothing is left of that one, they may be all
     /// that there is.
     fn superseded_by(&self, name: &Name) -> Result<Option<Name>> {
-        let volume_of = |name: &Name| volume(self.root, self.lab, name);
+        let volume_of = |name: &Name| volume::data(self.root, self.lab, name);
         let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
         let by = volume.and_then(|volume| volume.superseded_by);
         // What is there under that name may have nothing to do with it any more.
@@ -128,7 +129,8 @@ impl There<'_> {
     }
 
     fn is_there(&self, name: &Name) -> bool {
-        self.nodes.iter().any(|node| node.name == *name) || has_data(self.root, self.lab, name)
+        self.nodes.iter().any(|node| node.name == *name)
+            || volume::content_of(self.root, self.lab, name) != Content::None
     }
 
     fn way_back(&self, name: &Name, by: &Name) -> WayBack {
@@ -140,7 +142,7 @@ impl There<'_> {
                 None => break,
             }
         }
-        let [own, theirs] = [name, &primary].map(|name| volume(self.root, self.lab, name));
+        let [own, theirs] = [name, &primary].map(|name| volume::data(self.root, self.lab, name));
         let (own, theirs) = (self.place(name, &own), self.place(&primary, &theirs));
         history::way_back((name, own), (&primary, theirs), (&primary, theirs))
     }
@@ -152,15 +154,6 @@ impl There<'_> {
             None => self.gone.get(name).cloned(),
         }
     }
-}
-
-fn volume(root: &Root, lab: &Name, name: &Name) -> PathBuf {
-    root.volume_dir(lab, name).join("data")
-}
-
-/// Whether there are data in the volume that a new node of this name would get.
-pub fn has_data(root: &Root, lab: &Name, name: &Name) -> bool {
-    data(root, lab, name) != Data::None
 }
 
 fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
@@ -177,19 +170,11 @@ fn existing(root: &Root, nodes: &[Node], node: &Node) -> Existing {
     Existing { spec: node.state.spec.clone(), role: node.state.role(), condition, alone, stray, stuck }
 }
 
-/// What is in the volume that a new node of this name would get.
 fn data(root: &Root, lab: &Name, name: &Name) -> Data {
-    content(&volume(root, lab, name))
-}
-
-/// What is in a data directory.
-pub fn content(dir: &Path) -> Data {
-    // Only whether they are there counts: a container may have made them anything.
-    let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
-    match (has("PG_VERSION"), has(standby::SIGNAL)) {
-        (false, _) => Data::None,
-        (true, false) => Data::Primary,
-        (true, true) => Data::Standby,
+    match volume::content_of(root, lab, name) {
+        Content::None => Data::None,
+        Content::Primary => Data::Primary,
+        Content::Standby => Data::Standby,
     }
 }
 

@@ -14,13 +14,12 @@ use anyhow::Result;
 
 use super::{
     cluster,
-    lab::content,
     node::Node,
+    volume::{self, Content, content},
     wal::{Place, are_kin},
 };
 use crate::{
     hint::advise,
-    plan::changes::Data,
     postgres::{backup, datadir},
     spec::Name,
     state::{Role, Root},
@@ -126,7 +125,7 @@ pub fn of_data(root: &Root, lab: &Name, nodes: &[Node], data: &Path) -> Result<V
     let place = Some(Place::alone(data));
     let mut rivals = among_volumes(root, lab, nodes, place)?;
     rivals.retain(|rival| {
-        let top = root.volume_dir(lab, &rival.name).join("data");
+        let top = volume::data(root, lab, &rival.name);
         data.strip_prefix(&top).ok() != Some(&rival.below)
     });
     rivals.extend(among_nodes(nodes, place, |node| node.state.data.as_deref() != Some(data)));
@@ -141,7 +140,7 @@ pub struct Unused {
     /// From there on; mostly empty.
     pub below: PathBuf,
     pub data: PathBuf,
-    pub content: Data,
+    pub content: Content,
 }
 
 impl Unused {
@@ -170,8 +169,8 @@ pub fn back(volume: &Name, below: &Path) -> String {
 pub fn unused(root: &Root, lab: &Name, nodes: &[Node], origin: Option<u64>) -> Result<Vec<Unused>> {
     let mut all = Vec::new();
     for volume in root.volumes(lab)? {
-        let top = root.volume_dir(lab, &volume).join("data");
-        let found = |(below, content): (PathBuf, Data)| {
+        let top = volume::data(root, lab, &volume);
+        let found = |(below, content): (PathBuf, Content)| {
             let data = if below.as_os_str().is_empty() { top.clone() } else { top.join(&below) };
             Unused { volume: volume.clone(), top: top.clone(), below, data, content }
         };
@@ -186,13 +185,13 @@ pub fn unused(root: &Root, lab: &Name, nodes: &[Node], origin: Option<u64>) -> R
 
 /// Where data directories are in a volume, and what is in them: at its top, or not far below (PGDATA in a directory of it, as
 /// many do). No link is followed.
-fn data_in(top: &Path) -> Vec<(PathBuf, Data)> {
+fn data_in(top: &Path) -> Vec<(PathBuf, Content)> {
     const DEPTH: usize = 2;
     let mut all = vec![(PathBuf::new(), content(top))];
     let mut found = Vec::new();
     for _ in 0..=DEPTH {
         let (data, others): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|(_, content)| *content != Data::None);
+            all.into_iter().partition(|(_, content)| *content != Content::None);
         found.extend(data.into_iter().filter(|(rest, _)| !is_backup(&top.join(rest))));
         // What is below a data directory is its own.
         let below = others.iter().flat_map(|(rest, _)| directories(top, rest));
@@ -247,7 +246,7 @@ fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> b
 fn among_volumes(root: &Root, lab: &Name, nodes: &[Node], own: Option<Place>) -> Result<Vec<Rival>> {
     let volumes = unused(root, lab, nodes, own.and_then(Place::origin))?.into_iter();
     let rivals = volumes.map(|one| {
-        let what = if one.content == Data::Standby { What::StandbyVolume } else { What::Volume };
+        let what = if one.content == Content::Standby { What::StandbyVolume } else { What::Volume };
         let timeline = timeline(Some(one.place()));
         Rival { what, name: one.volume, below: one.below, timeline }
     });

@@ -8,8 +8,13 @@
 //! Another one: who has more than the primary had may be seen to stream, again and again for a moment, and so may whoever
 //! follows him, for ever. So no server is asked for that either: the logs on the disks tell it.
 
-use super::{cluster, history, lab, node::Node, wal::Place};
-use crate::{plan::changes::Data, postgres::lsn::Lsn, state::Role};
+use super::{
+    cluster, history,
+    node::Node,
+    volume::{self, Content},
+    wal::Place,
+};
+use crate::{postgres::lsn::Lsn, state::Role};
 
 /// Whether a node was to follow another one of these, and has been promoted behind pgbox' back. A takeover that was not finished
 /// may have promoted it, too: that is another thing.
@@ -108,7 +113,7 @@ fn loss(node: &Node, head: &Node) -> anyhow::Result<Option<String>> {
 
 /// Whether the data of a standby are not a standby's, and are not about to become that.
 pub fn has_left(node: &Node) -> bool {
-    let is_primary = node.state.data.as_deref().is_some_and(|data| lab::content(data) == Data::Primary);
+    let is_primary = node.state.data.as_deref().is_some_and(|data| volume::content(data) == Content::Primary);
     is_primary && is_renewed(node)
 }
 

@@ -9,9 +9,11 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::node::Node;
 use crate::{
+    hint::advise,
     plan,
-    postgres::datadir,
+    postgres::{datadir, standby},
     spec::Name,
     state::{Plan, Root},
     step::InnerStep,
@@ -92,6 +94,57 @@ fn links(top: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(targets)
+}
+
+/// Refuses to remove a container with a part of the data in it, of which the rest would stay.
+pub fn refuse_loss(node: &Node) -> Result<()> {
+    let inside = in_no_volume(&node.state.plan).with_context(|| {
+        format!("whether `{}` has a part of its data in no volume is not known", node.name)
+    })?;
+    let shown = |path: &PathBuf| path.display().to_string();
+    match inside.iter().map(shown).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => Ok(()),
+        inside => Err(advise(
+            format!(
+                "`{0}` has a part of its data in no volume: {inside} would go with the container, and the rest of the data \
+                 be of no use",
+                node.name
+            ),
+            format!(
+                "to remove all data: `pgbox rm -f -v {0}`; a tablespace can be emptied and dropped (ALTER TABLE ... SET \
+                 TABLESPACE pg_default), the next one be in a volume (`pgbox run -v NAME:DIR`)",
+                node.name
+            ),
+        )),
+    }
+}
+
+/// Where a new node of this name would have its data.
+pub fn data(root: &Root, lab: &Name, name: &Name) -> PathBuf {
+    root.volume_dir(lab, name).join("data")
+}
+
+/// What is in a data directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    None,
+    Primary,
+    Standby,
+}
+
+pub fn content(dir: &Path) -> Content {
+    // Only whether they are there counts: a container may have made them anything.
+    let has = |file: &str| dir.join(file).symlink_metadata().is_ok();
+    match (has("PG_VERSION"), has(standby::SIGNAL)) {
+        (false, _) => Content::None,
+        (true, false) => Content::Primary,
+        (true, true) => Content::Standby,
+    }
+}
+
+/// What a new node of this name would find.
+pub fn content_of(root: &Root, lab: &Name, name: &Name) -> Content {
+    content(&data(root, lab, name))
 }
 
 /// The nodes of all labs that have the volume or a part of it mounted.

@@ -6,8 +6,8 @@ use anyhow::{Context as _, Error, Result};
 use postgres::error::{DbError, SqlState};
 
 use crate::{
-    cmd::{Context, password},
-    engine::passfile,
+    cmd::Context,
+    engine::{passfile, password},
     facts::{cluster, lab},
     hint::advise,
     lab::wanted::Sql,

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use crate::{
-    cmd::{Context, limit, run, trial},
+    cmd::{Context, create, trial},
+    engine::limits,
     facts::{
-        self,
+        self, node,
         ports::{self, Asker},
     },
     hint,
@@ -88,12 +89,16 @@ pub fn limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<Str
     let mut texts = Vec::new();
     for action in actions {
         let (name, checked) = match action {
-            Action::Create { node, .. } => (&node.spec.node, limit::check(&node.spec).map(drop)),
-            Action::Remake { spec, .. } => (&spec.node, limit::check(spec).map(drop)),
+            Action::Create { node, .. } => (&node.spec.node, limits::check(&node.spec).map(drop)),
+            Action::Remake { spec, .. } => (&spec.node, limits::check(spec).map(drop)),
             Action::Limit { node, limits, .. } => {
                 let spec = wanted.nodes.iter().map(|wanted| &wanted.spec).find(|spec| spec.node == *node);
-                let checked = spec.map_or(Ok(()), |spec| limit::check(spec).map(drop));
-                (node, checked.and_then(|()| limit::check_now(context, node, limits)))
+                let checked = spec.map_or(Ok(()), |spec| limits::check(spec).map(drop));
+                let now = || {
+                    let node = node::find(&context.root, &context.lab, node)?;
+                    limits::check_now(&context.root, &node, limits)
+                };
+                (node, checked.and_then(|()| now()))
             }
             _ => continue,
         };
@@ -109,7 +114,7 @@ pub fn limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<Str
 pub fn mounts(actions: &[Action]) -> Vec<String> {
     let wrong = |action: &Action| {
         let spec = made(action)?;
-        let error = run::check_sources(spec).err()?;
+        let error = create::check_sources(spec).err()?;
         Some(format!("volumes of `{}`: {}", spec.node, hint::with_way_out(&error)))
     };
     actions.iter().filter_map(wrong).collect()

@@ -12,22 +12,16 @@ use super::How;
 
 use crate::{
     cmd::{self, Context},
-    engine::holder,
+    engine::{holder, orders},
     facts::{
-        self, cluster, history,
-        lab::content,
-        node,
+        self, cluster, history, node,
         rival::{self, Unused, What},
+        volume::{Content, content, content_of},
         wal::{Place, are_kin},
     },
     hint::advise,
-    plan::{self, changes::Data},
-    postgres::{
-        contract,
-        launch::{Renew, RenewHow},
-        standby::SIGNAL,
-        version,
-    },
+    plan,
+    postgres::{contract, launch::RenewHow, standby::SIGNAL, version},
     spec::{Follow, Name, NodeSpec},
     state::{self, NodeState, Plan, Role},
     step::InnerStep,
@@ -76,7 +70,7 @@ pub fn check(
     let renew = check_role(context, spec, data, Place::planned(data, plan), how.force)?;
     check_rival(context, spec, data)?;
     if let Some(how) = renew {
-        plan::follow::renew(plan, Renew { stamp: cmd::rejoin::stamp(), how });
+        plan::follow::renew(plan, orders::renewal(how));
     }
     Ok(())
 }
@@ -125,7 +119,7 @@ fn check_loser(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
     let rivals = rival::of_data(&context.root, &context.lab, &nodes, data)?;
     let way_out = match facts::load(&context.root, &context.lab, &by)? {
         Some(_) => way_out,
-        None if facts::lab::has_data(&context.root, &context.lab, &by) => {
+        None if content_of(&context.root, &context.lab, &by) != Content::None => {
             format!("bring the lab up as it was: `pgbox up`; or the one in its place alone: `pgbox run {by}`")
         }
         // Others may have taken the place of that one since. Without any, these data may be all that is left.
@@ -149,7 +143,7 @@ fn marked_volume(context: &Context, data: &Path) -> Result<Option<(Name, String)
     let home = data.ancestors().find_map(|dir| context.root.volume_home(&context.lab, dir));
     // The mark is the whole volume's. Below its top there may be other data as well, or none yet.
     let is_top = context.root.volume_home(&context.lab, data).is_some();
-    let Some(volume) = home.filter(|_| is_top || content(data) == Data::Primary) else { return Ok(None) };
+    let Some(volume) = home.filter(|_| is_top || content(data) == Content::Primary) else { return Ok(None) };
     let shown = volume.file_name().unwrap_or_default().display().to_string();
     let known = state::load_volume(&volume).map_err(|error| {
         advise(
@@ -188,13 +182,13 @@ fn check_role(
 ) -> Result<Option<RenewHow>> {
     let name = &spec.node;
     let what = match (&spec.follow, content(data)) {
-        (_, Data::None) | (None, Data::Primary | Data::Superseded(_)) => return Ok(None),
-        (None, Data::Standby) => format!("a standby's, and `{name}` would be a primary"),
+        (_, Content::None) | (None, Content::Primary) => return Ok(None),
+        (None, Content::Standby) => format!("a standby's, and `{name}` would be a primary"),
         (Some(follow), _) if is_strange(context, follow, data)? => {
             format!("of another cluster than `{}`", follow.of)
         }
         (Some(follow), content) => {
-            return bring_back(context, name, follow, own, content == Data::Standby, force);
+            return bring_back(context, name, follow, own, content == Content::Standby, force);
         }
     };
     let (nodes, others) = kin(context, data)?;
@@ -268,7 +262,7 @@ fn going_on(name: &Name, data: &Path, nodes: &[node::Node], others: &[Unused]) -
         };
         return format!("{first}`pgbox replica {name} --of {}` goes on with them", of.name);
     }
-    let is_primary = |other: &&Unused| other.content == Data::Primary && is_kin(other, data);
+    let is_primary = |other: &&Unused| other.content == Content::Primary && is_kin(other, data);
     if let Some(Unused { volume, below, .. }) = others.iter().find(is_primary) {
         return format!(
             "{} brings the primary back that has left the volume `{volume}`; then \
@@ -309,7 +303,7 @@ pub fn note(context: &Context, spec: &NodeSpec, data: &Path) {
 
 /// Says that a node goes on with what an earlier one has left: most often that is meant, and sometimes forgotten.
 fn note_of_volume(context: &Context, spec: &NodeSpec, data: &Path) {
-    let Some(volume) = volume_of(context, data).filter(|_| content(data) != Data::None) else { return };
+    let Some(volume) = volume_of(context, data).filter(|_| content(data) != Content::None) else { return };
     let version = facts::data_version(data).ok().flatten().map(|version| format!("PostgreSQL {version}"));
     let age = Place::alone(data).control().ok().map(|control| {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -328,7 +322,7 @@ fn note_of_volume(context: &Context, spec: &NodeSpec, data: &Path) {
 fn note_of_variables(context: &Context, spec: &NodeSpec, data: &Path) {
     let is_given = |name: &&str| spec.env.iter().any(|(given, _)| given == name);
     let late: Vec<&str> = contract::WHEN_MADE.into_iter().filter(is_given).collect();
-    if content(data) == Data::None || spec.follow.is_some() || late.is_empty() {
+    if content(data) == Content::None || spec.follow.is_some() || late.is_empty() {
         return;
     }
     let (counts, are) = if late.len() == 1 { ("counts", "is") } else { ("count", "are") };

@@ -12,16 +12,12 @@ use std::{
 use anyhow::{Context as _, Error, Result};
 use rustix::fs::OFlags;
 
-use super::Context;
+use super::ready::{self, Answer};
 use crate::{
-    drive::session::Session,
-    engine::{
-        passfile,
-        ready::{self, Answer},
-    },
     facts::{cluster, node::Node},
     plan,
     postgres::{content, contract, launch::Password, password},
+    spec::Name,
     sql::{Login, PATIENCE, next_pending, pending},
     state::{self, NodeDir, NodeState, Role, Root},
     step::AfterStep,
@@ -168,18 +164,12 @@ pub fn has_changed(root: &Root, nodes: &[Node], secret: &str) -> Result<()> {
     })
 }
 
-/// Finds out whether a server has a password by now whose change was cut off. That it has not says nothing: a statement may
-/// be under way still, with nobody waiting for it. So the new one is only ever taken over, and until then both are kept.
-/// What can't be found out now is found out later.
-pub fn settle_change(context: &Context) {
-    if let Err(error) = try_settle(context) {
-        super::warn(context, &format!("which password counts is not known yet: {error:#}"));
-    }
-}
-
-fn try_settle(context: &Context) -> Result<()> {
-    let root = &context.root;
-    for cluster in cluster::all(root, &context.lab)? {
+/// Which of the passwords that were about to be given servers have by now, each with the nodes of its cluster. That one has not
+/// says nothing: a statement may be under way still, with nobody waiting for it. So the new one is only ever taken over, and
+/// until then both are kept. What can't be found out now is found out later.
+pub fn given(root: &Root, lab: &Name) -> Result<Vec<(Vec<Node>, String)>> {
+    let mut given = Vec::new();
+    for cluster in cluster::all(root, lab)? {
         let head = cluster.head();
         let pending = files(root, &cluster.nodes).flat_map(|file| {
             let old = known(&file);
@@ -193,23 +183,17 @@ fn try_settle(context: &Context) -> Result<()> {
             continue;
         }
         let login = head.login()?;
-        let Some(new) = pending.into_iter().find(|new| has(&login, new)) else { continue };
-        let _lock = context.lock()?;
-        has_changed(root, &cluster.nodes, &new)?;
-        passfile::settle(root, &context.lab)?;
+        if let Some(new) = pending.into_iter().find(|new| has(&login, new)) {
+            given.push((cluster.nodes, new));
+        }
     }
-    Ok(())
+    Ok(given)
 }
 
-/// Whether this is the password of the superuser of a primary, as its data say: a server may let in whoever comes. Leaves no
-/// thread behind.
+/// Whether this is the password of the superuser of a primary, as its data say: a server may let in whoever comes.
 fn has(login: &Login, secret: &str) -> bool {
-    let ask = || {
-        let mut session = Session::new()?;
-        session.connect(login, PATIENCE, || false)?;
-        session.ask(content::OWN_VERIFIER, PATIENCE)
-    };
-    let verifier = ask().ok().flatten();
+    let asked = login.ask(PATIENCE, |client| Ok(client.query_one(content::OWN_VERIFIER, &[])?.get(0)));
+    let verifier: Option<String> = asked.ok().flatten();
     verifier.is_some_and(|verifier| password::verify(secret, &verifier, &login.user).unwrap_or(false))
 }
 
