@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{Context, endpoint, need_root, start, which};
 use crate::{
@@ -46,7 +46,7 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
     let begun = Instant::now();
     let cluster = cluster::by_data(&context.root, &context.lab, name)
         .or_else(|_| cluster::below(&context.root, &context.lab, name))?;
-    let target = cluster.node(name).context("the cluster has lost a node")?;
+    let target = cluster.member(name)?;
     let head = Some(cluster.head()).filter(|head| head.name != target.name);
     if head.is_none() && target.state.role() == Role::Primary {
         super::note(context, &format!("`{name}` is the primary already"));

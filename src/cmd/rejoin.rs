@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{Context, collation, need_root, start};
 use crate::{
@@ -45,7 +45,7 @@ pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
 /// The server that a node streams from, if it does: then there is nothing to mend.
 fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).context("the cluster has lost a node")?;
+    let node = cluster.member(name)?;
     let Role::Standby { of } = node.state.role() else { return Ok(None) };
     let Some(server) = cluster.node(&of).filter(|of| of.can_answer()) else {
         return Ok(None);
@@ -63,7 +63,7 @@ pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
 fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
     let before = cluster::by_data(&context.root, &context.lab, name)?;
-    let node = before.node(name).context("the cluster has lost a node")?;
+    let node = before.member(name)?;
     check(context, &before, node)?;
     check_origin(before.head(), node, how)?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
@@ -76,7 +76,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     checkpoint(before.head())?;
     let lock = context.lock()?;
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
-    let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
+    let (node, primary) = (cluster.member(name)?, cluster.head());
     check(context, &cluster, node)?;
     check_origin(primary, node, how)?;
     ensure!(

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{Context, need_root, start, stop, which};
 use crate::{
@@ -88,7 +88,7 @@ fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
 /// Sets one node, as far as the others of its cluster can live with that.
 fn one(context: &Context, args: &cli::Set, name: &Name, changes: &[Change]) -> Result<()> {
     let cluster = cluster::of(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
+    let node = cluster.member(name)?;
     let known = check::everything(&context.root, &cluster, node, changes)?;
     order::refuse_alone(&cluster, node, changes, &known)?;
     if args.dry_run {
@@ -138,7 +138,7 @@ fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Chang
 /// start is what tells whether it can live with them.
 pub fn in_turn(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let cluster = cluster::of(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
+    let node = cluster.member(name)?;
     if cluster.nodes.iter().any(|other| other.pidfd.is_some() && other.state.image == node.state.image) {
         check::everything(&context.root, &cluster, node, changes)?;
     }

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{
     follower,
@@ -36,12 +36,10 @@ use crate::{
 /// The primary and the standby that is to take its place, if that can be done without a loss.
 pub fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
     let old = cluster.head();
-    let target = cluster.node(target).context("the cluster has lost a node")?;
+    let target = cluster.member(target)?;
     target.awake()?;
-    if let Role::Superseded { by } = old.state.role()
-        && cluster.node(&by).is_some()
-    {
-        let (what, way_out) = hint::unfinished(&old.name, &by);
+    if let Some(heir) = cluster.heir() {
+        let (what, way_out) = hint::unfinished(&old.name, &heir.name);
         return Err(advise(what, way_out));
     }
     if old.state.role() != Role::Primary || old.pidfd.is_none() {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     node::{self, Node},
@@ -29,6 +29,14 @@ impl Cluster {
         self.nodes.iter().find(|node| node.name == *name)
     }
 
+    /// The same of one that was asked for by name.
+    ///
+    /// # Errors
+    /// When it is of another cluster.
+    pub fn member(&self, name: &Name) -> Result<&Node> {
+        self.node(name).with_context(|| format!("`{name}` is not of the cluster of `{}`", self.head().name))
+    }
+
     /// Who was to take the head's place, and still follows it: that was not finished.
     pub fn heir(&self) -> Option<&Node> {
         let Role::Superseded { by } = self.head().state.role() else { return None };
@@ -46,13 +54,21 @@ impl Cluster {
 /// # Errors
 /// When there is no such node, it runs no Postgres, or the node that everything follows is gone.
 pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
-    let node = node::find(root, lab, name)?;
+    among(root, lab, node::all(root, lab)?, name)
+}
+
+/// The same among the nodes of one look at the lab.
+fn among(root: &Root, lab: &Name, nodes: Vec<Node>, name: &Name) -> Result<Cluster> {
+    let node = nodes.iter().find(|node| node.name == *name);
+    let node = node.ok_or_else(|| node::absent(root, lab, name))?;
     node.login()?;
-    let mut clusters = all(root, lab)?.into_iter();
-    if let Some(cluster) = clusters.find(|cluster| cluster.node(name).is_some()) {
-        return Ok(cluster);
+    if head_of(&nodes, name).is_none() {
+        return Err(advise(format!("`{name}` follows a node that is gone"), way_out(&nodes, node)));
     }
-    Err(advise(format!("`{name}` follows a node that is gone"), way_out(&node::all(root, lab)?, &node)))
+    let mut clusters = sort(nodes).0.into_iter();
+    clusters
+        .find(|cluster| cluster.node(name).is_some())
+        .with_context(|| format!("`{name}` is in no cluster"))
 }
 
 /// As [`of`]; but a node is also of the cluster that its data are of, where whom it follows is gone, or who took its place.
@@ -60,13 +76,13 @@ pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
 /// # Errors
 /// As [`of`], when there is no primary with such data.
 pub fn by_data(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
-    let nodes = node::all(root, lab)?;
-    let lost = nodes.iter().find(|node| node.name == *name).filter(|node| is_lost(&nodes, node));
-    let Some(primary) = lost.and_then(|node| kin(&nodes, node)) else { return of(root, lab, name) };
-    let mut cluster = of(root, lab, &primary.name)?;
-    if cluster.node(name).is_none() {
-        cluster.nodes.push(node::find(root, lab, name)?);
-    }
+    let mut nodes = node::all(root, lab)?;
+    let lost = nodes.iter().position(|node| node.name == *name && is_lost(&nodes, node));
+    let found = lost.and_then(|at| Some((at, kin(&nodes, &nodes[at])?.name.clone())));
+    let Some((at, primary)) = found else { return among(root, lab, nodes, name) };
+    let node = nodes.remove(at);
+    let mut cluster = among(root, lab, nodes, &primary)?;
+    cluster.nodes.push(node);
     Ok(cluster)
 }
 

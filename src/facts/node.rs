@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddrV4, os::fd::OwnedFd, path::Path};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use nix::unistd::Pid;
 use serde::Serialize;
 
@@ -187,15 +187,19 @@ fn after(reason: Reason) -> &'static str {
 /// # Errors
 /// When there is none, with the ones that there are.
 pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
-    let Some(state) = super::load(root, lab, name)? else {
-        let known = root.nodes(lab)?.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
-        let way_out = match known.as_str() {
-            "" => format!("lab `{lab}` has no nodes; `pgbox ps --all-labs` shows those of all labs"),
-            _ => format!("lab `{lab}` has {known}"),
-        };
-        return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));
-    };
+    let Some(state) = super::load(root, lab, name)? else { return Err(absent(root, lab, name)) };
     look(root, lab, name, state)
+}
+
+/// What to say of a node that there is not.
+pub fn absent(root: &Root, lab: &Name, name: &Name) -> Error {
+    let known = root.nodes(lab).unwrap_or_default();
+    let known = known.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
+    let way_out = match known.as_str() {
+        "" => format!("lab `{lab}` has no nodes; `pgbox ps --all-labs` shows those of all labs"),
+        _ => format!("lab `{lab}` has {known}"),
+    };
+    advise(format!("no node `{name}` in lab `{lab}`"), way_out)
 }
 
 /// All nodes of a lab.
