@@ -193,12 +193,17 @@ pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
     (clusters.into_iter().map(head_first).collect(), rest)
 }
 
-/// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
-pub fn depth(nodes: &[Node], name: &Name) -> usize {
-    spec::depth(name, nodes.len(), |name| match role_of(nodes, name) {
+/// The servers that a node gets its data through, nearest first.
+pub fn above(nodes: &[Node], name: &Name) -> impl Iterator<Item = Name> {
+    spec::upward(name, nodes.len(), |name| match role_of(nodes, name) {
         Some(Role::Standby { of }) => Some(of),
         _ => None,
     })
+}
+
+/// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
+pub fn depth(nodes: &[Node], name: &Name) -> usize {
+    above(nodes, name).count()
 }
 
 /// A standby whose upstream is gone, with everything that follows it.

@@ -23,7 +23,7 @@ use crate::{
         content::{self, Done},
         report::Phase,
     },
-    spec::{Name, name::DEFAULT_LAB},
+    spec::{self, Name, name::DEFAULT_LAB},
     sql,
     state::{self, Role, Root},
 };
@@ -135,13 +135,8 @@ impl There<'_> {
 
     fn way_back(&self, name: &Name, by: &Name) -> WayBack {
         // Others may have taken the place of that one since.
-        let mut primary = by.clone();
-        for _ in 0..=self.nodes.len() + self.gone.len() {
-            match self.above(&primary) {
-                Some(next) => primary = next,
-                None => break,
-            }
-        }
+        let limit = self.nodes.len() + self.gone.len();
+        let primary = spec::upward(by, limit, |name| self.above(name)).last().unwrap_or_else(|| by.clone());
         let [own, theirs] = [name, &primary].map(|name| volume::data(self.root, self.lab, name));
         let (own, theirs) = (self.place(name, &own), self.place(&primary, &theirs));
         history::way_back((name, own), (&primary, theirs), (&primary, theirs))
