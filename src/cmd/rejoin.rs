@@ -20,10 +20,7 @@ use crate::{
         wal::Place,
     },
     hint::advise,
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::follow,
     postgres::launch::RenewHow,
     spec::{Follow, Name},
     sql,
@@ -84,7 +81,6 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
         "`{}` has become the primary at this moment; try again",
         primary.name
     );
-    let server = primary.login()?;
     if node.pidfd.is_some() {
         if halt::thaw(&context.root, node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to start anew"));
@@ -96,8 +92,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let of = upstream(&cluster, node);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
-    let data = plan::data_below(&of.state.plan);
-    let upstream = Upstream { server: of.login()?, primary: server, data };
+    let upstream = of.upstream(primary)?;
     let (how, why) = choose(how, &node.state, primary, of)?;
     super::note(context, &why);
     let renew = orders::renewal(how);

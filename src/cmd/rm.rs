@@ -137,7 +137,7 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
         let (name, gone) = (&follower.name, &node.name);
         let text = match &upstream {
             Some(of) => {
-                takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
+                takeover::turn(&context.root, follower, of)?;
                 format!("`{name}` follows `{}` now", of.name)
             }
             None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(&all, follower)),

@@ -37,10 +37,7 @@ use crate::{
         stray, volume,
     },
     hint::{advise, misuse},
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::{self, follow},
     postgres::{report::Phase, version},
     spawn::{Spawned, Stdio},
     spec::Name,
@@ -251,14 +248,10 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         follow::alone(state);
         return Ok(());
     }
-    let (data, server) = (plan::data_below(&server.state.plan), server.login()?);
     // A standby that is left alone itself has no primary.
-    let primary = match cluster::of(&context.root, &context.lab, &of) {
-        Ok(cluster) => cluster.head().login()?,
-        Err(_) => server.clone(),
-    };
+    let cluster = cluster::of(&context.root, &context.lab, &of).ok();
+    let upstream = server.upstream(cluster.as_ref().map_or(&server, cluster::Cluster::head))?;
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
-    let upstream = Upstream { server, primary, data };
     follow::follow(state, follow, &upstream, renew, dir.replicator_file());
     if let Err(silence) = follower::admit(&state.plan) {
         let text = format!("`{}` may not stream: `{of}`, which it follows: {silence:#}", state.spec.node);

@@ -23,10 +23,7 @@ use crate::{
         wal::Place,
     },
     hint::{self, advise},
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::follow,
     postgres::{control::ClusterState, launch::RenewHow},
     spec::{Follow, Name},
     sql,
@@ -153,9 +150,7 @@ pub fn promote(
 /// Has the old primary follow the new one from its next start on: which has all that it has, so nothing is to be taken back.
 pub fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let mut state = old.state.clone();
-    let server = target.login()?;
-    let data = plan::data_below(&target.state.plan);
-    let upstream = Upstream { server: server.clone(), primary: server, data };
+    let upstream = target.upstream(target)?;
     let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;
     let renew = orders::renewal(RenewHow::Sign);

@@ -26,7 +26,7 @@ use crate::{
         wal::Place,
     },
     hint::{self, advise},
-    plan::follow::{self, Upstream},
+    plan::follow,
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
     sql::{Login, PATIENCE, Session},
@@ -149,7 +149,7 @@ pub fn promote(
     let slots = followers.iter().map(|node| slot_name(node.name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {
-        turn(root, other, &target.name, &server)?;
+        turn(root, other, target)?;
     }
     // One session for all: clients wait, and a login takes longer than most questions.
     let promoted = server.ask(PROMOTION, move |client| {
@@ -173,11 +173,11 @@ fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
 }
 
 /// Turns a standby to another server, at once if it runs.
-pub fn turn(root: &Root, node: &Node, of: &Name, server: &Login) -> Result<()> {
+pub fn turn(root: &Root, node: &Node, of: &Node) -> Result<()> {
     let mut state = node.state.clone();
-    let follow = Follow::turned(state.spec.follow.as_ref(), of.clone());
-    let upstream = Upstream { server: server.clone(), primary: server.clone(), data: None };
-    share_replicator(root, node, of)?;
+    let follow = Follow::turned(state.spec.follow.as_ref(), of.name.clone());
+    let upstream = of.upstream(of)?;
+    share_replicator(root, node, &of.name)?;
     follow::follow(&mut state, follow, &upstream, None, node.dir.replicator_file());
     orders::give(&node.dir, &state, node.pidfd.as_ref())
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::wal::{self, Place};
 use crate::{
     hint::advise,
-    plan::{self, POSTGRES_PORT},
+    plan::{self, POSTGRES_PORT, follow::Upstream},
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     sql::Login,
@@ -74,6 +74,15 @@ impl Node {
             ));
         }
         self.dir.login(SocketAddrV4::new(self.state.address.addr(), POSTGRES_PORT))
+    }
+
+    /// It as the server that another one follows, in the cluster of this primary.
+    ///
+    /// # Errors
+    /// As [`login`](Self::login).
+    pub fn upstream(&self, primary: &Node) -> Result<Upstream> {
+        let (server, primary) = (self.login()?, primary.login()?);
+        Ok(Upstream { server, primary, data: plan::data_below(&self.state.plan) })
     }
 
     /// What its data have in common with those of its cluster, see [`Place::origin`].
