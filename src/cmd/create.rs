@@ -290,7 +290,7 @@ fn remember(
 
 /// Keeps beside a named volume what the next node on it should know.
 fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let home = context.root.home_of(state);
     let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
     if *answer == Answer::Ready {
         password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;

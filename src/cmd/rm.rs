@@ -108,7 +108,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
 /// not come up under the next one.
 fn remember_loser(context: &Context, node: &Node) -> Result<()> {
     let Role::Superseded { by } = node.state.role() else { return Ok(()) };
-    let home = node.state.data.as_deref().and_then(|data| context.root.volume_home(&node.lab, data));
+    let home = context.root.home_of(&node.state);
     let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
     let (image, libc) = (node.state.image.clone(), node.state.libc.clone());
     let state = VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: Some(by) };

@@ -398,7 +398,7 @@ fn beside_it(
 
 /// With `--rm`, docker removes the volume that it made; here it has the node's name, and data only goes when asked to.
 fn note_of_data(context: &Context, state: &NodeState) {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let home = context.root.home_of(state);
     let volume = home.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
     if let Some(volume) = volume {
         let text = format!(
