@@ -197,6 +197,11 @@ impl Root {
         (named && data.file_name()? == "data").then(|| home.to_owned())
     }
 
+    /// The same of the data of a node.
+    pub fn home_of(&self, node: &NodeState) -> Option<PathBuf> {
+        self.volume_home(&node.spec.lab, node.data.as_deref()?)
+    }
+
     pub fn labs(&self) -> Result<Vec<Name>> {
         names_in(&self.0.join("labs"))
     }

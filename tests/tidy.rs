@@ -107,12 +107,17 @@ fn none(what: &str, found: Vec<String>) {
 
 /// The top-level modules of this crate that a file names: in `use` trees and in paths.
 fn imports(source: &Source) -> BTreeSet<String> {
+    named(source, &["crate::", "pgbox::"])
+}
+
+/// What a file names right after one of these.
+fn named(source: &Source, starts: &[&str]) -> BTreeSet<String> {
     let code: String = source.lines().fold(String::new(), |mut all, (_, line)| {
         writeln!(all, "{line}").unwrap();
         all
     });
     let mut found = BTreeSet::new();
-    for start in ["crate::", "pgbox::"] {
+    for start in starts {
         for (at, _) in code.match_indices(start) {
             let after = &code[at + start.len()..];
             // `$crate` and paths such as `xcrate::` are none of ours.
@@ -182,13 +187,42 @@ fn imports_go_downward() {
             }
         }
     }
-    // Modules that no other one of their floor imports go first; what is never free stands in a circle.
-    while let Some(free) = beside.keys().find(|m| !beside.values().any(|to| to.contains(*m))).cloned() {
-        beside.remove(&free);
-    }
-    wrong
-        .extend(beside.iter().map(|(from, to)| format!("{from} and {to:?} import each other, on one floor")));
+    wrong.extend(circles(beside));
     none("imports that go up", wrong);
+}
+
+/// Which of these import each other. Who is imported by nobody, or imports nobody, goes first; what is never free stands in a
+/// circle, or between two.
+fn circles(mut all: BTreeMap<String, BTreeSet<String>>) -> Vec<String> {
+    let is_free = |one: &String, all: &BTreeMap<String, BTreeSet<String>>| {
+        !all.values().any(|to| to.contains(one)) || !all[one].iter().any(|to| all.contains_key(to))
+    };
+    while let Some(free) = all.keys().find(|one| is_free(one, &all)).cloned() {
+        all.remove(&free);
+    }
+    let known: BTreeSet<String> = all.keys().cloned().collect();
+    let names = |to: &BTreeSet<String>| to.intersection(&known).cloned().collect::<Vec<_>>().join(", ");
+    all.iter().map(|(from, to)| format!("{from} stands in a circle: it imports {}", names(to))).collect()
+}
+
+#[test]
+fn no_command_is_made_of_another_one_that_is_made_of_it() {
+    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for source in sources() {
+        let Some(path) = source.path.strip_prefix("src/cmd/").filter(|path| *path != "mod.rs") else {
+            continue;
+        };
+        let (command, beside) = match path.split_once('/') {
+            Some((command, _)) => (command, "super::super::"),
+            None => (path.trim_end_matches(".rs"), "super::"),
+        };
+        let named = named(&source, &[beside, "cmd::"]).into_iter().filter(|other| other != command);
+        all.entry(command.to_owned()).or_default().extend(named);
+    }
+    let commands: BTreeSet<String> = all.keys().cloned().collect();
+    all.values_mut().for_each(|to| to.retain(|other| commands.contains(other)));
+    assert!(all["up"].contains("create") && all["create"].contains("start"), "{all:?}");
+    none("commands in a circle", circles(all));
 }
 
 #[test]

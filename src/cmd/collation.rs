@@ -43,7 +43,7 @@ pub fn remember(volume: &Path, state: &NodeState) -> Result<()> {
 
 /// The same for a node that has started again, perhaps after another one on the same volume.
 pub fn remember_again(context: &Context, state: &NodeState) -> Result<()> {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let home = context.root.home_of(state);
     let Some(volume) = home.filter(|_| state.libc.is_some()) else { return Ok(()) };
     match state::load_volume(&volume)? {
         Some(known) if known.libc == state.libc && known.image == state.image => Ok(()),

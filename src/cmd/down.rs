@@ -43,7 +43,7 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         return Ok(0);
     }
     if !args.volumes {
-        nodes.iter().try_for_each(rm::refuse_loss)?;
+        nodes.iter().try_for_each(facts::volume::refuse_loss)?;
     }
     if args.dry_run {
         return foretell(context, &nodes, volumes);

@@ -3,17 +3,17 @@
 //! The rule that surprises people: what the old primary acknowledged last may be on its disk alone. Here that disk can be
 //! read, so pgbox counts, instead of hoping, and refuses to let acknowledged transactions go unless told to.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
-use super::{Context, endpoint, need_root, promote, which};
+use super::{Context, endpoint, need_root, start, which};
 use crate::{
     cli,
     engine::{
         failover::{self, Pause},
         leftover::{self, Ahead},
-        loss, slots, sync, takeover,
+        loss, orders, slots, sync, takeover,
     },
     facts::{
         cluster::{self, Cluster},
@@ -21,18 +21,22 @@ use crate::{
         rival,
     },
     hint::advise,
+    plan::follow,
     spec::Name,
-    state::Role,
+    state::{Lock, Role},
 };
+
+/// How long an old primary may take to come up: it may have much to replay.
+const START: Duration = Duration::from_secs(300);
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
     let name = which::standby(context, args.node.as_ref())?;
     let lock = context.lock()?;
     if let Ok(cluster) = cluster::by_data(&context.root, &context.lab, name)
-        && let Some(node) = promote::half_done(&cluster, name)
+        && let Some(node) = takeover::half_done(&cluster, name)
     {
-        return promote::come_back(context, args, lock, node, &cluster.head().name);
+        return come_back(context, args, lock, node, &cluster.head().name);
     }
     take_over(context, args, name)
 }
@@ -42,7 +46,7 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
     let begun = Instant::now();
     let cluster = cluster::by_data(&context.root, &context.lab, name)
         .or_else(|_| cluster::below(&context.root, &context.lab, name))?;
-    let target = cluster.node(name).context("the cluster has lost a node")?;
+    let target = cluster.member(name)?;
     let head = Some(cluster.head()).filter(|head| head.name != target.name);
     if head.is_none() && target.state.role() == Role::Primary {
         super::note(context, &format!("`{name}` is the primary already"));
@@ -86,6 +90,40 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
     if let Some(head) = head {
         super::note(context, &format!("`{0}` comes back as a standby with `pgbox rejoin {0}`", head.name));
     }
+    Ok(0)
+}
+
+/// Starts a node as the primary that it was, or that its data say it is: `by`, who took its place or whom it followed, is gone.
+pub fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node, by: &Name) -> Result<i32> {
+    let name = &old.name;
+    let rivals = rival::of(&context.root, &node::all(&context.root, &context.lab)?, old)?;
+    rival::refuse_primary(&rivals, old)?;
+    if let Some(first) = rivals.first().filter(|_| !args.accept_loss) {
+        return Err(advise(
+            match old.state.role() {
+                Role::Standby { .. } => format!("`{name}` may lack what `{by}` has acknowledged"),
+                _ => format!(
+                    "`{name}` may lack what `{by}`, which was promoted in its place, has acknowledged"
+                ),
+            },
+            format!("{}; or give that up: `pgbox promote {name} --accept-loss`", first.way_out()),
+        ));
+    }
+    if args.dry_run {
+        outln!("start: `{name}` as the primary");
+        return Ok(0);
+    }
+    crate::sys::exe::reexec_read_only()?;
+    for rival in &rivals {
+        super::note(context, &format!("given up: whatever {rival} has and `{name}` lacks"));
+    }
+    // Before anything can start as a second one.
+    leftover::note(&context.root, old)?;
+    let mut state = old.state.clone();
+    follow::lead(&mut state);
+    orders::save(&old.dir, &state)?;
+    drop(lock);
+    start::start(context, name, START, START)?;
     Ok(0)
 }
 

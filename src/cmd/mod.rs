@@ -8,6 +8,7 @@ mod say;
 mod access;
 mod collation;
 mod crash;
+mod create;
 mod down;
 mod drive;
 mod endpoint;
@@ -53,9 +54,10 @@ use crate::{
     engine::{
         StepFailed,
         membership::{self, Change},
-        passfile, password,
+        passfile, password, restart,
+        settings::lower::{self, Lowered},
     },
-    facts,
+    facts::{self, node},
     hint::{self, advise},
     spec::{self, Name},
     state::{Hold, Lock, Root},
@@ -234,14 +236,37 @@ fn settle_passwords(context: &Context) {
     }
 }
 
-/// Puts passwords, slots and synchronous standbys in order after a node has come up. Of that it is no failure: what could not be
+/// Puts passwords, slots, synchronous standbys and raised parameters in order after a node has come up. Of that it is no failure: what could not be
 /// done is done with the next node that comes or goes.
-fn settle(context: &Context) {
+fn settle(context: &Context, node: &Name) {
     settle_passwords(context);
     match membership::settle_unlocked(&context.root, &context.lab) {
         Ok(changes) => changes.iter().for_each(|change| tell_change(context, change)),
         Err(error) => warn(context, &format!("slots and synchronous standbys are not in order: {error:#}")),
     }
+    lower(context, node);
+}
+
+/// After the start of a standby that had to start with more of a parameter than it was told to. That it can't have less yet is no
+/// failure.
+fn lower(context: &Context, name: &Name) {
+    let (root, lab) = (&context.root, &context.lab);
+    let lower = || {
+        let node = node::find(root, lab, name)?;
+        match lower::after_start(root, &node)? {
+            Lowered::Nothing => {}
+            Lowered::Later(text) => note(context, &text),
+            Lowered::Now(parameters) => {
+                let streams = restart::wait_until_it_streams(root, &node, start::STREAM);
+                streams.unwrap_or_else(|why| note(context, &why));
+                for parameter in parameters {
+                    outln!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
+                }
+            }
+        }
+        Ok::<_, anyhow::Error>(())
+    };
+    lower().unwrap_or_else(|error| warn(context, &format!("{error:#}")));
 }
 
 fn tell_change(context: &Context, change: &Change) {

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
-use super::{Context, collation, need_root, promote, start};
+use super::{Context, collation, need_root, start};
 use crate::{
     cli,
     engine::{
@@ -20,10 +20,7 @@ use crate::{
         wal::Place,
     },
     hint::advise,
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::follow,
     postgres::launch::RenewHow,
     spec::{Follow, Name},
     sql,
@@ -45,7 +42,7 @@ pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
 /// The server that a node streams from, if it does: then there is nothing to mend.
 fn streams_from(context: &Context, name: &Name) -> Result<Option<Name>> {
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).context("the cluster has lost a node")?;
+    let node = cluster.member(name)?;
     let Role::Standby { of } = node.state.role() else { return Ok(None) };
     let Some(server) = cluster.node(&of).filter(|of| of.can_answer()) else {
         return Ok(None);
@@ -63,7 +60,7 @@ pub fn reinit(context: &Context, args: &cli::Reinit) -> Result<i32> {
 fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: Duration) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
     let before = cluster::by_data(&context.root, &context.lab, name)?;
-    let node = before.node(name).context("the cluster has lost a node")?;
+    let node = before.member(name)?;
     check(context, &before, node)?;
     check_origin(before.head(), node, how)?;
     collation::warn_of_upstream(context, &node.state, &before.head().state);
@@ -76,7 +73,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     checkpoint(before.head())?;
     let lock = context.lock()?;
     let cluster = cluster::by_data(&context.root, &context.lab, name)?;
-    let (node, primary) = (cluster.node(name).context("the cluster has lost a node")?, cluster.head());
+    let (node, primary) = (cluster.member(name)?, cluster.head());
     check(context, &cluster, node)?;
     check_origin(primary, node, how)?;
     ensure!(
@@ -84,7 +81,6 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
         "`{}` has become the primary at this moment; try again",
         primary.name
     );
-    let server = primary.login()?;
     if node.pidfd.is_some() {
         if halt::thaw(&context.root, node)? {
             super::note(context, &format!("`{name}` was frozen, and is thawed to start anew"));
@@ -96,8 +92,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
     let of = upstream(&cluster, node);
     let follow = Follow::turned(old.as_ref(), of.name.clone());
     takeover::share_replicator(&context.root, node, &primary.name)?;
-    let data = plan::data_below(&of.state.plan);
-    let upstream = Upstream { server: of.login()?, primary: server, data };
+    let upstream = of.upstream(primary)?;
     let (how, why) = choose(how, &node.state, primary, of)?;
     super::note(context, &why);
     let renew = orders::renewal(how);
@@ -148,7 +143,7 @@ pub fn checkpoint_above(context: &Context, of: &Name) -> Result<()> {
 fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
     let (name, primary) = (&node.name, cluster.head());
     match primary.state.role() {
-        Role::Superseded { by } => Err(promote::without_successor(context, cluster, &by)?),
+        Role::Superseded { by } => Err(takeover::without_successor(&context.root, cluster, &by)?),
         _ if primary.name == *name && primary.pidfd.is_none() => Err(advise(
             format!("`{name}` is the primary, and does not run"),
             format!("`pgbox start {name}`; or a standby takes its place first: `pgbox failover STANDBY`"),
@@ -170,8 +165,7 @@ fn check(context: &Context, cluster: &Cluster, node: &Node) -> Result<()> {
 
 /// Refuses to keep anything of data that come from another initdb. Where that can't be read, pg_rewind finds out.
 fn check_origin(primary: &Node, node: &Node, how: RenewHow) -> Result<()> {
-    let system = |node: &Node| Some(Place::of(&node.state).ok()?.control().ok()?.system);
-    match (system(node), system(primary)) {
+    match (node.origin(), primary.origin()) {
         (Some(own), Some(theirs)) if own != theirs && how != RenewHow::Clone => Err(advise(
             format!(
                 "the data of `{}` are of another cluster, {own}, than those of `{}`, {theirs}: nothing of them can be kept",

@@ -4,7 +4,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{Context, limit, need_root, rejoin, run, set, trial};
+use super::{
+    Context,
+    create::{How, create, shown},
+    limit, need_root, rejoin, set, trial,
+};
 use crate::{
     cli,
     engine::sync,
@@ -30,27 +34,26 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
     let settings = set::parse(&args.settings)?;
     need_root("pgbox replica")?;
     crate::sys::exe::reexec_read_only()?;
-    let how = run::How {
-        dry_run: args.dry_run,
-        explain: args.explain,
+    let how = How {
+        shown: shown(args.dry_run, args.explain),
         timeout: args.timeout,
         force: args.force,
         tell_of_data: true,
-        ..run::How::detached()
+        ..How::detached()
     };
     if args.sync {
         check_sync(context, args)?;
     }
     let mut spec = spec(context, args)?;
     spec.settings.extend(settings.iter().cloned());
-    if !args.dry_run && !args.explain {
+    if how.shown.is_none() {
         trial::check(context, &spec, &settings)?;
     }
-    if args.force && !args.dry_run && !args.explain {
+    if args.force && how.shown.is_none() {
         rejoin::checkpoint_above(context, &args.of)?;
     }
-    let code = run::create(context, spec, None, &how)?;
-    if args.sync && !args.dry_run && !args.explain {
+    let code = create(context, spec, None, &how)?;
+    if args.sync && how.shown.is_none() {
         wait_for_it(context, args)?;
     }
     Ok(code)

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
-use anyhow::{Context as _, Error, Result};
+use anyhow::{Error, Result};
 
 use super::{Context, each, endpoint, need_root, which};
 use crate::{
@@ -30,7 +30,7 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     }
     each(context, &args.nodes, |name| {
         if let (false, Ok(node)) = (args.volumes, node::find(&context.root, &context.lab, name)) {
-            refuse_loss(&node)?;
+            volume::refuse_loss(&node)?;
         }
         let volumes = remove(context, args, name)?;
         if !args.dry_run {
@@ -53,29 +53,6 @@ fn removed(name: &Name, volumes: &[PathBuf]) -> String {
             let kept = kept.join(" ");
             format!("{name} is removed; its data are kept: `pgbox volume rm {kept}` removes them")
         }
-    }
-}
-
-/// Refuses to remove a container with a part of the data in it, of which the rest would stay.
-pub fn refuse_loss(node: &Node) -> Result<()> {
-    let inside = volume::in_no_volume(&node.state.plan).with_context(|| {
-        format!("whether `{}` has a part of its data in no volume is not known", node.name)
-    })?;
-    let shown = |path: &PathBuf| path.display().to_string();
-    match inside.iter().map(shown).collect::<Vec<_>>().join(", ") {
-        none if none.is_empty() => Ok(()),
-        inside => Err(advise(
-            format!(
-                "`{0}` has a part of its data in no volume: {inside} would go with the container, and the rest of the data \
-                 be of no use",
-                node.name
-            ),
-            format!(
-                "to remove all data: `pgbox rm -f -v {0}`; a tablespace can be emptied and dropped (ALTER TABLE ... SET \
-                 TABLESPACE pg_default), the next one be in a volume (`pgbox run -v NAME:DIR`)",
-                node.name
-            ),
-        )),
     }
 }
 
@@ -131,7 +108,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
 /// not come up under the next one.
 fn remember_loser(context: &Context, node: &Node) -> Result<()> {
     let Role::Superseded { by } = node.state.role() else { return Ok(()) };
-    let home = node.state.data.as_deref().and_then(|data| context.root.volume_home(&node.lab, data));
+    let home = context.root.home_of(&node.state);
     let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
     let (image, libc) = (node.state.image.clone(), node.state.libc.clone());
     let state = VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: Some(by) };
@@ -160,7 +137,7 @@ fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
         let (name, gone) = (&follower.name, &node.name);
         let text = match &upstream {
             Some(of) => {
-                takeover::turn(&context.root, follower, &of.name, &of.login()?)?;
+                takeover::turn(&context.root, follower, of)?;
                 format!("`{name}` follows `{}` now", of.name)
             }
             None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(&all, follower)),

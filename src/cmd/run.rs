@@ -1,38 +1,21 @@
-//! `pgbox run`: a new node, from an image to an answer.
+//! `pgbox run`: a new node, as its command line asks for it.
 
-mod asked;
-mod data;
+use std::fs;
 
-use std::{path::Path, time::Duration};
+use anyhow::{Context as _, Result};
 
-use anyhow::Result;
-
-pub use asked::{check_sources, variable};
-
-use super::{Context, collation, endpoint, need_root, set, start, talk, trial};
+use super::{
+    Context,
+    create::{How, create, shown},
+    limit, need_root, set, trial,
+};
 use crate::{
     cli,
-    engine::{
-        Reach, StepFailed,
-        goal::{self, Goal},
-        interrupt::Interrupts,
-        launch::{self, Patience},
-        orders, passfile,
-        password::{self, Origin},
-        ready::Answer,
-    },
-    facts::{self, owner},
-    image::Store,
-    plan,
-    postgres::{
-        contract,
-        launch::{Payload, RenewHow},
-        settings, tune,
-    },
+    engine::StepFailed,
+    hint::misuse,
+    postgres::contract::{self, Contract},
     show,
-    spawn::Stdio,
-    spec::NodeSpec,
-    state::{self, NodeState},
+    spec::{NodeLimits, NodeSpec, VolumeSource},
 };
 
 pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
@@ -50,269 +33,94 @@ pub fn run(context: &Context, args: cli::Run) -> Result<i32> {
 fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
     need_root("pgbox run")?;
     crate::sys::exe::reexec_read_only()?;
-    let (spec, secret) = asked::spec(context, args)?;
+    let (spec, secret) = asked(context, args)?;
     let how = How {
-        dry_run: args.dry_run,
-        explain: args.explain,
+        shown: shown(args.dry_run, args.explain),
         timeout: args.timeout,
         foreground: args.foreground,
         remove: args.rm,
-        force: false,
         detach: args.detach,
         tty: args.tty,
         interactive: args.interactive,
-        renew: None,
         tell_of_data: true,
+        ..How::default()
     };
-    if spec.command().is_none() && !how.dry_run && !how.explain {
+    if spec.command().is_none() && how.shown.is_none() {
         trial::check(context, &spec, &spec.settings)?;
     }
     create(context, spec, secret, &how)
 }
 
-/// How a node is to be created.
-pub struct How {
-    /// Only to print the steps, or with `explain` the reasons for them as well.
-    pub dry_run: bool,
-    pub explain: bool,
-    /// How long the first answer may take.
-    pub timeout: Duration,
-    pub foreground: bool,
-    /// To be removed when it ends.
-    pub remove: bool,
-    /// A standby may have another C library than the server that it follows, and what only its data have is given up.
-    pub force: bool,
-    /// A command, too, is left to itself.
-    pub detach: bool,
-    /// A command gets a terminal, or at least the caller's standard input.
-    pub tty: bool,
-    pub interactive: bool,
-    /// How the data of an old primary become a standby's; without that they are refused.
-    pub renew: Option<RenewHow>,
-    /// Whether it is news to the user that there are data already.
-    pub tell_of_data: bool,
-}
-
-impl How {
-    /// As a node is made that is to be left to itself, by a command that says itself what it goes on with.
-    pub fn detached() -> Self {
-        Self {
-            dry_run: false,
-            explain: false,
-            timeout: Duration::ZERO,
-            foreground: false,
-            remove: false,
-            force: false,
-            detach: true,
-            tty: false,
-            interactive: false,
-            renew: None,
-            tell_of_data: false,
+/// What the user asked for, and the password apart from it.
+fn asked(context: &Context, args: &cli::Run) -> Result<(NodeSpec, Option<String>)> {
+    let env = environment(args)?;
+    let contract = Contract::parse(&env)?;
+    let volumes = args.volumes.iter().map(|volume| {
+        let mut volume = volume.clone();
+        if let VolumeSource::Path(path) = &volume.source {
+            volume.source = VolumeSource::Path(std::path::absolute(path)?);
         }
-    }
-}
-
-/// Creates a node and waits until it is up; gives the exit code.
-pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &How) -> Result<i32> {
-    asked::check(&spec, how)?;
-    let store = Store::open(context.root.path())?;
-    let resolved = store.resolve(&spec.image)?;
-    let image = facts::image::facts(&context.root, &resolved)?;
-    let lock = context.lock()?;
-    let shared = context.root.lock_shared()?;
-    // From here on `image rm` waits, and then finds the node that needs the image.
-    store.confirm(&resolved.manifest)?;
-    let facts = facts::gather(&context.root, &spec, image)?;
-    let mut plan = planned(&spec, &facts, how)?;
-    collation::check_upstream(context, &spec, &facts.image, how.force)?;
-    if how.dry_run || how.explain {
-        let depth = if how.explain { show::plan::Depth::Reasons } else { show::plan::Depth::Commands };
-        out!("{}", show::plan::render(&plan, depth));
-        return Ok(0);
-    }
-    let data = plan::data_on_host(&plan);
-    check_host(context, &spec, &facts, &mut plan, data.as_deref(), how)?;
-    if let Some(data) = data.as_deref().filter(|_| how.tell_of_data) {
-        data::note(context, &spec, data);
-    }
-    warn(context, &spec, &facts, data.as_deref());
-    let mut state = NodeState {
-        version: NodeState::VERSION,
-        spec,
-        image: facts.image.digest.clone(),
-        libc: facts.image.postgres.as_ref().and_then(|postgres| postgres.libc.clone()),
-        address: facts.address,
-        data,
-        plan,
-        superseded_by: None,
-        sync_since: None,
-        init: None,
-        boot_id: String::new(),
-        created: launch::now(),
-        started: 0,
+        Ok(volume)
+    });
+    // A server must not see it, nor the node's state: it goes to a file of its own. Any other command is given it.
+    let is_server = contract::server_args(&args.args).is_some();
+    let env = env.into_iter().filter(|(name, _)| !(is_server && contract::is_secret(name)));
+    let mut limits = NodeLimits { shm_size: args.shm_size, ..NodeLimits::default() };
+    limit::lay_over(&args.limits, &mut limits);
+    let spec = NodeSpec {
+        lab: context.lab.clone(),
+        node: args.node.clone(),
+        image: args.image.clone(),
+        env: env.collect(),
+        volumes: volumes.collect::<Result<_>>()?,
+        publish: args.publish.clone(),
+        settings: set::parse(&args.settings)?,
+        limits,
+        restart: args.restart,
+        stop_timeout: args.stop_timeout.as_secs().max(1),
+        tune: args.tune.is_some(),
+        args: args.args.clone(),
+        subnet: args.subnet,
+        offline: false,
+        follow: None,
     };
-    let interrupts = Interrupts::block()?;
-    let origin = remember(context, &state, &facts, secret)?;
-    drop(shared);
-    let stdio = stdio(&state, how);
-    let mut progress = talk::Progress::new(context);
-    let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
-    endpoint::settle_for(context, &state);
-    drop(lock);
-    let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
-    let answer =
-        launch::wait_until_up(&context.root, &state, &mut spawned, Reach::All, &patience, &mut progress);
-    let answer = endpoint::settle_when_up(context, &state, answer)?;
-    drop(progress);
-    settle_in(context, &state, origin, &answer)?;
-    if how.foreground || stdio != Stdio::Log {
-        let attention = start::Attention { remove: how.remove, shown: 0 };
-        return start::attend(context, &state, spawned, &interrupts, &attention);
-    }
-    announce(context, &state);
-    Ok(0)
+    Ok((spec, contract.secret))
 }
 
-fn planned(spec: &NodeSpec, facts: &plan::Facts, how: &How) -> Result<state::Plan> {
-    let mut plan = plan::plan(spec, facts)?;
-    let owner = owner::foreign(&plan);
-    plan::keep_owner(&mut plan, owner);
-    if let Some(how) = how.renew {
-        plan::follow::renew(&mut plan, orders::renewal(how));
-    }
-    Ok(plan)
-}
-
-/// Refuses what this host, or the data on it, would only let fail later, when something was made.
-fn check_host(
-    context: &Context,
-    spec: &NodeSpec,
-    facts: &plan::Facts,
-    plan: &mut state::Plan,
-    data: Option<&Path>,
-    how: &How,
-) -> Result<()> {
-    data::check(context, spec, facts, plan, data, how)?;
-    data::check_single_user(facts, spec, plan)?;
-    let Payload::Postgres(postgres) = &plan.init.payload else { return Ok(()) };
-    let value = |name: &str| settings::value(&postgres.orders.settings, name).map(str::to_owned);
-    set::check_huge_pages(value, false)
-}
-
-/// What is left to do for a node that has come up.
-fn settle_in(context: &Context, state: &NodeState, origin: Origin, answer: &Answer) -> Result<()> {
-    let node = context.root.node(&state.spec.lab, &state.spec.node);
-    if let Some(text) = password::settle(&context.root, &node, state, origin, answer)? {
-        super::note(context, &text);
-    }
-    remember_volume(context, state, answer)?;
-    if state.postgres().is_some() {
-        passfile::settle_unlocked(&context.root, &context.lab)?;
-        super::settle(context);
-        set::lower(context, &state.spec.node);
-    }
-    Ok(())
-}
-
-/// A server writes its log; a command has our own streams, unless it is left to itself.
-fn stdio(state: &NodeState, how: &How) -> Stdio {
-    match (state.spec.command().is_some() && !how.detach, how.tty) {
-        (false, _) => Stdio::Log,
-        (true, false) => Stdio::Inherit,
-        (true, true) => Stdio::Terminal,
-    }
-}
-
-fn warn(context: &Context, spec: &NodeSpec, facts: &plan::Facts, data: Option<&Path>) {
-    if !facts.nat && !spec.offline {
-        errln!(
-            "warning: this kernel has no NAT (nf_tables, family ip): `{}` can't reach beyond this host",
-            spec.node
+/// `--env-file` and then `-e`; a bare name takes its value from the caller, and is left out if it has none.
+fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
+    let mut lines = Vec::new();
+    for file in &args.env_file {
+        let text = fs::read_to_string(file).with_context(|| format!("read --env-file {}", file.display()))?;
+        lines.extend(
+            text.lines()
+                .map(str::trim_start)
+                .filter(|l| !l.is_empty() && !l.starts_with('#'))
+                .map(str::to_owned),
         );
     }
-    for unmet in crate::sys::cgroup::unmet(&facts.cgroups, &plan::limits(spec)) {
-        errln!("warning: {unmet}");
-    }
-    // A command that can't get out says so itself.
-    let relies = spec.command().is_none() || !spec.publish.is_empty();
-    if relies && let Ok(Some(chain)) = crate::sys::nft::forward_policy_drop() {
-        errln!(
-            "warning: {chain} drops forwarded packets: published ports and the way out may be blocked there"
-        );
-    }
-    if let (None, Some(postgres)) = (spec.command(), &facts.image.postgres) {
-        collation::warn_of_data(context, &spec.node, data, postgres.libc.as_deref());
-        warn_of_memory(spec, facts);
-    }
-}
-
-/// Postgres tunes itself to nothing: whoever sets a limit must know what fits into it.
-fn warn_of_memory(spec: &NodeSpec, facts: &plan::Facts) {
-    if spec.tune {
-        for setting in plan::tuned(spec, facts) {
-            errln!("note: {} = {} ({})", setting.name, setting.value, setting.why);
+    lines.extend(args.env.iter().cloned());
+    let mut env = Vec::new();
+    for line in lines {
+        match line.split_once('=') {
+            Some((key, value)) => env.push((variable(key)?.to_owned(), value.to_owned())),
+            None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
         }
     }
-    let buffers = settings::value(&spec.settings, "shared_buffers").unwrap_or("128MB");
-    if let (false, Some(memory)) = (spec.tune, spec.limits.memory)
-        && let Ok(Some(warning)) = tune::buffers_warning(buffers, memory)
-    {
-        errln!("warning: {warning}; `--tune auto` chooses what fits");
+    if args.tty && !env.iter().any(|(key, _)| key == "TERM") {
+        env.push(("TERM".to_owned(), "xterm".to_owned()));
     }
+    Ok(env)
 }
 
-/// Writes the state and, apart from it, the password. Takes the node's name: from here on it is taken.
-fn remember(
-    context: &Context,
-    state: &NodeState,
-    facts: &plan::Facts,
-    secret: Option<String>,
-) -> Result<Origin> {
-    let lab = &state.spec.lab;
-    if !context.root.lab_file(lab).exists() {
-        context.root.save_lab(lab, &state::LabState::new(facts.gateway.trunc()))?;
+/// Refuses what no program could ask for by name, and is a slip: `-e 'A B=x'`, `-e =x`.
+pub fn variable(name: &str) -> Result<&str> {
+    let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if begins && name.chars().all(|c| c.is_ascii_alphanumeric() || "_.-".contains(c)) {
+        return Ok(name);
     }
-    let node = context.root.node(lab, &state.spec.node);
-    let draft = node.draft()?;
-    let origin = password::keep(&context.root, &draft, state, secret)?;
-    password::keep_replicator(&context.root, &draft, state)?;
-    draft.save(state)?;
-    node.adopt(draft)?;
-    Ok(origin)
-}
-
-/// Keeps beside a named volume what the next node on it should know.
-fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
-    let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
-    if *answer == Answer::Ready {
-        password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;
-    }
-    collation::remember(&volume, state)
-}
-
-fn announce(context: &Context, state: &NodeState) {
-    let node = &state.spec.node;
-    if state.spec.command().is_some() {
-        outln!("{node} is started");
-        return;
-    }
-    let address = state.address.addr();
-    // One that applies late may not yet, which it was said.
-    let streams = || goal::reached(&context.root, &context.lab, node, Goal::Streaming).is_ok();
-    match &state.spec.follow {
-        Some(follow) if !state.applies_late() || streams() => {
-            outln!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
-        }
-        _ => outln!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
-    }
-    for port in &state.spec.publish {
-        outln!("  published  {}", port.places());
-    }
-    let dir = context.root.node(&state.spec.lab, node);
-    if dir.secret_file().exists() {
-        outln!("  password   {}", dir.secret_file().display());
-    }
-    let options = &context.options;
-    outln!("  connect    pgbox{options} psql {node}    or    psql \"$(pgbox{options} uri {node})\"");
+    Err(misuse(
+        format!("`{name}` can't be the name of an environment variable"),
+        "write -e NAME=VALUE; a name has letters, digits and `_`, and begins with no digit",
+    ))
 }

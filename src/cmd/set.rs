@@ -3,14 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::{Context, need_root, start, stop, which};
 use crate::{
     cli,
     engine::{
         goal,
-        settings::{self as engine, Change},
+        settings::{self as engine, Change, check, order},
         sync,
     },
     facts::{
@@ -18,18 +18,10 @@ use crate::{
         node::{self, Node},
     },
     hint::{advise, as_misuse},
-    postgres::{lsn::Lsn, parameter::Parameter, settings},
+    postgres::{parameter::Parameter, settings},
     spec::Name,
     state::NodeState,
 };
-
-mod check;
-mod order;
-
-pub use check::huge_pages as check_huge_pages;
-
-/// How long standbys may take to replay the change of their primary.
-const REPLAY: Duration = Duration::from_secs(60);
 
 /// How long a server that was stopped may take to answer.
 const START: Duration = Duration::from_secs(300);
@@ -96,8 +88,8 @@ fn read(args: &cli::Set) -> Result<(Vec<Name>, Vec<Change>)> {
 /// Sets one node, as far as the others of its cluster can live with that.
 fn one(context: &Context, args: &cli::Set, name: &Name, changes: &[Change]) -> Result<()> {
     let cluster = cluster::of(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
-    let known = check::everything(context, &cluster, node, changes)?;
+    let node = cluster.member(name)?;
+    let known = check::everything(&context.root, &cluster, node, changes)?;
     order::refuse_alone(&cluster, node, changes, &known)?;
     if args.dry_run {
         foretell(name, changes, &known);
@@ -109,7 +101,7 @@ fn one(context: &Context, args: &cli::Set, name: &Name, changes: &[Change]) -> R
 /// Sets a whole cluster. What is raised goes to the standbys first, what is lowered to the primary first.
 fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Change]) -> Result<()> {
     let head = cluster.head();
-    let known = check::everything(context, cluster, head, changes)?;
+    let known = check::everything(&context.root, cluster, head, changes)?;
     let lowered = order::lowered(head, changes, &known)?;
     let (last, first): (Vec<Change>, Vec<Change>) =
         changes.iter().cloned().partition(|change| lowered.contains(&change.name));
@@ -132,7 +124,7 @@ fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Chang
     for node in standbys {
         match &node.pidfd {
             Some(_) => {
-                replayed(context, &node.name, changed)?;
+                goal::wait_until_replayed(&context.root, &context.lab, &node.name, changed)?;
                 bring(context, &node.name, &last)?;
             }
             // It has yet to replay the time when the primary had more, and starts with that.
@@ -142,55 +134,13 @@ fn whole(context: &Context, args: &cli::Set, cluster: &Cluster, changes: &[Chang
     Ok(())
 }
 
-/// After the start of a standby that had to start with more of a parameter than it was told to (see [`parameter::too_low`]):
-/// once it has replayed that its primary has less, it restarts with less. That this can't be yet is no failure.
-///
-/// [`parameter::too_low`]: crate::postgres::parameter::too_low
-pub fn lower(context: &Context, name: &Name) {
-    let lowered = node::find(&context.root, &context.lab, name).and_then(|node| try_lower(context, &node));
-    if let Err(error) = lowered {
-        super::warn(context, &format!("{error:#}"));
-    }
-}
-
-fn try_lower(context: &Context, node: &Node) -> Result<()> {
-    let (name, raised) = (&node.name, &node.status.raised);
-    if node.pidfd.is_none() || raised.is_empty() {
-        return Ok(());
-    }
-    let cluster = cluster::of(&context.root, &context.lab, name)?;
-    let known = engine::ask(node, raised)?;
-    let with = known.iter().map(|p| format!("{}={}", p.name, p.setting)).collect::<Vec<_>>().join(", ");
-    let goes_on = || format!("`{name}` goes by {with}, as its primary did");
-    let has = engine::ask(cluster.head(), raised).with_context(goes_on)?;
-    for Parameter { name: parameter, setting, .. } in &has {
-        let told = order::planned(node, None, parameter, &known)?;
-        anyhow::ensure!(
-            told >= setting.parse()?,
-            "`{name}` goes by {with}, as its primary does: with {parameter}={told} it could not replay"
-        );
-    }
-    if node.state.applies_late() {
-        let text =
-            format!("{}; less when it has replayed the change: `pgbox restart {name}` then", goes_on());
-        super::note(context, &text);
-        return Ok(());
-    }
-    replayed(context, name, goal::write_lsn(cluster.head())?).with_context(goes_on)?;
-    restart_in_place(context, name)?;
-    for parameter in engine::ask(&node::find(&context.root, &context.lab, name)?, raised)? {
-        outln!("{name}: {}={}, since its primary has less", parameter.name, parameter.setting);
-    }
-    Ok(())
-}
-
 /// Brings changes to one node of a cluster whose order the caller has worked out. Where no server of its image runs, its
 /// start is what tells whether it can live with them.
 pub fn in_turn(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let cluster = cluster::of(&context.root, &context.lab, name)?;
-    let node = cluster.node(name).with_context(|| format!("no node `{name}`"))?;
+    let node = cluster.member(name)?;
     if cluster.nodes.iter().any(|other| other.pidfd.is_some() && other.state.image == node.state.image) {
-        check::everything(context, &cluster, node, changes)?;
+        check::everything(&context.root, &cluster, node, changes)?;
     }
     bring(context, name, changes)
 }
@@ -198,26 +148,7 @@ pub fn in_turn(context: &Context, name: &Name, changes: &[Change]) -> Result<()>
 /// Waits until a standby knows what its primary has written by now.
 pub fn caught_up(context: &Context, name: &Name) -> Result<()> {
     let cluster = cluster::of(&context.root, &context.lab, name)?;
-    replayed(context, name, goal::write_lsn(cluster.head())?)
-}
-
-/// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
-/// start, if it knows by then (see [`lower`]).
-fn replayed(context: &Context, name: &Name, wanted: Lsn) -> Result<()> {
-    if node::find(&context.root, &context.lab, name)?.state.applies_late() {
-        return Ok(());
-    }
-    let deadline = Instant::now() + REPLAY;
-    while let Err(why) = goal::reached(&context.root, &context.lab, name, goal::Goal::Replayed(wanted)) {
-        if Instant::now() >= deadline {
-            return Err(advise(
-                format!("`{name}` has not replayed the primary's change, and stays as it is: {why:#}"),
-                format!("`pgbox wait {name} --for caught-up`, then again"),
-            ));
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    Ok(())
+    goal::wait_until_replayed(&context.root, &context.lab, name, goal::write_lsn(cluster.head())?)
 }
 
 fn words(changes: &[Change]) -> String {
@@ -230,7 +161,7 @@ fn words(changes: &[Change]) -> String {
 
 fn foretell(name: &Name, changes: &[Change], known: &[Parameter]) {
     for change in changes {
-        let restarts = check::find(known, &change.name).is_some_and(Parameter::needs_restart);
+        let restarts = engine::find(known, &change.name).is_some_and(Parameter::needs_restart);
         outln!("{name}: {change}{}", if restarts { ", with a restart in place" } else { "" });
     }
 }
@@ -261,7 +192,7 @@ fn bring(context: &Context, name: &Name, changes: &[Change]) -> Result<()> {
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
     let now = engine::ask(&node, &names)?;
     for change in changes {
-        match check::find(&now, &change.name).and_then(Parameter::overruled) {
+        match engine::find(&now, &change.name).and_then(Parameter::overruled) {
             None => outln!("{name}: {change}, {how}"),
             Some(overruled) => {
                 outln!("{name}: {change}, but not in effect");

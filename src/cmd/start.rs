@@ -17,7 +17,7 @@ use nix::{
 use super::{
     Context, collation, each, endpoint,
     logs::Follower,
-    need_root, promote, rm, set, talk,
+    need_root, talk,
     which::{self, Going},
 };
 use crate::{
@@ -28,18 +28,16 @@ use crate::{
         launch::{self, Patience},
         orders, password,
         ready::Answer,
+        takeover,
     },
     enter,
     facts::{
         self, cluster,
         node::{self, Node},
-        stray,
+        stray, volume,
     },
     hint::{advise, misuse},
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::{self, follow},
     postgres::{report::Phase, version},
     spawn::{Spawned, Stdio},
     spec::Name,
@@ -204,8 +202,7 @@ fn bring_up(
                 &format!("what `{name}` runs on is not recorded beside its data: {error:#}"),
             );
         }
-        super::settle(context);
-        set::lower(context, name);
+        super::settle(context, name);
     }
     Ok(Some((state, spawned)))
 }
@@ -251,14 +248,10 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
         follow::alone(state);
         return Ok(());
     }
-    let (data, server) = (plan::data_below(&server.state.plan), server.login()?);
     // A standby that is left alone itself has no primary.
-    let primary = match cluster::of(&context.root, &context.lab, &of) {
-        Ok(cluster) => cluster.head().login()?,
-        Err(_) => server.clone(),
-    };
+    let cluster = cluster::of(&context.root, &context.lab, &of).ok();
+    let upstream = server.upstream(cluster.as_ref().map_or(&server, cluster::Cluster::head))?;
     let renew = state.postgres().and_then(|p| p.orders.standby.as_ref()?.renew.clone());
-    let upstream = Upstream { server, primary, data };
     follow::follow(state, follow, &upstream, renew, dir.replicator_file());
     if let Err(silence) = follower::admit(&state.plan) {
         let text = format!("`{}` may not stream: `{of}`, which it follows: {silence:#}", state.spec.node);
@@ -290,7 +283,7 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
     }
     let name = &node.name;
     if let Ok(cluster) = cluster::of(&context.root, &context.lab, name)
-        && promote::half_done(&cluster, name).is_some()
+        && takeover::half_done(&cluster, name).is_some()
     {
         let old = &cluster.head().name;
         let what = format!("`{name}` was promoted in the place of `{old}`, which was not finished");
@@ -339,7 +332,7 @@ pub fn attend(
     let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
     if attention.remove
-        && let Err(error) = rm::refuse_loss(&node)
+        && let Err(error) = volume::refuse_loss(&node)
     {
         super::warn(context, &format!("{error}; so `{}` stays, stopped", state.spec.node));
         halt::take_down(&node)?;
@@ -401,7 +394,7 @@ fn beside_it(
 
 /// With `--rm`, docker removes the volume that it made; here it has the node's name, and data only goes when asked to.
 fn note_of_data(context: &Context, state: &NodeState) {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    let home = context.root.home_of(state);
     let volume = home.as_deref().and_then(Path::file_name).map(|name| name.to_string_lossy());
     if let Some(volume) = volume {
         let text = format!(

@@ -17,7 +17,10 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow, bail};
 
-use super::{Context, run};
+use super::{
+    Context,
+    create::{self, How},
+};
 use crate::{
     engine::{halt, launch},
     facts::{self, node},
@@ -84,8 +87,8 @@ fn objection(context: &Context, image: &str, settings: &[Setting]) -> Result<Opt
         offline: true,
         ..wanted::node(&context.lab, &node, image)
     };
-    let how = run::How { timeout: Duration::from_secs(60), foreground: true, ..run::How::detached() };
-    let code = run::create(context, spec, None, &how)?;
+    let how = How { timeout: Duration::from_secs(60), foreground: true, ..How::detached() };
+    let code = create::create(context, spec, None, &how)?;
     let log = launch::tail(&context.root.node(&context.lab, &node).log(), 40);
     let _lock = context.lock()?;
     halt::remove(&context.root, &node::find(&context.root, &context.lab, &node)?)?;

@@ -267,7 +267,7 @@ pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
     let names: Vec<Name> = nodes.iter().map(|node| node.name.clone()).collect();
     nodes.retain(|node| {
         let is_alone = matches!(node.state.role(), Role::Standby { of } if !names.contains(&of));
-        is_alone && node.name != target.name && cluster::have_one_origin(node, target)
+        is_alone && node.name != target.name && node.is_kin_of(target) == Some(true)
     });
     Ok(nodes)
 }
@@ -275,6 +275,5 @@ pub fn orphans(root: &Root, target: &Node) -> Result<Vec<Node>> {
 /// The standby that another takeover has begun with and not finished, if it still runs. It may be a primary already, so that no
 /// other one can be chosen; and what is lost was decided before the old primary was marked, and has not changed.
 pub fn unfinished(cluster: &Cluster) -> Option<&Node> {
-    let Role::Superseded { by } = cluster.head().state.role() else { return None };
-    cluster.node(&by).filter(|node| node.pidfd.is_some())
+    cluster.heir().filter(|heir| heir.pidfd.is_some())
 }

@@ -1,6 +1,8 @@
 //! What a script waits for: a standby that streams, that has replayed what the primary had written, a role. Asked of the
 //! servers again and again; the node may stop, start and change its role meanwhile.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 
 use super::follower;
@@ -10,11 +12,15 @@ use crate::{
         node::{self, Node},
         stray,
     },
+    hint::advise,
     postgres::lsn::Lsn,
     spec::Name,
     sql,
     state::{Role, Root},
 };
+
+/// How long standbys may take to replay the change of their primary.
+const REPLAY: Duration = Duration::from_secs(60);
 
 /// What a node is to become.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,6 +64,25 @@ pub fn write_lsn(primary: &Node) -> Result<Lsn> {
 pub fn has_replayed(node: &Node, wanted: Lsn) -> Result<()> {
     let replayed = lsn(node, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text")?;
     anyhow::ensure!(replayed >= wanted, "it has replayed up to {replayed}, and not yet to {wanted}");
+    Ok(())
+}
+
+/// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
+/// start, if it knows by then (see [`lower`](super::lower)).
+pub fn wait_until_replayed(root: &Root, lab: &Name, name: &Name, wanted: Lsn) -> Result<()> {
+    if node::find(root, lab, name)?.state.applies_late() {
+        return Ok(());
+    }
+    let deadline = Instant::now() + REPLAY;
+    while let Err(why) = reached(root, lab, name, Goal::Replayed(wanted)) {
+        if Instant::now() >= deadline {
+            return Err(advise(
+                format!("`{name}` has not replayed the primary's change, and stays as it is: {why:#}"),
+                format!("`pgbox wait {name} --for caught-up`, then again"),
+            ));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
     Ok(())
 }
 

@@ -23,6 +23,7 @@ pub mod passfile;
 pub mod password;
 pub mod publish;
 pub mod ready;
+pub mod restart;
 pub mod settings;
 pub mod slots;
 pub mod switchover;

@@ -60,11 +60,11 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         },
     };
     state::write_secret(&node.secret_file(), &secret)?;
-    if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, home(root, state)) {
+    if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, root.home_of(state)) {
         // Nobody has found out since which of the two it is.
         copy_pending(&home.join("password"), &node.secret_file())?;
     }
-    if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
+    if let (Origin::Generated, Some(home)) = (origin, root.home_of(state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
         fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
         state::replace_secret(&home.join("password"), &secret)?;
@@ -127,16 +127,12 @@ fn read_below(source: &Path, below: &Path) -> io::Result<Vec<u8>> {
 
 /// The password that was kept beside the data when an earlier node on it was removed.
 fn remembered(root: &Root, state: &NodeState) -> Option<String> {
-    known(&home(root, state)?.join("password"))
-}
-
-fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
-    root.volume_home(&state.spec.lab, state.data.as_deref()?)
+    known(&root.home_of(state)?.join("password"))
 }
 
 /// The files with the password of these nodes' cluster.
 fn files(root: &Root, nodes: &[Node]) -> impl Iterator<Item = PathBuf> {
-    let beside_data = |node: &Node| home(root, &node.state).map(|home| home.join("password"));
+    let beside_data = |node: &Node| root.home_of(&node.state).map(|home| home.join("password"));
     nodes.iter().flat_map(move |node| [Some(node.dir.secret_file()), beside_data(node)]).flatten()
 }
 
@@ -220,7 +216,7 @@ pub fn settle(
         return Ok(None);
     }
     let file = node.secret_file();
-    let beside = home(root, state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
+    let beside = root.home_of(state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
     let files = beside.iter().flat_map(|file| [file.clone()].into_iter().chain(pending(file)));
     let mut others = files.filter_map(|file| known(&file));
     let mut counts = String::new();

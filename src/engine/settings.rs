@@ -4,6 +4,10 @@
 //! The rule that surprises people: a server that runs goes on with its old settings when the new ones are wrong, and says
 //! so in its log only; the next start is what fails. So `pg_file_settings` is asked what it thinks of the new file.
 
+pub mod check;
+pub mod lower;
+pub mod order;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -44,6 +48,18 @@ pub fn ask(node: &Node, names: &[String]) -> Result<Vec<Parameter>> {
     let sql = parameter::question(names);
     let said = node.login()?.ask(sql::PATIENCE, move |client| client.query_one(&sql, &[]))?;
     parameter::parse(said.get(0))
+}
+
+/// What is known of a parameter. The server's own names may have capitals: `DateStyle`.
+pub fn find<'k>(known: &'k [Parameter], name: &str) -> Option<&'k Parameter> {
+    known.iter().find(|parameter| parameter.name.eq_ignore_ascii_case(name))
+}
+
+/// What a running node has of a parameter, as a number.
+pub fn number(node: &Node, name: &str) -> Result<i64> {
+    let said = ask(node, &[name.to_owned()])?;
+    let parameter = said.first().with_context(|| format!("`{}` knows no {name}", node.name))?;
+    parameter.setting.parse().with_context(|| format!("{name} of `{}`", node.name))
 }
 
 /// Changes settings of a node and, if it runs, has its server read them. Gives what was remembered before, and what the

@@ -7,7 +7,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Result, ensure};
 
 use super::{
     follower,
@@ -24,10 +24,7 @@ use crate::{
         wal::Place,
     },
     hint::{self, advise},
-    plan::{
-        self,
-        follow::{self, Upstream},
-    },
+    plan::follow,
     postgres::{control::ClusterState, launch::RenewHow},
     spec::{Follow, Name},
     sql,
@@ -37,12 +34,10 @@ use crate::{
 /// The primary and the standby that is to take its place, if that can be done without a loss.
 pub fn check<'c>(root: &Root, cluster: &'c Cluster, target: &Name) -> Result<(&'c Node, &'c Node)> {
     let old = cluster.head();
-    let target = cluster.node(target).context("the cluster has lost a node")?;
+    let target = cluster.member(target)?;
     target.awake()?;
-    if let Role::Superseded { by } = old.state.role()
-        && cluster.node(&by).is_some()
-    {
-        let (what, way_out) = hint::unfinished(&old.name, &by);
+    if let Some(heir) = cluster.heir() {
+        let (what, way_out) = hint::unfinished(&old.name, &heir.name);
         return Err(advise(what, way_out));
     }
     if old.state.role() != Role::Primary || old.pidfd.is_none() {
@@ -158,9 +153,7 @@ pub fn promote(
 /// Has the old primary follow the new one from its next start on: which has all that it has, so nothing is to be taken back.
 pub fn follow_back(root: &Root, old: &Node, target: &Node) -> Result<()> {
     let mut state = old.state.clone();
-    let server = target.login()?;
-    let data = plan::data_below(&target.state.plan);
-    let upstream = Upstream { server: server.clone(), primary: server, data };
+    let upstream = target.upstream(target)?;
     let follow = Follow::of(target.name.clone());
     takeover::share_replicator(root, old, &target.name)?;
     let renew = orders::renewal(RenewHow::Sign);

@@ -123,9 +123,8 @@ fn load(root: &Root, lab: &Name) -> Result<LabState> {
     root.load_lab(lab)?.with_context(|| format!("nothing is remembered of lab `{lab}`"))
 }
 
-/// What a primary with these followers is to be told about whom its commits wait for: those whom the lab's rule means, as far as
-/// they are in what it was told before, or `join` now. That is asked with whether the rule names them, or leaves them a free
-/// seat, and not at all where it makes no difference. `None` without a rule: then it is the user's own affair.
+/// What a primary with these followers is to be told about whom its commits wait for, see [`SyncRule::due`]. `None` without a
+/// rule: then it is the user's own affair.
 pub fn due(
     root: &Root,
     primary: &Node,
@@ -134,24 +133,15 @@ pub fn due(
     joins: impl Fn(&Node, bool) -> bool,
 ) -> Result<Option<String>> {
     let Some(rule) = root.load_lab(&primary.lab)?.and_then(|lab| lab.sync) else { return Ok(None) };
-    let is_named = |node: &Node| rule.names.contains(&node.name);
-    // Of whom is behind on purpose nobody means that commits should wait for it, unless it is said.
-    let may_sit = |node: &&Node| is_named(node) || !node.state.applies_late();
-    let followers: Vec<&Node> = followers.iter().copied().filter(may_sit).collect();
     let left = left(root, &primary.lab, &primary.name)?;
-    let value = |nodes: &[&Node]| {
-        rule.in_effect(&left, &nodes.iter().map(|node| node.name.clone()).collect::<Vec<Name>>())
-    };
-    if value(&followers) == told {
-        return Ok(Some(told.to_owned()));
-    }
-    let known = told.parse::<SyncRule>().map_or(Vec::new(), |rule| rule.names);
+    let named = |name: &Name| followers.iter().find(|node| node.name == *name);
     // Who has gone its own way may be seen to stream, and acknowledges what it has not.
-    let nodes = node::all(root, &primary.lab)?;
-    let counts = |node: &&&Node| {
-        known.contains(&node.name) || joins(node, is_named(node)) && stray::parted(&nodes, node).is_none()
-    };
-    Ok(Some(value(&followers.iter().filter(counts).copied().collect::<Vec<&Node>>())))
+    let is_part =
+        |node: &Node| node::all(root, &node.lab).is_ok_and(|nodes| stray::parted(&nodes, node).is_none());
+    let joins =
+        |name: &Name, is_named: bool| named(name).is_some_and(|node| joins(node, is_named) && is_part(node));
+    let followers = followers.iter().map(|node| (&node.name, node.state.applies_late()));
+    Ok(Some(rule.due(&left, told, followers, joins)))
 }
 
 /// Whether a node has the data of a standby, and is not about to get others. To wait for one before would be to wait for its base

@@ -19,11 +19,14 @@ use super::{
 };
 use crate::{
     facts::{
+        cluster::Cluster,
         node::{self, Node},
+        rival::{self, Rival},
+        stray,
         wal::Place,
     },
     hint::{self, advise},
-    plan::follow::{self, Upstream},
+    plan::follow,
     postgres::{lsn::Lsn, standby::slot_name},
     spec::{Follow, Name},
     sql::{Login, PATIENCE, Session},
@@ -146,7 +149,7 @@ pub fn promote(
     let slots = followers.iter().map(|node| slot_name(node.name.as_str())).collect();
     slots::settle_one(&server, slots)?;
     for other in others {
-        turn(root, other, &target.name, &server)?;
+        turn(root, other, target)?;
     }
     // One session for all: clients wait, and a login takes longer than most questions.
     let promoted = server.ask(PROMOTION, move |client| {
@@ -170,11 +173,11 @@ fn own_followers(root: &Root, of: &Node) -> Result<Vec<Node>> {
 }
 
 /// Turns a standby to another server, at once if it runs.
-pub fn turn(root: &Root, node: &Node, of: &Name, server: &Login) -> Result<()> {
+pub fn turn(root: &Root, node: &Node, of: &Node) -> Result<()> {
     let mut state = node.state.clone();
-    let follow = Follow::turned(state.spec.follow.as_ref(), of.clone());
-    let upstream = Upstream { server: server.clone(), primary: server.clone(), data: None };
-    share_replicator(root, node, of)?;
+    let follow = Follow::turned(state.spec.follow.as_ref(), of.name.clone());
+    let upstream = of.upstream(of)?;
+    share_replicator(root, node, &of.name)?;
     follow::follow(&mut state, follow, &upstream, None, node.dir.replicator_file());
     orders::give(&node.dir, &state, node.pidfd.as_ref())
 }
@@ -239,4 +242,30 @@ pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
 /// How far a standby has received what it follows.
 pub fn received(standby: &Node) -> Result<Lsn> {
     Ok(reception(standby)?.1)
+}
+
+/// The node of this name, if a takeover ended when it had been promoted already, and it has gone down since: nothing starts it as
+/// a standby, and its old primary does not start, either.
+pub fn half_done<'c>(cluster: &'c Cluster, name: &Name) -> Option<&'c Node> {
+    let heir = cluster.heir().filter(|heir| heir.name == *name)?;
+    let is_down = heir.pidfd.is_none() && cluster.head().pidfd.is_none();
+    (is_down && stray::has_left(heir)).then_some(heir)
+}
+
+/// Why nobody can follow the head of a cluster, an old primary, in whose place `by` was to be promoted or was.
+///
+/// # Errors
+/// When the lab can't be looked at.
+pub fn without_successor(root: &Root, cluster: &Cluster, by: &Name) -> Result<Error> {
+    let old = &cluster.head().name;
+    if cluster.heir().is_some() {
+        let (what, way_out) = hint::unfinished(old, by);
+        return Ok(advise(what, way_out));
+    }
+    let rivals = rival::of(root, &node::all(root, &cluster.head().lab)?, cluster.head())?;
+    let way_out = rivals.first().map_or_else(
+        || format!("`pgbox promote {old}` makes it the primary again, as it was"),
+        Rival::way_out,
+    );
+    Ok(advise(format!("`{by}`, which was promoted in the place of `{old}`, is gone"), way_out))
 }

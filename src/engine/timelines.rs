@@ -17,7 +17,6 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{
     facts::{
-        cluster,
         node::{self, Node},
         rival,
         wal::Place,
@@ -71,11 +70,10 @@ fn there_are(root: &Root, standby: &Node) -> Result<Vec<(String, u32)>> {
     let nodes = node::all(root, &standby.lab)?;
     let timeline = |place: Place| Some(place.timeline().ok()?.0);
     // Another cluster's may have the same numbers.
-    let kin = nodes.iter().filter(|node| cluster::have_one_origin(node, standby));
+    let kin = nodes.iter().filter(|node| node.is_kin_of(standby) == Some(true));
     let of_nodes =
         kin.filter_map(|node| Some((format!("`{}`", node.name), timeline(Place::of(&node.state).ok()?)?)));
-    let origin = Place::of(&standby.state).and_then(Place::control).map(|control| control.system).ok();
-    let left = rival::unused(root, &standby.lab, &nodes, origin)?;
+    let left = rival::unused(root, &standby.lab, &nodes, standby.origin())?;
     let of_volumes =
         left.iter().filter_map(|one| Some((format!("the volume `{}`", one.volume), timeline(one.place())?)));
     Ok(of_nodes.chain(of_volumes).collect())

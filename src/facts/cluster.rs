@@ -2,12 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{
     node::{self, Node},
     rival::{self, Rival, What},
-    wal::Place,
 };
 use crate::{
     hint::{self, advise},
@@ -30,6 +29,20 @@ impl Cluster {
         self.nodes.iter().find(|node| node.name == *name)
     }
 
+    /// The same of one that was asked for by name.
+    ///
+    /// # Errors
+    /// When it is of another cluster.
+    pub fn member(&self, name: &Name) -> Result<&Node> {
+        self.node(name).with_context(|| format!("`{name}` is not of the cluster of `{}`", self.head().name))
+    }
+
+    /// Who was to take the head's place, and still follows it: that was not finished.
+    pub fn heir(&self) -> Option<&Node> {
+        let Role::Superseded { by } = self.head().state.role() else { return None };
+        self.node(&by)
+    }
+
     /// The nodes that follow this one directly.
     pub fn followers<'c>(&'c self, of: &Name) -> impl Iterator<Item = &'c Node> {
         self.nodes.iter().filter(move |node| node.state.role().follows(of))
@@ -41,13 +54,21 @@ impl Cluster {
 /// # Errors
 /// When there is no such node, it runs no Postgres, or the node that everything follows is gone.
 pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
-    let node = node::find(root, lab, name)?;
+    among(root, lab, node::all(root, lab)?, name)
+}
+
+/// The same among the nodes of one look at the lab.
+fn among(root: &Root, lab: &Name, nodes: Vec<Node>, name: &Name) -> Result<Cluster> {
+    let node = nodes.iter().find(|node| node.name == *name);
+    let node = node.ok_or_else(|| node::absent(root, lab, name))?;
     node.login()?;
-    let mut clusters = all(root, lab)?.into_iter();
-    if let Some(cluster) = clusters.find(|cluster| cluster.node(name).is_some()) {
-        return Ok(cluster);
+    if head_of(&nodes, name).is_none() {
+        return Err(advise(format!("`{name}` follows a node that is gone"), way_out(&nodes, node)));
     }
-    Err(advise(format!("`{name}` follows a node that is gone"), way_out(&node::all(root, lab)?, &node)))
+    let mut clusters = sort(nodes).0.into_iter();
+    clusters
+        .find(|cluster| cluster.node(name).is_some())
+        .with_context(|| format!("`{name}` is in no cluster"))
 }
 
 /// As [`of`]; but a node is also of the cluster that its data are of, where whom it follows is gone, or who took its place.
@@ -55,13 +76,13 @@ pub fn of(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
 /// # Errors
 /// As [`of`], when there is no primary with such data.
 pub fn by_data(root: &Root, lab: &Name, name: &Name) -> Result<Cluster> {
-    let nodes = node::all(root, lab)?;
-    let lost = nodes.iter().find(|node| node.name == *name).filter(|node| is_lost(&nodes, node));
-    let Some(primary) = lost.and_then(|node| kin(&nodes, node)) else { return of(root, lab, name) };
-    let mut cluster = of(root, lab, &primary.name)?;
-    if cluster.node(name).is_none() {
-        cluster.nodes.push(node::find(root, lab, name)?);
-    }
+    let mut nodes = node::all(root, lab)?;
+    let lost = nodes.iter().position(|node| node.name == *name && is_lost(&nodes, node));
+    let found = lost.and_then(|at| Some((at, kin(&nodes, &nodes[at])?.name.clone())));
+    let Some((at, primary)) = found else { return among(root, lab, nodes, name) };
+    let node = nodes.remove(at);
+    let mut cluster = among(root, lab, nodes, &primary)?;
+    cluster.nodes.push(node);
     Ok(cluster)
 }
 
@@ -76,7 +97,8 @@ pub fn is_lost(nodes: &[Node], node: &Node) -> bool {
 
 /// The primary among these nodes whose data have the same origin as those of `node`.
 fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
-    let is_primary = |other: &&Node| other.state.role() == Role::Primary && have_one_origin(other, node);
+    let is_primary =
+        |other: &&Node| other.state.role() == Role::Primary && other.is_kin_of(node) == Some(true);
     let mut primaries: Vec<&Node> = nodes.iter().filter(is_primary).collect();
     if primaries.iter().any(|primary| primary.pidfd.is_some()) {
         primaries.retain(|primary| primary.pidfd.is_some());
@@ -87,23 +109,13 @@ fn kin<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
     }
 }
 
-/// What the data of a node have in common with those of its cluster and of no other: initdb's number.
-fn origin(node: &Node) -> Option<u64> {
-    Some(Place::of(&node.state).ok()?.control().ok()?.system)
-}
-
-/// Whether the data of two nodes come from one initdb. False where nobody knows.
-pub fn have_one_origin(one: &Node, other: &Node) -> bool {
-    origin(one).is_some_and(|own| origin(other) == Some(own))
-}
-
 /// The standbys of a lab that has nothing of a primary left, if all are of one cluster; else those of the cluster that `known`
 /// are of.
 pub fn without_primary<'n>(nodes: &'n [Node], known: &[Name]) -> Vec<&'n Node> {
     if nodes.iter().any(|node| head_of(nodes, &node.name).is_some()) {
         return Vec::new();
     }
-    let left: Vec<(&Node, u64)> = nodes.iter().filter_map(|node| Some((node, origin(node)?))).collect();
+    let left: Vec<(&Node, u64)> = nodes.iter().filter_map(|node| Some((node, node.origin()?))).collect();
     let led = left.iter().find(|(node, _)| known.contains(&node.name));
     let Some((_, own)) = led.or(left.first()) else { return Vec::new() };
     let (ours, others): (Vec<_>, Vec<_>) = left.iter().partition(|(_, other)| other == own);
@@ -181,12 +193,17 @@ pub fn sort(nodes: Vec<Node>) -> (Vec<Cluster>, Vec<Node>) {
     (clusters.into_iter().map(head_first).collect(), rest)
 }
 
-/// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
-pub fn depth(nodes: &[Node], name: &Name) -> usize {
-    spec::depth(name, nodes.len(), |name| match role_of(nodes, name) {
+/// The servers that a node gets its data through, nearest first.
+pub fn above(nodes: &[Node], name: &Name) -> impl Iterator<Item = Name> {
+    spec::upward(name, nodes.len(), |name| match role_of(nodes, name) {
         Some(Role::Standby { of }) => Some(of),
         _ => None,
     })
+}
+
+/// How many servers a node gets its data through: none for a primary, and for whatever follows nobody.
+pub fn depth(nodes: &[Node], name: &Name) -> usize {
+    above(nodes, name).count()
 }
 
 /// A standby whose upstream is gone, with everything that follows it.

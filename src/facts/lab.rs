@@ -13,7 +13,7 @@ use super::{
     node::{self, Life, Node},
     recovery, stray,
     volume::{self, Content},
-    wal::Place,
+    wal::{Place, are_kin},
 };
 use crate::{
     hint::advise,
@@ -23,7 +23,7 @@ use crate::{
         content::{self, Done},
         report::Phase,
     },
-    spec::{Name, name::DEFAULT_LAB},
+    spec::{self, Name, name::DEFAULT_LAB},
     sql,
     state::{self, Role, Root},
 };
@@ -82,9 +82,9 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         true => server(root, lab),
         false => None,
     };
-    let origin = |place: Place| place.control().map(|control| control.system).ok();
-    let of_node = |node: &Node| Some((node.name.clone(), origin(Place::of(&node.state).ok()?)?));
-    let of_volume = |name: &Name| Some((name.clone(), origin(Place::alone(&volume::data(root, lab, name)))?));
+    let of_node = |node: &Node| Some((node.name.clone(), node.origin()?));
+    let of_volume =
+        |name: &Name| Some((name.clone(), Place::alone(&volume::data(root, lab, name)).origin()?));
     let origins = nodes.iter().filter_map(of_node).chain(data.keys().filter_map(of_volume)).collect();
     let volumes = root.volumes_dir(lab);
     let lab = root.load_lab(lab)?;
@@ -123,9 +123,9 @@ impl There<'_> {
         let volume = state::load_volume(&self.root.volume_dir(self.lab, name))?;
         let by = volume.and_then(|volume| volume.superseded_by);
         // What is there under that name may have nothing to do with it any more.
-        let system = |name: &Name| Some(self.place(name, &volume_of(name)).control().ok()?.system);
-        let is_strange = |by: &Name| system(name).zip(system(by)).is_some_and(|(own, theirs)| own != theirs);
-        Ok(by.filter(|by| self.is_there(by) && !is_strange(by)))
+        let origin = |name: &Name| self.place(name, &volume_of(name)).origin();
+        let may_be = |by: &Name| are_kin(origin(name), origin(by)) != Some(false);
+        Ok(by.filter(|by| self.is_there(by) && may_be(by)))
     }
 
     fn is_there(&self, name: &Name) -> bool {
@@ -135,13 +135,8 @@ impl There<'_> {
 
     fn way_back(&self, name: &Name, by: &Name) -> WayBack {
         // Others may have taken the place of that one since.
-        let mut primary = by.clone();
-        for _ in 0..=self.nodes.len() + self.gone.len() {
-            match self.above(&primary) {
-                Some(next) => primary = next,
-                None => break,
-            }
-        }
+        let limit = self.nodes.len() + self.gone.len();
+        let primary = spec::upward(by, limit, |name| self.above(name)).last().unwrap_or_else(|| by.clone());
         let [own, theirs] = [name, &primary].map(|name| volume::data(self.root, self.lab, name));
         let (own, theirs) = (self.place(name, &own), self.place(&primary, &theirs));
         history::way_back((name, own), (&primary, theirs), (&primary, theirs))

@@ -25,7 +25,7 @@ use ipnet::Ipv4Net;
 
 use crate::{
     hint::advise,
-    plan::{self, Facts, ImageFacts, follow::Upstream},
+    plan::{Facts, ImageFacts, follow::Upstream},
     spec::{Follow, Name, NodeLimits, NodeSpec, ObjectNames, VolumeSource},
     state::{LabState, NodeState, Role, Root},
     sys::{self, cgroup, link, memory, netns, nft},
@@ -121,7 +121,7 @@ fn gather_at(
 /// The servers that a new standby has to do with, if it can follow them.
 fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     let node = node::find(root, &spec.lab, &follow.of)?;
-    let server = node.login()?;
+    node.login()?;
     let of = &follow.of;
     if let Role::Superseded { by } = node.state.role() {
         return Err(advise(
@@ -135,7 +135,7 @@ fn upstream(root: &Root, spec: &NodeSpec, follow: &Follow) -> Result<Upstream> {
     if primary.name != *of {
         primary.running()?;
     }
-    Ok(Upstream { server, primary: primary.login()?, data: plan::data_below(&node.state.plan) })
+    node.upstream(primary)
 }
 
 /// Refuses more CPUs than there are, as docker does: the kernel would take any number.

@@ -2,13 +2,14 @@
 
 use std::{net::SocketAddrV4, os::fd::OwnedFd, path::Path};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use super::wal::{self, Place};
 use crate::{
     hint::advise,
-    plan::{self, POSTGRES_PORT},
+    plan::{self, POSTGRES_PORT, follow::Upstream},
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     sql::Login,
@@ -73,6 +74,25 @@ impl Node {
             ));
         }
         self.dir.login(SocketAddrV4::new(self.state.address.addr(), POSTGRES_PORT))
+    }
+
+    /// It as the server that another one follows, in the cluster of this primary.
+    ///
+    /// # Errors
+    /// As [`login`](Self::login).
+    pub fn upstream(&self, primary: &Node) -> Result<Upstream> {
+        let (server, primary) = (self.login()?, primary.login()?);
+        Ok(Upstream { server, primary, data: plan::data_below(&self.state.plan) })
+    }
+
+    /// What its data have in common with those of its cluster, see [`Place::origin`].
+    pub fn origin(&self) -> Option<u64> {
+        Place::of(&self.state).ok()?.origin()
+    }
+
+    /// Whether its data and those of another node come from one initdb. `None`: nobody knows.
+    pub fn is_kin_of(&self, other: &Node) -> Option<bool> {
+        wal::are_kin(self.origin(), other.origin())
     }
 
     /// The pidfd of pid 1.
@@ -176,15 +196,19 @@ fn after(reason: Reason) -> &'static str {
 /// # Errors
 /// When there is none, with the ones that there are.
 pub fn find(root: &Root, lab: &Name, name: &Name) -> Result<Node> {
-    let Some(state) = super::load(root, lab, name)? else {
-        let known = root.nodes(lab)?.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
-        let way_out = match known.as_str() {
-            "" => format!("lab `{lab}` has no nodes; `pgbox ps --all-labs` shows those of all labs"),
-            _ => format!("lab `{lab}` has {known}"),
-        };
-        return Err(advise(format!("no node `{name}` in lab `{lab}`"), way_out));
-    };
+    let Some(state) = super::load(root, lab, name)? else { return Err(absent(root, lab, name)) };
     look(root, lab, name, state)
+}
+
+/// What to say of a node that there is not.
+pub fn absent(root: &Root, lab: &Name, name: &Name) -> Error {
+    let known = root.nodes(lab).unwrap_or_default();
+    let known = known.iter().map(Name::to_string).collect::<Vec<_>>().join(", ");
+    let way_out = match known.as_str() {
+        "" => format!("lab `{lab}` has no nodes; `pgbox ps --all-labs` shows those of all labs"),
+        _ => format!("lab `{lab}` has {known}"),
+    };
+    advise(format!("no node `{name}` in lab `{lab}`"), way_out)
 }
 
 /// All nodes of a lab.

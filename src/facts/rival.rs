@@ -16,11 +16,11 @@ use super::{
     cluster,
     node::Node,
     volume::{self, Content, content},
-    wal::Place,
+    wal::{Place, are_kin},
 };
 use crate::{
     hint::advise,
-    postgres::{backup, control::Control, datadir},
+    postgres::{backup, datadir},
     spec::Name,
     state::{Role, Root},
 };
@@ -178,7 +178,7 @@ pub fn unused(root: &Root, lab: &Name, nodes: &[Node], origin: Option<u64>) -> R
     }
     all.retain(|one| {
         let is_used = nodes.iter().any(|node| node.state.data.as_ref() == Some(&one.data));
-        !is_used && may_be(origin, system(Some(one.place())))
+        !is_used && are_kin(origin, one.place().origin()) != Some(false)
     });
     Ok(all)
 }
@@ -221,7 +221,7 @@ fn directories(top: &Path, rest: &Path) -> Vec<PathBuf> {
 }
 
 fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> bool) -> Vec<Rival> {
-    let origin = system(own);
+    let origin = own.and_then(Place::origin);
     let is_there = |name: &Name| nodes.iter().any(|node| node.name == *name);
     let rival = |node: &Node| {
         // Whoever follows another one has no more than that.
@@ -236,14 +236,15 @@ fn among_nodes(nodes: &[Node], own: Option<Place>, is_other: impl Fn(&Node) -> b
             Role::Command => return None,
         };
         let place = Place::of(&node.state).ok();
+        let may_be = are_kin(origin, node.origin()) != Some(false);
         let rival = Rival { what, name: node.name.clone(), below: PathBuf::new(), timeline: timeline(place) };
-        (may_be(origin, system(place)) && may_have_more(&rival, own)).then_some(rival)
+        (may_be && may_have_more(&rival, own)).then_some(rival)
     };
     nodes.iter().filter(|node| is_other(node)).filter_map(rival).collect()
 }
 
 fn among_volumes(root: &Root, lab: &Name, nodes: &[Node], own: Option<Place>) -> Result<Vec<Rival>> {
-    let volumes = unused(root, lab, nodes, system(own))?.into_iter();
+    let volumes = unused(root, lab, nodes, own.and_then(Place::origin))?.into_iter();
     let rivals = volumes.map(|one| {
         let what = if one.content == Content::Standby { What::StandbyVolume } else { What::Volume };
         let timeline = timeline(Some(one.place()));
@@ -261,16 +262,6 @@ fn may_have_more(rival: &Rival, own: Option<Place>) -> bool {
 fn sorted(mut rivals: Vec<Rival>) -> Vec<Rival> {
     rivals.sort_by_key(|rival| (rival.what, Reverse(rival.timeline), rival.name.clone()));
     rivals
-}
-
-/// Whether two origins may be the same. True where nobody knows.
-fn may_be(one: Option<u64>, other: Option<u64>) -> bool {
-    one.is_none() || other.is_none() || one == other
-}
-
-fn system(place: Option<Place>) -> Option<u64> {
-    let Control { system, .. } = place?.control().ok()?;
-    Some(system)
 }
 
 fn timeline(place: Option<Place>) -> Option<u32> {

@@ -8,6 +8,8 @@
 //! Another one: who has more than the primary had may be seen to stream, again and again for a moment, and so may whoever
 //! follows him, for ever. So no server is asked for that either: the logs on the disks tell it.
 
+use std::iter;
+
 use anyhow::Result;
 
 use super::{
@@ -50,18 +52,9 @@ pub fn is_astray(nodes: &[Node], node: &Node) -> bool {
 
 /// The standby that is none any more and that what a node has comes from: itself, or one that it follows, the uppermost of them.
 pub fn source<'n>(nodes: &'n [Node], node: &Node) -> Option<&'n Node> {
-    let (mut found, mut name) = (None, Some(node.name.clone()));
-    for _ in 0..=nodes.len() {
-        let Some(node) = name.and_then(|name| nodes.iter().find(|node| node.name == name)) else { break };
-        if is_astray(nodes, node) {
-            found = Some(node);
-        }
-        name = match node.state.role() {
-            Role::Standby { of } => Some(of),
-            _ => None,
-        };
-    }
-    found
+    let all = iter::once(node.name.clone()).chain(cluster::above(nodes, &node.name));
+    let there = all.filter_map(|name| nodes.iter().find(|node| node.name == name));
+    there.filter(|node| is_astray(nodes, node)).last()
 }
 
 /// Whether there is one.

@@ -9,7 +9,9 @@ use std::{
 
 use anyhow::{Context, Result};
 
+use super::node::Node;
 use crate::{
+    hint::advise,
     plan,
     postgres::{datadir, standby},
     spec::Name,
@@ -92,6 +94,29 @@ fn links(top: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
         }
     }
     Ok(targets)
+}
+
+/// Refuses to remove a container with a part of the data in it, of which the rest would stay.
+pub fn refuse_loss(node: &Node) -> Result<()> {
+    let inside = in_no_volume(&node.state.plan).with_context(|| {
+        format!("whether `{}` has a part of its data in no volume is not known", node.name)
+    })?;
+    let shown = |path: &PathBuf| path.display().to_string();
+    match inside.iter().map(shown).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => Ok(()),
+        inside => Err(advise(
+            format!(
+                "`{0}` has a part of its data in no volume: {inside} would go with the container, and the rest of the data \
+                 be of no use",
+                node.name
+            ),
+            format!(
+                "to remove all data: `pgbox rm -f -v {0}`; a tablespace can be emptied and dropped (ALTER TABLE ... SET \
+                 TABLESPACE pg_default), the next one be in a volume (`pgbox run -v NAME:DIR`)",
+                node.name
+            ),
+        )),
+    }
 }
 
 /// Where a new node of this name would have its data.

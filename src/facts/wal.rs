@@ -43,6 +43,11 @@ pub struct Place<'a> {
 /// One of the ways to read a log.
 type Reading<T> = fn(&Control, u32, Lsn, &mut wal::Pages) -> Result<T>;
 
+/// Whether data of these origins are of one cluster. `None`: nobody knows.
+pub fn are_kin(one: Option<u64>, other: Option<u64>) -> Option<bool> {
+    Some(one? == other?)
+}
+
 impl<'a> Place<'a> {
     /// Those of a node.
     ///
@@ -74,6 +79,11 @@ impl<'a> Place<'a> {
     /// When it is missing, damaged or of an unknown version.
     pub fn control(self) -> Result<Control> {
         self.control_in(&self.open()?)
+    }
+
+    /// What some data have in common with those of their cluster and of no other: initdb's number, where it can be read.
+    pub fn origin(self) -> Option<u64> {
+        Some(self.control().ok()?.system)
     }
 
     /// What the server had committed after `from`: what a standby that has received the log up to there would lose if it

@@ -17,10 +17,10 @@ pub use volume::{Volume, VolumeSource};
 
 use crate::postgres::contract;
 
-/// How many servers a node gets its data through, where `of` names the one that each follows. A circle, which somebody
-/// can have made, ends at `limit`.
-pub fn depth(name: &Name, limit: usize, of: impl Fn(&Name) -> Option<Name>) -> usize {
-    std::iter::successors(of(name), |above| of(above)).take(limit).count()
+/// The servers that a node gets its data through, nearest first, where `of` names the one that each follows. A circle, which
+/// somebody can have made, ends at `limit`.
+pub fn upward(name: &Name, limit: usize, of: impl Fn(&Name) -> Option<Name>) -> impl Iterator<Item = Name> {
+    std::iter::successors(of(name), move |above| of(above)).take(limit)
 }
 
 /// Everything a user said about one node. Stored with the node, so that `start` and `explain` can go by

@@ -64,6 +64,29 @@ impl SyncRule {
         known + self.count > self.names.len() && others.iter().all(|other| *other <= own)
     }
 
+    /// What a primary is to be told that was told `told` before: its followers, with whether each is behind on purpose, as far as
+    /// they are in that, or `join` now. That is asked with whether the rule names them, or leaves them a free seat, and not at all
+    /// where it makes no difference.
+    pub fn due<'n>(
+        &self,
+        left: &[Name],
+        told: &str,
+        followers: impl Iterator<Item = (&'n Name, bool)>,
+        joins: impl Fn(&Name, bool) -> bool,
+    ) -> String {
+        let is_named = |name: &Name| self.names.contains(name);
+        // Of whom is behind on purpose nobody means that commits should wait for it, unless it is said.
+        let mut names: Vec<Name> = followers
+            .filter(|(name, is_late)| is_named(name) || !is_late)
+            .map(|(name, _)| name.clone())
+            .collect();
+        if self.in_effect(left, &names) != told {
+            let known = told.parse::<Self>().map_or(Vec::new(), |rule| rule.names);
+            names.retain(|name| known.contains(name) || joins(name, is_named(name)));
+        }
+        self.in_effect(left, &names)
+    }
+
     /// What a primary is to be told while these standbys follow it: a value for
     /// `synchronous_standby_names`, empty when nobody is left to wait for. A member that has become the primary has left
     /// its seat to whoever follows it now and is not in the rule; and so has one whose place the primary has taken. `left`
@@ -194,6 +217,25 @@ mod tests {
         assert!(covered("any 2 (a, b)", 5, &[]) && covered("first 2 (a, b, c)", 5, &[4]));
         assert!(!covered("first 2 (a, b, c)", 5, &[]) && !covered("any 1 (a, b, c)", 5, &[5]));
         assert!(!covered("any 2 (a, b, c)", 5, &[4, 6]));
+    }
+
+    #[test]
+    fn who_was_waited_for_stays_so_and_who_comes_is_asked() {
+        let rule: SyncRule = "any 1 (r1, r2)".parse().unwrap();
+        let due = |left: &str, told: &str, followers: &[&str], join: &[&str]| {
+            let (followers, join) = (names(followers), names(join));
+            let followers = followers.iter().map(|name| (name, name.as_str() == "late"));
+            rule.due(&names(&[left]), told, followers, |name, _| join.contains(name))
+        };
+        let [one, both] = ["ANY 1 (\"r1\")", "ANY 1 (\"r1\", \"r2\")"];
+        assert_eq!(due("p", "", &["r1", "r2"], &["r1"]), one);
+        assert_eq!(due("p", one, &["r1", "r2"], &[]), one);
+        assert_eq!(due("p", one, &["r1", "r2"], &["r2"]), both);
+        assert_eq!(due("p", both, &["r1", "r2"], &[]), both);
+        assert_eq!(due("p", both, &["r1"], &[]), one);
+        // The free seat of r2 is nobody's who is behind on purpose.
+        assert_eq!(due("r2", one, &["r1", "late", "x"], &["late", "x"]), "ANY 1 (\"r1\", \"x\")");
+        assert_eq!(due("r2", one, &["r1", "x"], &[]), one);
     }
 
     #[test]

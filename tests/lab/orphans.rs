@@ -535,6 +535,8 @@ fn an_old_primary_on_a_timeline_of_the_same_number_and_place_gets_a_new_base_bac
     two_histories_of_one_number(&host, hide, &["failover", "r2", "--accept-loss"]);
     host.sql("r2", &[], "SELECT pg_switch_wal()");
     host.sql("r2", &[], "INSERT INTO t VALUES (102)");
+    let output = host.try_pgbox(&["up", "--diff"]);
+    assert!(text(&output.stderr).contains("was promoted in its place and lacks"), "{output:?}");
     let output = host.try_pgbox(&["rejoin", "r1", "--dry-run"]);
     let said = text(&output.stdout) + &text(&output.stderr);
     assert!(said.contains("a new base backup in place of its data: `r1`") && said.contains(HIDDEN), "{said}");

@@ -7,7 +7,11 @@ use anyhow::Result;
 use super::{content, node};
 use crate::{
     cli,
-    cmd::{self, Context, endpoint, limit, rejoin, replica, rm, run, set, start, sync, wait},
+    cmd::{
+        self, Context,
+        create::{self, How},
+        endpoint, limit, rejoin, replica, rm, set, start, sync, wait,
+    },
     engine::{halt, settings::Change},
     facts,
     hint::{self, Advised},
@@ -97,8 +101,8 @@ fn create(context: &Context, node: &WantedNode, on: Data, timeout: Duration) -> 
         }
         _ => None,
     };
-    let how = run::How { timeout, renew, tell_of_data: true, ..run::How::detached() };
-    run::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
+    let how = How { timeout, renew, tell_of_data: true, ..How::detached() };
+    create::create(context, node.spec.clone(), node.secret.clone(), &how).map(drop)
 }
 
 fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
@@ -109,7 +113,7 @@ fn changes(settings: &[(String, Option<String>)]) -> Vec<Change> {
 pub fn loss(context: &Context, action: &Action) -> Option<String> {
     let Action::Remove { node } = action else { return None };
     let node = facts::node::find(&context.root, &context.lab, node).ok()?;
-    rm::refuse_loss(&node).err().map(|error| hint::with_way_out(&error))
+    facts::volume::refuse_loss(&node).err().map(|error| hint::with_way_out(&error))
 }
 
 /// Removes what a killed command has left of a node that never had a process.

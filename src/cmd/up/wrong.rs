@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use anyhow::Result;
 
 use crate::{
-    cmd::{Context, run, trial},
+    cmd::{Context, create, trial},
     engine::limits,
     facts::{
         self, node,
@@ -114,7 +114,7 @@ pub fn limits(context: &Context, wanted: &Wanted, actions: &[Action]) -> Vec<Str
 pub fn mounts(actions: &[Action]) -> Vec<String> {
     let wrong = |action: &Action| {
         let spec = made(action)?;
-        let error = run::check_sources(spec).err()?;
+        let error = create::check_sources(spec).err()?;
         Some(format!("volumes of `{}`: {}", spec.node, hint::with_way_out(&error)))
     };
     actions.iter().filter_map(wrong).collect()

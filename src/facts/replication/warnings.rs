@@ -4,10 +4,7 @@ use super::{Member, Seen, Sync, Takeover};
 use crate::{
     facts::recovery,
     hint,
-    postgres::{
-        standby,
-        status::{self, Slot},
-    },
+    postgres::{standby, status::Slot},
     spec::{Name, SyncRule, sync::shown},
     state::Role,
 };
@@ -68,20 +65,14 @@ pub fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let said = head.said().filter(|said| !said.in_recovery)?;
     let name = &head.node.name;
     let follows = |one: &&Seen| one.node.state.role().follows(name);
-    let told = status::sync_names(&said.sync);
-    // Who would only sit in a free seat does so when it streams, and stays in it when it is away.
-    let counts = |one: &&Seen| {
-        let other = &one.node.name;
-        let streams = head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
-        let may_sit = !one.node.state.applies_late();
-        rule.names.contains(other) || may_sit && (told.iter().any(|told| told == other.as_str()) || streams)
-    };
-    let followers: Vec<Name> =
-        nodes.iter().filter(follows).filter(counts).map(|one| one.node.name.clone()).collect();
+    let followers = nodes.iter().filter(follows).map(|one| (&one.node.name, one.node.state.applies_late()));
+    let streams =
+        |other: &Name| head.sender(other).is_some_and(|sender| sender.state.as_deref() == Some("streaming"));
     let has_left = |one: &&Seen| one.node.state.role() == Role::Superseded { by: name.clone() };
     let left: Vec<Name> =
         nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
-    let wanted = rule.in_effect(&left, &followers);
+    // As `pgbox sync RULE` does it.
+    let wanted = rule.due(&left, &said.sync, followers, |other, is_named| is_named || streams(other));
     let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
     if is_ours && wanted.is_empty() && said.sync.is_empty() {
         return Some(format!(

@@ -40,8 +40,9 @@ pub fn settle(wanted: &Wanted, actual: &Actual, changes: &mut Changes) -> Vec<Wa
         let is_below = |node: &WantedNode| leads_to(wanted, &node.spec.node, root);
         follow_who_is_there(&head, is_below, actual, &mut nodes, changes);
     }
-    let depth =
-        |node: &WantedNode| spec::depth(&node.spec.node, nodes.len(), |name| follows(&nodes, name).cloned());
+    let depth = |node: &WantedNode| {
+        spec::upward(&node.spec.node, nodes.len(), |name| follows(&nodes, name).cloned()).count()
+    };
     let depths: Vec<usize> = nodes.iter().map(depth).collect();
     let mut sorted: Vec<(usize, WantedNode)> = depths.into_iter().zip(nodes).collect();
     sorted.sort_by_key(|(depth, _)| *depth);
@@ -304,22 +305,18 @@ pub fn orphans(wanted: &Wanted, actual: &Actual) -> Vec<String> {
 }
 
 /// Goes up from a node as far as it goes.
-fn top(actual: &Actual, mut name: Name) -> Name {
-    for _ in 0..actual.nodes.len() + actual.left.len() {
-        match actual.above(&name) {
-            Some(next) => name = next,
-            None => break,
-        }
-    }
-    name
+fn top(actual: &Actual, name: Name) -> Name {
+    let limit = actual.nodes.len() + actual.left.len();
+    spec::upward(&name, limit, |name| actual.above(name)).last().unwrap_or(name)
 }
 
 /// How many nodes are above one that is there.
 pub fn depth(actual: &Actual, name: &Name) -> usize {
-    spec::depth(name, actual.nodes.len(), |name| match actual.node(name).map(|node| &node.role) {
+    let of = |name: &Name| match actual.node(name).map(|node| &node.role) {
         Some(Role::Standby { of }) => Some(of.clone()),
         _ => None,
-    })
+    };
+    spec::upward(name, actual.nodes.len(), of).count()
 }
 
 fn follows<'w>(nodes: &'w [WantedNode], name: &Name) -> Option<&'w Name> {
@@ -329,12 +326,7 @@ fn follows<'w>(nodes: &'w [WantedNode], name: &Name) -> Option<&'w Name> {
 
 /// Whether the way up from a node ends at `root`.
 fn leads_to(wanted: &Wanted, name: &Name, root: &Name) -> bool {
-    let mut name = name;
-    for _ in 0..=wanted.nodes.len() {
-        match follows(&wanted.nodes, name) {
-            Some(of) => name = of,
-            None => return name == root,
-        }
-    }
-    false
+    let of = |name: &Name| follows(&wanted.nodes, name).cloned();
+    let top = spec::upward(name, wanted.nodes.len(), of).last();
+    of(root).is_none() && top.as_ref().unwrap_or(name) == root
 }

@@ -17,7 +17,7 @@ use crate::{
         self, cluster, history, node,
         rival::{self, Unused, What},
         volume::{Content, content, content_of},
-        wal::Place,
+        wal::{Place, are_kin},
     },
     hint::advise,
     plan,
@@ -79,12 +79,10 @@ pub fn check(
 /// a copy of the other one's. Only what is known counts here, unlike in `facts::rival`: a server in its initdb has no origin yet,
 /// and keeps nobody from his data.
 fn check_rival(context: &Context, spec: &NodeSpec, data: &Path) -> Result<()> {
-    let Ok(own) = Place::alone(data).control() else { return Ok(()) };
+    let own = Place::alone(data).origin();
     let is_rival = |node: &node::Node| {
         let is_other = node.state.data.as_deref().is_some_and(|theirs| !holder::is_same(theirs, data));
-        is_other
-            && node.state.role() == Role::Primary
-            && Place::of(&node.state).and_then(Place::control).is_ok_and(|c| c.system == own.system)
+        is_other && node.state.role() == Role::Primary && are_kin(node.origin(), own) == Some(true)
     };
     let rival = node::all(&context.root, &context.lab)?.into_iter().find(is_rival);
     let (Some(rival), None) = (rival, &spec.follow) else { return Ok(()) };
@@ -193,16 +191,18 @@ fn check_role(
             return bring_back(context, name, follow, own, content == Content::Standby, force);
         }
     };
+    let (nodes, others) = kin(context, data)?;
     let mut ways_out = Vec::new();
     match &spec.follow {
         Some(follow) => ways_out.push(format!(
             "under another name a standby gets data of its own: `pgbox replica NAME --of {}`",
             follow.of
         )),
-        None => ways_out.push(going_on(context, name, data)?),
+        None => ways_out.push(going_on(name, data, &nodes, &others)),
     }
     // Not where they may be all that there is.
-    if let (Some(volume), true) = (volume_of(context, data), has_kin(context, data)?) {
+    let has_kin = !nodes.is_empty() || others.iter().any(|other| is_kin(other, data));
+    if let (Some(volume), true) = (volume_of(context, data), has_kin) {
         ways_out.push(format!("`pgbox volume rm {volume}` removes them"));
     }
     let way_out = ways_out.join("; ");
@@ -237,70 +237,56 @@ fn bring_back(
     }
 }
 
-/// Whether the data of two places come from one initdb.
-fn are_kin(one: Place, other: Place) -> bool {
-    let origin = |place: Place| Some(place.control().ok()?.system);
-    origin(one).is_some_and(|own| origin(other) == Some(own))
-}
-
-/// Whether a node, or another volume, has data of the same cluster.
-fn has_kin(context: &Context, data: &Path) -> Result<bool> {
-    let own = Place::alone(data);
-    let nodes = node::all(&context.root, &context.lab)?;
-    let is_kin = |node: &node::Node| Place::of(&node.state).is_ok_and(|place| are_kin(place, own));
-    Ok(nodes.iter().any(is_kin)
-        || others(context, &nodes, data)?.iter().any(|other| are_kin(other.place(), own)))
-}
-
-/// What is in volumes that no node has, beside these data, and may be of their cluster.
-fn others(context: &Context, nodes: &[node::Node], data: &Path) -> Result<Vec<Unused>> {
-    let origin = Place::alone(data).control().ok().map(|control| control.system);
-    let mut others = rival::unused(&context.root, &context.lab, nodes, origin)?;
+/// What there is of the cluster of some data: the nodes, and what is in volumes that no node has, which may be of another one.
+fn kin(context: &Context, data: &Path) -> Result<(Vec<node::Node>, Vec<Unused>)> {
+    let own = Place::alone(data).origin();
+    let mut nodes = node::all(&context.root, &context.lab)?;
+    let mut others = rival::unused(&context.root, &context.lab, &nodes, own)?;
     others.retain(|other| other.data != data);
-    Ok(others)
+    nodes.retain(|node| are_kin(node.origin(), own) == Some(true));
+    Ok((nodes, others))
+}
+
+fn is_kin(other: &Unused, data: &Path) -> bool {
+    are_kin(other.place().origin(), Place::alone(data).origin()) == Some(true)
 }
 
 /// How the data of a standby are gone on with.
-fn going_on(context: &Context, name: &Name, data: &Path) -> Result<String> {
-    let is_kin = |place: Place| are_kin(place, Place::alone(data));
-    let nodes = node::all(&context.root, &context.lab)?;
-    let mut kin = nodes.iter().filter(|node| Place::of(&node.state).is_ok_and(is_kin));
-    if let Some(of) = kin.clone().find(|node| node.state.role() == Role::Primary).or(kin.next()) {
+fn going_on(name: &Name, data: &Path, nodes: &[node::Node], others: &[Unused]) -> String {
+    let is_primary = |node: &&node::Node| node.state.role() == Role::Primary;
+    if let Some(of) = nodes.iter().find(is_primary).or(nodes.first()) {
         let first = match of.state.role() {
             Role::Primary if of.pidfd.is_none() => format!("`pgbox start {}`, then ", of.name),
             Role::Primary => String::new(),
             _ => format!("`pgbox promote {}`, then ", of.name),
         };
-        return Ok(format!("{first}`pgbox replica {name} --of {}` goes on with them", of.name));
+        return format!("{first}`pgbox replica {name} --of {}` goes on with them", of.name);
     }
-    let others = others(context, &nodes, data)?;
-    let is_primary = |other: &&Unused| other.content == Content::Primary && is_kin(other.place());
+    let is_primary = |other: &&Unused| other.content == Content::Primary && is_kin(other, data);
     if let Some(Unused { volume, below, .. }) = others.iter().find(is_primary) {
-        return Ok(format!(
+        return format!(
             "{} brings the primary back that has left the volume `{volume}`; then \
              `pgbox replica {name} --of {volume}` goes on with them",
             rival::back(volume, below)
-        ));
+        );
     }
     let nothing = "nothing is left that they could follow";
     let without = format!("without {}/{SIGNAL} they are a primary's", data.display());
     if others.is_empty() {
-        return Ok(format!("{nothing}: {without}"));
+        return format!("{nothing}: {without}");
     }
     let others = others.iter().map(|other| format!("`{}`", other.volume)).collect::<Vec<_>>().join(", ");
     // On one timeline, whoever has more would go on after other records than its own.
-    Ok(format!(
+    format!(
         "{nothing}, but {others} may have more. Choose what has most: if it is these data, {without}. When that is up, each \
          of the others needs a new base backup: `pgbox volume rm VOLUME`, then `pgbox replica NAME --of CHOSEN`"
-    ))
+    )
 }
 
 /// Whether data did not come from the cluster of the node that is followed. What can't be read here the server finds out.
 fn is_strange(context: &Context, follow: &Follow, data: &Path) -> Result<bool> {
     let of = node::find(&context.root, &context.lab, &follow.of)?;
-    let system = |place: Place| place.control().map(|control| control.system);
-    let theirs = Place::of(&of.state).and_then(system);
-    Ok(matches!((system(Place::alone(data)), theirs), (Ok(own), Ok(theirs)) if own != theirs))
+    Ok(are_kin(Place::alone(data).origin(), of.origin()) == Some(false))
 }
 
 /// The named volume of a data directory, if it is one's.

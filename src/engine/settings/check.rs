@@ -8,24 +8,19 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
-use super::super::Context;
+use super::{Change, find};
 use crate::{
-    engine::settings::{self, Change},
     facts::{cluster::Cluster, node::Node},
     hint::advise,
     postgres::{
         parameter::{self, Parameter},
         tune,
     },
+    state::Root,
 };
 
 /// Checks changes for a node, and gives what a running server of the same image knows of these parameters.
-pub fn everything(
-    context: &Context,
-    cluster: &Cluster,
-    node: &Node,
-    changes: &[Change],
-) -> Result<Vec<Parameter>> {
+pub fn everything(root: &Root, cluster: &Cluster, node: &Node, changes: &[Change]) -> Result<Vec<Parameter>> {
     changes.iter().try_for_each(|change| may_be_set(&change.name))?;
     let same = |other: &&Node| other.pidfd.is_some() && other.state.image == node.state.image;
     let Some(witness) = [node].into_iter().chain(&cluster.nodes).find(same) else {
@@ -35,14 +30,14 @@ pub fn everything(
         ));
     };
     let names: Vec<String> = changes.iter().map(|change| change.name.clone()).collect();
-    let known = settings::ask(witness, &names)?;
+    let known = super::ask(witness, &names)?;
     for change in changes {
         is_known(change, &known)?;
     }
-    run_postgres(context, witness, changes)?;
+    run_postgres(root, witness, changes)?;
     fit_together(node, witness, changes)?;
     if changes.iter().any(|change| change.name == "huge_pages") {
-        let now = settings::ask(witness, &["shared_buffers", "huge_pages"].map(str::to_owned))?;
+        let now = super::ask(witness, &["shared_buffers", "huge_pages"].map(str::to_owned))?;
         let holds = node.pidfd.is_some() && find(&now, "huge_pages").is_some_and(|now| now.setting != "off");
         huge_pages(|name| wanted(changes, &now, name), holds)?;
     }
@@ -55,7 +50,7 @@ fn fit_together(node: &Node, witness: &Node, changes: &[Change]) -> Result<()> {
     if !parameter::TOGETHER.iter().any(|name| is_one(name)) {
         return Ok(());
     }
-    let known = settings::ask(witness, &parameter::TOGETHER.map(str::to_owned))?;
+    let known = super::ask(witness, &parameter::TOGETHER.map(str::to_owned))?;
     match parameter::conflict(|name| wanted(changes, &known, name)) {
         Some(why) => bail!("`{}` would not start with that: {why}", node.name),
         None => Ok(()),
@@ -110,7 +105,7 @@ fn is_known(change: &Change, known: &[Parameter]) -> Result<()> {
 }
 
 /// Has the node's own `postgres` read the values, as at a start.
-fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()> {
+fn run_postgres(root: &Root, node: &Node, changes: &[Change]) -> Result<()> {
     let set = changes.iter().filter_map(|change| Some((&change.name, change.value.as_ref()?)));
     let options: Vec<String> =
         set.flat_map(|(name, value)| ["-c".to_owned(), format!("{name}={value}")]).collect();
@@ -119,8 +114,8 @@ fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()
     // program was executed through a mount of its own.
     let output = Command::new("/proc/self/exe")
         .arg("--root")
-        .arg(context.root.path())
-        .args(["--lab", context.lab.as_str(), "exec", "--user"])
+        .arg(root.path())
+        .args(["--lab", node.lab.as_str(), "exec", "--user"])
         .arg(node.state.plan.init.user.uid.to_string())
         .args([node.name.as_str(), "--"])
         .arg(postgres.bindir.join("postgres"))
@@ -140,16 +135,4 @@ fn run_postgres(context: &Context, node: &Node, changes: &[Change]) -> Result<()
         Some(why) => bail!("the server would not start with that: {why}"),
         None => bail!("the server would not start with that ({})", output.status),
     }
-}
-
-/// What is known of a parameter. The server's own names may have capitals: `DateStyle`.
-pub fn find<'k>(known: &'k [Parameter], name: &str) -> Option<&'k Parameter> {
-    known.iter().find(|parameter| parameter.name.eq_ignore_ascii_case(name))
-}
-
-/// What a running node has of a parameter, as a number.
-pub fn number(node: &Node, name: &str) -> Result<i64> {
-    let said = settings::ask(node, &[name.to_owned()])?;
-    let parameter = said.first().with_context(|| format!("`{}` knows no {name}", node.name))?;
-    parameter.setting.parse().with_context(|| format!("{name} of `{}`", node.name))
 }

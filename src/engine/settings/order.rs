@@ -3,9 +3,9 @@
 
 use anyhow::{Context as _, Result};
 
-use super::check;
+use super::{Change, find, number};
 use crate::{
-    engine::{goal, settings::Change},
+    engine::goal,
     facts::{cluster::Cluster, node::Node},
     hint::advise,
     postgres::{
@@ -22,7 +22,7 @@ pub fn planned(node: &Node, change: Option<&Change>, name: &str, known: &[Parame
     if let Some(change) = change {
         settings::change(&mut orders, &mut asked, name, change.value.as_deref());
     }
-    let fallback = || check::find(known, name).and_then(|parameter| parameter.fallback.clone());
+    let fallback = || find(known, name).and_then(|parameter| parameter.fallback.clone());
     let value = settings::value(&orders, name).map(str::to_owned).or_else(fallback);
     let value = value.with_context(|| format!("what {name} would be is not known"))?;
     value.trim().parse().with_context(|| format!("{name}={value} is no whole number"))
@@ -41,7 +41,7 @@ pub fn lowered(head: &Node, changes: &[Change], known: &[Parameter]) -> Result<V
     let mut lowered = Vec::new();
     for change in ordered(changes) {
         primary_runs(head, &change.name)?;
-        if planned(head, Some(change), &change.name, known)? < check::number(head, &change.name)? {
+        if planned(head, Some(change), &change.name, known)? < number(head, &change.name)? {
             lowered.push(change.name.clone());
         }
     }
@@ -80,11 +80,11 @@ pub fn refuse_alone(cluster: &Cluster, node: &Node, changes: &[Change], known: &
 
 fn refuse_on_standby(cluster: &Cluster, node: &Node, change: &Change, value: i64) -> Result<()> {
     let (name, head) = (&change.name, cluster.head());
-    if node.pidfd.is_some() && value >= check::number(node, name)? {
+    if node.pidfd.is_some() && value >= number(node, name)? {
         return Ok(());
     }
     primary_runs(head, name)?;
-    let needed = check::number(head, name)?;
+    let needed = number(head, name)?;
     if value < needed {
         return Err(advise(
             format!(
@@ -116,7 +116,7 @@ fn refuse_on_primary(
     let name = &change.name;
     for standby in cluster.nodes.iter().filter(|other| matches!(other.state.role(), Role::Standby { .. })) {
         let has = match standby.pidfd {
-            Some(_) => check::number(standby, name)?,
+            Some(_) => number(standby, name)?,
             None => planned(standby, None, name, known)?,
         };
         if value > has {
