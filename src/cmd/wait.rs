@@ -14,7 +14,6 @@ use crate::{
     facts::node::{self, Node},
     hint::advise,
     spec::Name,
-    step::AfterStep,
     sys::process,
 };
 
@@ -52,7 +51,7 @@ fn too_late(name: &Name, goal: Goal, timeout: Duration, why: &str) -> Error {
 /// Gives the reason when it did not in time.
 fn until_it_answers(context: &Context, node: &Node, timeout: Duration) -> Result<Option<String>> {
     let pidfd = node.running()?;
-    let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
+    let Some(address) = node.state.server() else {
         return Ok(None);
     };
     let group = node.cgroup(&context.root)?;
@@ -62,7 +61,7 @@ fn until_it_answers(context: &Context, node: &Node, timeout: Duration) -> Result
             true => ready::Answer::NotYet(FROZEN.to_owned()),
             false => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                ready::probe_within(&node.dir, *address, left.max(LEAST))?
+                ready::probe_within(&node.dir, address, left.max(LEAST))?
             }
         };
         match answer {
