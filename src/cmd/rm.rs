@@ -9,7 +9,8 @@ use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        membership, slots, takeover,
+        membership::{self, Departure},
+        slots, takeover,
     },
     facts::{
         self, cluster,
@@ -99,7 +100,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
         return Ok(Vec::new());
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
-    leave_rule(context, name);
+    let departure = let_go(context, name);
     let is_missed = hand_on(context, &node, &args.nodes)?;
     if node.pidfd.is_some() {
         if halt::thaw(&context.root, &node)? {
@@ -113,7 +114,7 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
         keep_name(&mut node);
     }
     halt::remove(&context.root, &node)?;
-    settle(context);
+    settle(context, departure);
     endpoint::settle(context, None);
     for volume in volumes.iter().filter(|_| args.volumes) {
         match volume::users(&context.root, volume)?.first() {
@@ -180,18 +181,19 @@ fn keep_name(node: &mut Node) {
     node.state.plan.host.retain(|step| !matches!(step, HostStep::AddHostName { .. }));
 }
 
-/// Takes a node out of the lab's rule, and says so.
-fn leave_rule(context: &Context, name: &Name) {
-    let departure = match membership::leave(&context.root, &context.lab, name) {
+/// Lets no commit wait for a node that is to go, and says so.
+fn let_go(context: &Context, name: &Name) -> Option<Departure> {
+    let departure = match membership::let_go(&context.root, &context.lab, name) {
         Ok(departure) => departure,
         Err(error) => {
             let text = format!(
                 "commits may wait for `{name}` for ever: {error:#}; to let them go: `pgbox sync off`"
             );
-            return super::warn(context, &text);
+            super::warn(context, &text);
+            return None;
         }
     };
-    match departure.rule {
+    match &departure.rule {
         None => {}
         Some(Some(rule)) => {
             super::note(context, &format!("`{name}` leaves the lab's sync rule, which is {rule} now"))
@@ -200,14 +202,17 @@ fn leave_rule(context: &Context, name: &Name) {
             super::note(context, &format!("`{name}` was the last in the lab's sync rule, which goes with it"))
         }
     }
-    if let Some(change) = departure.change {
-        super::tell_change(context, &change);
+    if let Some(change) = &departure.change {
+        super::tell_change(context, change);
     }
+    Some(departure)
 }
 
-/// Puts in order what the servers that are left keep for a node that is gone.
-fn settle(context: &Context) {
-    match membership::settle(&context.root, &context.lab) {
+/// Takes a node that is gone out of the rule, and puts in order what the servers that are left keep for it.
+fn settle(context: &Context, departure: Option<Departure>) {
+    let (root, lab) = (&context.root, &context.lab);
+    let left = departure.map_or(Ok(()), |departure| membership::leave(root, lab, departure));
+    match left.and_then(|()| membership::settle(root, lab)) {
         Ok(changes) => changes.iter().for_each(|change| super::tell_change(context, change)),
         Err(error) => super::warn(context, &format!("a slot may be left on another node: {error:#}")),
     }
@@ -228,9 +233,9 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
         found.iter().for_each(|what| outln!("remove: {what}"));
         return Ok(());
     }
-    leave_rule(context, name);
+    let departure = let_go(context, name);
     halt::remove_remains(&context.root, &context.lab, name)?;
-    settle(context);
+    settle(context, departure);
     endpoint::settle(context, None);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"

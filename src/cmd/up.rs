@@ -13,13 +13,14 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, need_root};
 use crate::{
-    cli, facts,
+    cli,
+    facts::{self, cluster},
     hint::{advise, as_misuse, misuse},
     lab::{
         file::{DEFAULT_IMAGE, LabFile},
         wanted::{Wanted, WantedNode},
     },
-    plan::changes::{self, Action, Changes},
+    plan::changes::{self, Action, Changes, Data},
     postgres::contract,
     show,
     spec::{Name, name::DEFAULT_LAB},
@@ -112,8 +113,16 @@ fn tell_of_volumes(context: &Context, wanted: &Wanted) -> Result<()> {
     let volumes = if wanted.exact { Vec::new() } else { root.volumes(lab)? };
     for volume in volumes {
         if is_idle(&volume)? {
+            let command = match facts::lab::content(&root.volume_dir(lab, &volume).join("data")) {
+                Data::Standby => {
+                    let head =
+                        cluster::main(root, lab).map_or("NODE".to_owned(), |c| c.head().name.to_string());
+                    format!("replica {volume} --of {head}")
+                }
+                _ => format!("run {volume}"),
+            };
             let text = format!(
-                "no node has the volume `{volume}`: `pgbox run {volume}` goes on with its data, see `pgbox volume ls`"
+                "no node has the volume `{volume}`: `pgbox {command}` goes on with its data, see `pgbox volume ls`"
             );
             super::note(context, &text);
         }

@@ -757,6 +757,12 @@ fn ctrl_c_ends_an_up_that_has_tried_settings() {
 fn data_that_no_node_has_are_told_of_where_no_file_says_what_is_meant() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "db", "postgres:15"]);
+    host.pgbox(&["replica", "r9", "--of", "db"]);
+    host.pgbox(&["rm", "-f", "r9"]);
+    let said = text(&host.try_pgbox(&["up", "--diff"]).stderr);
+    assert!(said.contains("volume `r9`: `pgbox replica r9 --of db` goes on"), "{said}");
+    host.pgbox(&["replica", "r9", "--of", "db"]);
+    host.pgbox(&["rm", "-f", "-v", "r9"]);
     host.pgbox(&["down"]);
     let said = host.try_pgbox(&["up", "--diff"]);
     assert!(text(&said.stderr).contains("no node has the volume `db`: `pgbox run db` goes on"), "{said:?}");
