@@ -25,10 +25,16 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
-    // By force whatever is there goes, as far as it is.
-    if !args.force {
-        which::check(context, &args.nodes)?;
-    }
+    // By force whatever is there goes, as far as it is, also where nobody remembers it. A single name is looked for when it is due.
+    let is_nobody = |name: &&Name| {
+        facts::remains(&context.root, &context.lab, name).is_ok_and(|remains| remains.is_empty())
+    };
+    let looked_for: Vec<Name> = match (args.force, args.nodes.len()) {
+        (false, _) => args.nodes.clone(),
+        (true, 1) => Vec::new(),
+        (true, _) => args.nodes.iter().filter(is_nobody).cloned().collect(),
+    };
+    which::check(context, &looked_for)?;
     each(context, &args.nodes, |name| {
         if let (false, Ok(node)) = (args.volumes, node::find(&context.root, &context.lab, name)) {
             refuse_loss(&node)?;
