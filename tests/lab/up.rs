@@ -257,17 +257,24 @@ fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_do
         );
         write(&host, "lab.toml", &text)
     };
-    let wrong = |limits: &str, why: &str| {
+    let wrong = |limits: &str, (code, why): (i32, &str)| {
         let file = lab(limits, "primary");
         for how in [&["--diff"][..], &[]] {
-            let said = host.fails(1, &[&["up", file.to_str().unwrap()], how].concat());
-            assert!(said.contains("limits of `primary`: ") && said.contains(why), "{said}");
+            let said = host.fails(code, &[&["up", file.to_str().unwrap()], how].concat());
+            assert!(said.contains(why), "{said}");
         }
     };
+    // What no host can do is wrong usage.
     let limits = [
-        ("memory = '1m'", "too small for Postgres to start; give at least --memory"),
-        ("cpus = 1000", "this machine has"),
-        ("pids = 2", "a limit of 2 processes is too small"),
+        (
+            "memory = '1m'",
+            (
+                2,
+                "nodes.primary: a memory limit of 1M is too small for Postgres to start; give at least --memory",
+            ),
+        ),
+        ("cpus = 1000", (1, "limits of `primary`: 1000 CPUs can't be given: this machine has")),
+        ("pids = 2", (2, "nodes.primary: a limit of 2 processes is too small")),
     ];
     for (limits, why) in limits {
         wrong(limits, why);
@@ -275,7 +282,7 @@ fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_do
     }
     up(&host, &lab("memory = '512m'", "primary"));
     let before = ["primary", "r1", "r2"].map(|node| host.init_pid(node));
-    limits.iter().for_each(|(limits, why)| wrong(limits, why));
+    limits.iter().for_each(|(limits, why)| wrong(limits, *why));
     for how in [&["--diff"][..], &[]] {
         let file = lab("memory = '512m'", "r1");
         let output = host.try_pgbox(&[&["up", file.to_str().unwrap()], how].concat());
