@@ -286,12 +286,11 @@ fn remember(
 
 /// Keeps beside a named volume what the next node on it should know.
 fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
-    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
-    let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
-    if *answer == Answer::Ready {
-        password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;
+    if *answer == Answer::Ready && state.postgres().is_some() {
+        password::remember(&context.root, state)?;
     }
-    collation::remember(&volume, state)
+    let home = state.data.as_deref().and_then(|data| context.root.volume_home(&state.spec.lab, data));
+    home.filter(|_| state.postgres().is_some()).map_or(Ok(()), |volume| collation::remember(&volume, state))
 }
 
 fn announce(context: &Context, state: &NodeState) {
