@@ -248,6 +248,34 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
 }
 
 #[test]
+fn sql_for_a_database_that_nobody_makes_is_found_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    let lab = |database: &str, more: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n{more}\n[databases.shop]\n\
+             [[init]]\ndatabase = '{database}'\nsql = 'CREATE TABLE {database} ()'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    let why = "is to run in database shpo, and there is no such database: add [databases.shpo]";
+    for how in [&["--diff"][..], &[]] {
+        let said = host.fails(1, &[&["up", lab("shpo", "").to_str().unwrap()], how].concat());
+        assert!(said.contains(why), "{said}");
+    }
+    host.is_forgotten();
+    // Those that a first start makes are there.
+    up(&host, &lab("first", "env = { POSTGRES_DB = 'first' }"));
+    for database in ["shop", "postgres", "template1"] {
+        up(&host, &lab(database, "env = { POSTGRES_DB = 'first' }"));
+    }
+    assert!(host.fails(1, &["up", lab("shpo", "").to_str().unwrap()]).contains(why));
+    // Of data that no server runs on nobody knows.
+    host.pgbox(&["down"]);
+    let said = text(&host.try_pgbox(&["up", lab("shpo", "").to_str().unwrap(), "--diff"]).stderr);
+    assert!(said.contains("whether there is such a database is known only when"), "{said}");
+}
+
+#[test]
 fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_done() {
     let Some(host) = Host::new() else { return };
     let lab = |primary: &str, of: &str| {
