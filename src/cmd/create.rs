@@ -290,12 +290,13 @@ fn remember(
 
 /// Keeps beside a named volume what the next node on it should know.
 fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Result<()> {
-    let home = context.root.home_of(state);
-    let Some(volume) = home.filter(|_| state.postgres().is_some()) else { return Ok(()) };
-    if *answer == Answer::Ready {
-        password::remember(&context.root.node(&state.spec.lab, &state.spec.node), state, &volume)?;
+    if state.postgres().is_none() {
+        return Ok(());
     }
-    collation::remember(&volume, state)
+    if *answer == Answer::Ready {
+        password::remember(&context.root, state)?;
+    }
+    context.root.home_of(state).map_or(Ok(()), |volume| collation::remember(&volume, state))
 }
 
 fn announce(context: &Context, state: &NodeState) {

@@ -82,7 +82,9 @@ fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
     drop(lock);
     let cluster = cluster::of(&context.root, &context.lab, &args.of)?;
     super::sync::tell_of_late(context, &cluster, &rule.to_string())?;
-    let primary = node::find(&context.root, &context.lab, &args.of)?.login()?;
+    let node = node::find(&context.root, &context.lab, &args.of)?;
+    let is_seen = super::sync::is_seen_to_wait(&node)?;
+    let primary = node.login()?;
     let deadline = Instant::now() + RULE;
     let sql = standby::sync_state(args.node.as_str());
     loop {
@@ -90,6 +92,9 @@ fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
         let rows = primary.ask(sql::PATIENCE, move |client| client.query(&sql, &[]))?;
         let state = rows.first().map_or("nothing".to_owned(), |row| row.get::<_, String>(0));
         match state.as_str() {
+            "sync" | "quorum" | "potential" if !is_seen => {
+                super::sync::warn_of_unseen(context, &args.of, &rule.to_string());
+            }
             "sync" | "quorum" => outln!("commits wait for {rule}"),
             // Of `first 1 (a, b)` b is the one that is waited for when a is gone.
             "potential" => outln!("commits wait for {rule}; `{}` is the next in line", args.node),

@@ -9,7 +9,8 @@ use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        leftover, membership,
+        leftover,
+        membership::{self, Departure},
     },
     facts::{
         self,
@@ -24,10 +25,16 @@ use crate::{
 
 pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     need_root("pgbox rm")?;
-    // By force whatever is there goes, as far as it is.
-    if !args.force {
-        which::check(context, &args.nodes)?;
-    }
+    // By force whatever is there goes, as far as it is, also where nobody remembers it. A single name is looked for when it is due.
+    let is_nobody = |name: &&Name| {
+        facts::remains(&context.root, &context.lab, name).is_ok_and(|remains| remains.is_empty())
+    };
+    let looked_for: Vec<Name> = match (args.force, args.nodes.len()) {
+        (false, _) => args.nodes.clone(),
+        (true, 1) => Vec::new(),
+        (true, _) => args.nodes.iter().filter(is_nobody).cloned().collect(),
+    };
+    which::check(context, &looked_for)?;
     let removal =
         Removal { going: &args.nodes, force: args.force, volumes: args.volumes, dry_run: args.dry_run };
     each(context, &args.nodes, |name| {
@@ -88,7 +95,7 @@ pub fn remove(context: &Context, name: &Name, removal: &Removal<'_>) -> Result<V
         return Ok(Vec::new());
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
-    leave_rule(context, name);
+    let departure = let_go(context, name);
     let is_missed = match node::all(&context.root, &context.lab) {
         Ok(mut others) => {
             others.retain(|other| other.name != *name && !removal.going.contains(&other.name));
@@ -107,7 +114,7 @@ pub fn remove(context: &Context, name: &Name, removal: &Removal<'_>) -> Result<V
         halt::keep_name(&mut node);
     }
     halt::remove(&context.root, &node)?;
-    settle(context);
+    settle(context, departure);
     endpoint::settle(context, None);
     for volume in volumes.iter().filter(|_| removal.volumes) {
         match volume::users(&context.root, volume)?.first() {
@@ -121,18 +128,19 @@ pub fn remove(context: &Context, name: &Name, removal: &Removal<'_>) -> Result<V
     Ok(volumes)
 }
 
-/// Takes a node out of the lab's rule, and says so.
-fn leave_rule(context: &Context, name: &Name) {
-    let departure = match membership::leave(&context.root, &context.lab, name) {
+/// Lets no commit wait for a node that is to go, and says so.
+fn let_go(context: &Context, name: &Name) -> Option<Departure> {
+    let departure = match membership::let_go(&context.root, &context.lab, name) {
         Ok(departure) => departure,
         Err(error) => {
             let text = format!(
                 "commits may wait for `{name}` for ever: {error:#}; to let them go: `pgbox sync off`"
             );
-            return super::warn(context, &text);
+            super::warn(context, &text);
+            return None;
         }
     };
-    match departure.rule {
+    match &departure.rule {
         None => {}
         Some(Some(rule)) => {
             super::note(context, &format!("`{name}` leaves the lab's sync rule, which is {rule} now"))
@@ -141,14 +149,17 @@ fn leave_rule(context: &Context, name: &Name) {
             super::note(context, &format!("`{name}` was the last in the lab's sync rule, which goes with it"))
         }
     }
-    if let Some(change) = departure.change {
-        super::tell_change(context, &change);
+    if let Some(change) = &departure.change {
+        super::tell_change(context, change);
     }
+    Some(departure)
 }
 
-/// Puts in order what the servers that are left keep for a node that is gone.
-fn settle(context: &Context) {
-    match membership::settle(&context.root, &context.lab) {
+/// Takes a node that is gone out of the rule, and puts in order what the servers that are left keep for it.
+fn settle(context: &Context, departure: Option<Departure>) {
+    let (root, lab) = (&context.root, &context.lab);
+    let left = departure.map_or(Ok(()), |departure| membership::leave(root, lab, departure));
+    match left.and_then(|()| membership::settle(root, lab)) {
         Ok(changes) => changes.iter().for_each(|change| super::tell_change(context, change)),
         Err(error) => super::warn(context, &format!("a slot may be left on another node: {error:#}")),
     }
@@ -169,9 +180,9 @@ fn remove_remains(context: &Context, name: &Name, removal: &Removal<'_>, error: 
         found.iter().for_each(|what| outln!("remove: {what}"));
         return Ok(());
     }
-    leave_rule(context, name);
+    let departure = let_go(context, name);
     halt::remove_remains(&context.root, &context.lab, name)?;
-    settle(context);
+    settle(context, departure);
     endpoint::settle(context, None);
     let text = format!(
         "nothing was remembered of `{name}`: its processes were killed, and volumes are kept; see `pgbox volume ls`"

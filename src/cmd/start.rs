@@ -36,7 +36,7 @@ use crate::{
         node::{self, Node},
         stray, volume,
     },
-    hint::{advise, misuse},
+    hint::{self, advise, misuse},
     plan::{self, follow},
     postgres::{report::Phase, version},
     spawn::{Spawned, Stdio},
@@ -192,7 +192,7 @@ fn bring_up(
     let answer = launch::wait_until_up(&context.root, &state, &mut spawned, reach, patience, &mut progress);
     let answer = endpoint::settle_when_up(context, &state, answer)?;
     drop(progress);
-    if let Some(text) = turned_away(&state, &answer) {
+    if let Some(text) = turned_away(context, &state, &answer) {
         super::note(context, &text);
     }
     if state.postgres().is_some() {
@@ -262,15 +262,12 @@ fn find_upstream(context: &Context, dir: &NodeDir, state: &mut NodeState) -> Res
 }
 
 /// What to say of a server that is up but does not let pgbox in.
-fn turned_away(state: &NodeState, answer: &Answer) -> Option<String> {
-    let name = &state.spec.node;
-    match answer {
-        Answer::WrongPassword(why) => Some(format!(
-            "`{name}` is up, but its password is not the one that pgbox knows ({why}). \
-             To change it: pgbox psql {name} -c '\\password'"
-        )),
-        other => password::refused(state, other),
-    }
+fn turned_away(context: &Context, state: &NodeState, answer: &Answer) -> Option<String> {
+    let Answer::WrongPassword(why) = answer else { return password::refused(state, answer) };
+    let node = node::find(&context.root, &context.lab, &state.spec.node).ok()?;
+    let cluster = cluster::of(&context.root, &context.lab, &node.name);
+    let head = cluster.as_ref().map_or(&node, |cluster| cluster.head());
+    Some(hint::with_way_out(&takeover::locked_out(&node, head, why)))
 }
 
 /// Refuses an old primary, which would be a second one, a standby that was promoted behind pgbox' back, or by a takeover that was

@@ -182,14 +182,39 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
     // Also if it was told so before: an ALTER SYSTEM may have been taken back meanwhile.
     orders::remind(pidfd)?;
     wait_until_told(&cluster, &value)?;
-    sync::confirm(head)?;
+    let is_seen = is_off || is_seen_to_wait(head)?;
     tell_of_late(context, &cluster, &value)?;
-    tell(context, head, &text, &value, is_off)?;
+    if is_seen || value.is_empty() || replication::ask(head)?.is_waived() {
+        tell(context, head, &text, &value, is_off)?;
+    } else {
+        warn_of_unseen(context, &head.name, &text);
+    }
     if is_off && waited > 0 {
         wait_until_released(&cluster)?;
         outln!("{waited} that waited went through");
     }
     warn_of_absent(context, &cluster, &value)
+}
+
+/// Whether a primary's commits are seen to wait, which may take a while.
+pub fn is_seen_to_wait(head: &Node) -> Result<bool> {
+    let deadline = Instant::now() + PATIENCE;
+    let may_come = || replication::ask(head).is_ok_and(|said| !said.is_waived() && !said.sync.is_empty());
+    while !sync::confirm(head)? {
+        if Instant::now() >= deadline || !may_come() {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// Says that nobody knows whether commits wait by a rule in these words.
+pub fn warn_of_unseen(context: &Context, primary: &Name, rule: &str) {
+    let text = format!(
+        "commits on `{primary}` may wait for nobody yet: its checkpointer has more to write, and takes the rule {rule} over when it is \
+         done; `pgbox sync '{rule}'` looks again"
+    );
+    super::warn(context, &text);
 }
 
 /// Says for whom commits wait now, by a rule in these words and the value that is in effect.

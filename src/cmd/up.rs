@@ -13,7 +13,11 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::{Context, need_root};
 use crate::{
-    cli, facts,
+    cli,
+    facts::{
+        self, cluster,
+        volume::{self, Content},
+    },
     hint::{advise, as_misuse, misuse},
     lab::{
         file::{DEFAULT_IMAGE, LabFile},
@@ -105,15 +109,23 @@ fn bring(context: &Context, args: &cli::Up, wanted: &Wanted) -> Result<i32> {
 /// Says which data are there that neither a node has nor one is to be made for, where no file says what is meant.
 fn tell_of_volumes(context: &Context, wanted: &Wanted) -> Result<()> {
     let (root, lab) = (&context.root, &context.lab);
-    let is_idle = |volume: &Name| -> Result<bool> {
-        let is_meant = wanted.nodes.iter().any(|node| node.spec.node == *volume);
-        Ok(!is_meant && facts::volume::users(root, &root.volume_dir(lab, volume))?.is_empty())
+    let is_idle = |name: &Name| -> Result<bool> {
+        let is_meant = wanted.nodes.iter().any(|node| node.spec.node == *name);
+        Ok(!is_meant && volume::users(root, &root.volume_dir(lab, name))?.is_empty())
     };
     let volumes = if wanted.exact { Vec::new() } else { root.volumes(lab)? };
-    for volume in volumes {
-        if is_idle(&volume)? {
+    for name in volumes {
+        if is_idle(&name)? {
+            let command = match volume::content_of(root, lab, &name) {
+                Content::Standby => {
+                    let head =
+                        cluster::main(root, lab).map_or("NODE".to_owned(), |c| c.head().name.to_string());
+                    format!("replica {name} --of {head}")
+                }
+                _ => format!("run {name}"),
+            };
             let text = format!(
-                "no node has the volume `{volume}`: `pgbox run {volume}` goes on with its data, see `pgbox volume ls`"
+                "no node has the volume `{name}`: `pgbox {command}` goes on with its data, see `pgbox volume ls`"
             );
             super::note(context, &text);
         }

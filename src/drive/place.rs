@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 
 use crate::{
     facts::{cluster, node},
+    hint,
     spec::Name,
     sql::Login,
     state::Root,
@@ -38,6 +39,15 @@ impl Place {
             }
         }
         bail!("no node of lab `{}` has a Postgres whose password is known", self.lab)
+    }
+
+    /// What to type where the server has another password than pgbox knows.
+    pub fn way_in(&self) -> Option<String> {
+        let primary = cluster::writable(&self.root, &self.lab, self.node.as_ref()).ok()?;
+        let back = hint::give_back(&primary.name, &primary.dir.secret_file());
+        Some(format!(
+            "the server has another password than pgbox knows; to give back the one that pgbox knows: {back}"
+        ))
     }
 
     /// Whether writes belong elsewhere by now. Where nobody takes them at the moment, the old place is as good as any.

@@ -92,7 +92,8 @@ pub fn start(lock: Lock, wish: &Wish) -> Result<bool> {
     match next_word(&mut words)? {
         Word::Begun => drop(lock),
         Word::Failed(why) => {
-            let hint = if why.contains("password authentication failed") { OTHER_PASSWORD } else { NO_BEGIN };
+            let locked = Some(&wish.place).filter(|_| why.contains("password authentication failed"));
+            let hint = locked.and_then(Place::way_in).unwrap_or_else(|| NO_BEGIN.to_owned());
             return Err(advise(format!("the driver can't begin: {why}"), hint));
         }
         Word::Acknowledged => bail!("the driver speaks out of turn"),
@@ -121,8 +122,6 @@ fn is_readable(fd: impl AsFd, time: Duration) -> Result<bool> {
 
 const NO_BEGIN: &str =
     "it needs a server that takes writes: see `pgbox ps`, or name one with --node or --address";
-
-const OTHER_PASSWORD: &str = "pgbox knows another password than the server has; to give the server another one: `pgbox psql NODE -c '\\password'`";
 
 fn running(wish: &Wish) -> Result<Option<Run>> {
     let last = run::all(&wish.place.root, &wish.place.lab)?.pop();

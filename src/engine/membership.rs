@@ -29,36 +29,39 @@ pub struct Departure {
     pub change: Option<Change>,
 }
 
-/// Lets no commit wait for a node that is to go, before it goes. The caller holds the lab's lock.
-pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
+/// Lets no commit wait for a node that is to go, before it goes. The rule goes by [`leave`] only when it has gone: if that never
+/// comes, it is in the rule as before. The caller holds the lab's lock.
+pub fn let_go(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
     let mut departure = Departure { rule: None, change: None };
-    let Some(mut state) = root.load_lab(lab)? else { return Ok(departure) };
-    let Some(rule) = state.sync.clone() else { return Ok(departure) };
+    let Some(rule) = root.load_lab(lab)?.and_then(|state| state.sync) else { return Ok(departure) };
     // Of a node that can't be looked at the name is enough.
     let cluster = cluster::of(root, lab, name).ok();
     let heirs = cluster.iter().flat_map(|cluster| cluster.followers(name));
     let heirs = heirs.filter(|node| !node.state.applies_late()).map(|node| node.name.clone());
-    state.sync = rule.clone().without(name, &heirs.collect::<Vec<_>>());
-    if state.sync.as_ref() != Some(&rule) {
-        root.save_lab(lab, &state)?;
-        departure.rule = Some(state.sync.clone());
-    }
+    let left = rule.clone().without(name, &heirs.collect::<Vec<_>>());
+    departure.rule = Some(left).filter(|left| left.as_ref() != Some(&rule));
     if let Some(mut cluster) = cluster.filter(|cluster| cluster.head().name != *name) {
+        // Also a node that is in no rule may sit in a seat that is free.
         cluster.nodes.retain(|node| node.name != *name);
         let head = cluster.head();
-        let waits_for = match state.sync {
-            // Also a node that is in no rule may sit in a seat that is free.
-            Some(_) => due(root, &cluster, Duration::ZERO)?,
-            None => Some(String::new()).filter(|_| !sync::told(&head.state).is_empty()),
-        };
-        match (&waits_for, state.sync) {
-            (_, None) => sync::forget(cluster.nodes.iter())?,
-            (Some(value), _) => sync::give(head, value)?,
-            (None, _) => {}
+        if let Some(waits_for) = due(root, &cluster, Duration::ZERO)? {
+            sync::give(head, &waits_for)?;
+            departure.change = Some(Change { primary: head.name.clone(), waits_for });
         }
-        departure.change = waits_for.map(|waits_for| Change { primary: head.name.clone(), waits_for });
     }
     Ok(departure)
+}
+
+/// Takes a node that has gone out of the lab's rule.
+pub fn leave(root: &Root, lab: &Name, departure: Departure) -> Result<()> {
+    let (Some(rule), Some(mut state)) = (departure.rule, root.load_lab(lab)?) else { return Ok(()) };
+    let is_over = rule.is_none();
+    state.sync = rule;
+    root.save_lab(lab, &state)?;
+    match is_over {
+        true => sync::forget(node::all(root, lab)?.iter()),
+        false => Ok(()),
+    }
 }
 
 /// Has the standbys of a standby that is to go follow the server that it followed itself. Those of a primary can only be told

@@ -126,12 +126,21 @@ fn read_below(source: &Path, below: &Path) -> io::Result<Vec<u8>> {
 
 /// The password that was kept beside the data when an earlier node on it was removed.
 fn remembered(root: &Root, state: &NodeState) -> Option<String> {
-    known(&root.home_of(state)?.join("password"))
+    known(&home(root, state)?.join("password"))
+}
+
+/// The directory for that. Of data below the top of a volume it is one for them alone: there may be others beside them.
+fn home(root: &Root, state: &NodeState) -> Option<PathBuf> {
+    let data = state.data.as_deref()?;
+    let volume = data.ancestors().find_map(|dir| root.volume_home(&state.spec.lab, dir))?;
+    let below = data.strip_prefix(volume.join("data")).ok()?;
+    Some(if below == Path::new("") { volume } else { volume.join("below").join(below) })
 }
 
 /// The files with the password of these nodes' cluster.
 fn files(root: &Root, nodes: &[Node]) -> impl Iterator<Item = PathBuf> {
-    let beside_data = |node: &Node| root.home_of(&node.state).map(|home| home.join("password"));
+    let home = |node: &Node| home(root, &node.state).filter(|home| home.is_dir());
+    let beside_data = move |node: &Node| home(node).map(|home| home.join("password"));
     nodes.iter().flat_map(move |node| [Some(node.dir.secret_file()), beside_data(node)]).flatten()
 }
 
@@ -258,17 +267,22 @@ pub fn refused(state: &NodeState, answer: &Answer) -> Option<String> {
     ))
 }
 
-/// Keeps the password beside a named volume, for the next node on it; only one that is known to be right.
-pub fn remember(node: &NodeDir, state: &NodeState, volume: &Path) -> Result<()> {
+/// Keeps the password beside data in a named volume, for the next node on them; only one that is known to be right.
+pub fn remember(root: &Root, state: &NodeState) -> Result<()> {
+    let Some(home) = home(root, state) else { return Ok(()) };
+    let node = root.node(&state.spec.lab, &state.spec.node);
     let trusted = state.postgres().is_some_and(|p| p.auth_method.as_deref() == Some("trust"));
-    let path = volume.join("password");
+    let path = home.join("password");
     if !pending(&node.secret_file()).is_empty() {
         // It may be that one that the server has let in.
         return Ok(());
     }
     match known(&node.secret_file()) {
         // A server that asks nobody for a password has not confirmed this one.
-        Some(secret) if !(trusted && path.exists()) => state::replace_secret(&path, &secret),
+        Some(secret) if !(trusted && path.exists()) => {
+            fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
+            state::replace_secret(&path, &secret)
+        }
         _ => Ok(()),
     }
 }

@@ -153,12 +153,13 @@ pub fn promote(
     }
     // One session for all: clients wait, and a login takes longer than most questions.
     let promoted = server.ask(PROMOTION, move |client| {
-        let is_told = is_ruled && sync::await_setting(client, &value)?;
-        Ok((is_told, promote_in(client)?))
+        if is_ruled {
+            sync::await_setting(client, &value)?;
+        }
+        promote_in(client)
     });
-    let (is_told, (timeline, lsn)) = promoted.with_context(|| format!("promote `{}`", target.name))?;
+    let (timeline, lsn) = promoted.with_context(|| format!("promote `{}`", target.name))?;
     let promoted = Promoted { timeline, lsn: lsn.parse()? };
-    state.sync_since = is_told.then_some(promoted.lsn);
     // If this ends here, it is on record who the primary is, before anybody is sent there.
     follow::lead(&mut state);
     orders::give(&target.dir, &state, target.pidfd.as_ref())?;

@@ -298,6 +298,7 @@ pub fn changes(wanted: &Wanted, actual: &Actual, prune: bool) -> Changes {
     changes.actions = steps.in_order();
     content::compare(wanted, actual, &mut changes);
     content::owners(wanted, actual, &mut changes);
+    content::bases(wanted, actual, &mut changes);
     let orphans = roles::orphans(wanted, actual);
     match roles::has_primary(actual, &changes.actions) {
         true => changes.notes.extend(orphans),

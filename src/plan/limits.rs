@@ -5,9 +5,8 @@ use std::path::Path;
 use anyhow::Result;
 
 use crate::{
-    hint::advise,
-    postgres::tune,
-    spec::{NodeSpec, quantity::human_bytes},
+    hint::{advise, misuse},
+    spec::NodeSpec,
     step::HostStep,
     sys::cgroup,
 };
@@ -45,19 +44,5 @@ pub fn check_limits(spec: &NodeSpec, hierarchy: &cgroup::Hierarchy) -> Result<()
             "leave it out, and limit with --memory; or boot with cgroup v2 alone",
         ));
     }
-    let too_small = |what: String, least: String| {
-        Err(advise(format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
-    };
-    let megabytes = |bytes| human_bytes(bytes).to_ascii_lowercase();
-    match (spec.limits.memory, spec.limits.pids) {
-        _ if spec.command().is_some() => Ok(()),
-        (Some(memory), _) if memory < tune::LEAST_MEMORY => too_small(
-            format!("a memory limit of {}", human_bytes(memory)),
-            format!("--memory {}", megabytes(tune::LEAST_MEMORY)),
-        ),
-        (_, Some(pids)) if pids < tune::LEAST_PIDS => {
-            too_small(format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
-        }
-        _ => Ok(()),
-    }
+    spec.too_little().map_or(Ok(()), |(why, way_out)| Err(misuse(why, way_out)))
 }

@@ -15,7 +15,7 @@ pub const OWN_VERIFIER: &str = "SELECT rolpassword FROM pg_authid WHERE rolname 
 
 /// Databases and their owners.
 pub const DATABASES: &str =
-    "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE NOT datistemplate";
+    "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE datallowconn";
 
 /// The settings of databases, one a row.
 pub const DATABASE_SETTINGS: &str = "SELECT datname::text, unnest(setconfig) FROM pg_db_role_setting \

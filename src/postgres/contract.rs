@@ -16,6 +16,9 @@ pub const SCRIPTS_DIR: &str = "/docker-entrypoint-initdb.d";
 /// The variable with the superuser's name.
 pub const USER: &str = "POSTGRES_USER";
 
+/// The database that is made first.
+pub const DATABASE: &str = "POSTGRES_DB";
+
 /// The superuser where `POSTGRES_USER` is not set.
 pub const DEFAULT_USER: &str = "postgres";
 
@@ -26,7 +29,7 @@ const LONGEST_SECRET: usize = 8192;
 pub const WHEN_MADE: [&str; 8] = [
     USER,
     "POSTGRES_USER_FILE",
-    "POSTGRES_DB",
+    DATABASE,
     "POSTGRES_DB_FILE",
     "POSTGRES_INITDB_ARGS",
     "POSTGRES_INITDB_ARGS_FILE",
@@ -81,7 +84,7 @@ impl Contract {
         }
         Ok(Contract {
             superuser: source(USER)?.unwrap_or(Source::Value(DEFAULT_USER.to_owned())),
-            database: source("POSTGRES_DB")?,
+            database: source(DATABASE)?,
             initdb_args: source("POSTGRES_INITDB_ARGS")?,
             initdb_waldir: get("POSTGRES_INITDB_WALDIR").map(PathBuf::from),
             auth_method,

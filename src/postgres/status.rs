@@ -37,7 +37,8 @@ SELECT jsonb_build_object(
     'senders', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
         'replay_lag_ms', 1000 * extract(epoch FROM s.replay_lag))), '[]') FROM pg_stat_replication s),
     'slots', (SELECT coalesce(jsonb_agg(to_jsonb(s) || jsonb_build_object(
-        'retained_bytes', greatest(0, pg_wal_lsn_diff(write, s.restart_lsn))::bigint) ORDER BY s.slot_name), '[]')
+        'retained_bytes', greatest(0, pg_wal_lsn_diff(write, s.restart_lsn))::bigint,
+        'xmin_age', greatest(age(s.xmin), age(s.catalog_xmin))) ORDER BY s.slot_name), '[]')
         FROM pg_replication_slots s))::text
 FROM here";
 
@@ -92,6 +93,9 @@ pub struct Slot {
     pub retained_bytes: Option<u64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.
     pub wal_status: Option<String>,
+    /// How many transactions ago those were whose dead rows are kept for its reader, where any are.
+    #[serde(default)]
+    pub xmin_age: Option<i64>,
     /// Bytes that can still be written until it is in danger of being lost.
     pub safe_wal_size: Option<i64>,
 }

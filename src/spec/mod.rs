@@ -15,7 +15,7 @@ pub use publish::Publish;
 pub use sync::SyncRule;
 pub use volume::{Volume, VolumeSource};
 
-use crate::postgres::contract;
+use crate::postgres::{contract, tune};
 
 /// The servers that a node gets its data through, nearest first, where `of` names the one that each follows. A circle, which
 /// somebody can have made, ends at `limit`.
@@ -119,6 +119,22 @@ impl Follow {
 pub const SERVER_PORT: u16 = 5432;
 
 impl NodeSpec {
+    /// Why a server could not start under its limits, and what would do.
+    pub fn too_little(&self) -> Option<(String, String)> {
+        let limits = Some(&self.limits).filter(|_| self.command().is_none())?;
+        let (what, least) = match (limits.memory, limits.pids) {
+            (Some(memory), _) if memory < tune::LEAST_MEMORY => {
+                let least = quantity::human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase();
+                (format!("a memory limit of {}", quantity::human_bytes(memory)), format!("--memory {least}"))
+            }
+            (_, Some(pids)) if pids < tune::LEAST_PIDS => {
+                (format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
+            }
+            _ => return None,
+        };
+        Some((format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
+    }
+
     /// What in it excludes something else in it.
     pub fn contradiction(&self) -> Option<String> {
         let volumes = pairs(&self.volumes).find(|(a, b)| a.target == b.target);

@@ -337,7 +337,11 @@ fn a_driver_that_is_not_let_in_says_why() {
     host.sql("primary", &[], "ALTER ROLE postgres PASSWORD 'other'");
     let said = host.fails(1, &["drive", "start"]);
     assert!(
-        said.contains("password authentication failed") && said.contains("knows another password"),
+        said.contains("password authentication failed") && said.contains("another password than pgbox knows"),
+        "{said}"
+    );
+    assert!(
+        said.contains("ALTER ROLE CURRENT_USER PASSWORD") && said.contains("| pgbox psql primary`"),
         "{said}"
     );
 }

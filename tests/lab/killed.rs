@@ -47,3 +47,29 @@ fn ports_that_are_published_by_a_command_that_is_killed_are_known() {
         }
     }
 }
+
+/// The rule goes when the node has gone, and not before: a standby that is left is one that commits wait for, or that is told.
+#[test]
+fn a_standby_whose_removal_is_killed_is_in_the_rule_as_before() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "p", "postgres:15"]);
+    host.pgbox(&["replica", "a", "--of", "p", "--sync"]);
+    let mut left = 0;
+    for nth in 1.. {
+        let was_killed = host.try_killed_at("rename", nth, &["rm", "-f", "-v", "a"]);
+        if !was_killed || !host.pgbox(&["ps", "-q"]).contains("a\n") {
+            break;
+        }
+        left += 1;
+        host.pgbox(&["up"]);
+        let rule = host.json(&["sync", "--json"]);
+        assert_eq!(rule["rule"], "any 1 (a)", "{nth}");
+        let is_told = host.pgbox(&["status"]).contains("`pgbox sync 'any 1 (a)'` brings it there");
+        assert!(is_told || rule["in_effect"] != "", "{nth}: {rule}");
+    }
+    assert!(left > 1, "{left}");
+    host.try_pgbox(&["rm", "-f", "-v", "a"]);
+    host.pgbox(&["up"]);
+    assert_eq!(host.json(&["sync", "--json"])["in_effect"], "");
+    assert_eq!(host.pgbox(&["ps", "-q"]), "p\n");
+}

@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use crate::{
+    failover::trio,
     guard::Guard,
     harness::{Host, text, until as wait_until},
 };
@@ -36,6 +37,56 @@ fn what_a_late_standby_has_acknowledged_before_its_restart_is_not_lost_to_anothe
     wait_until("the guard acts", 60, || guard.text().contains("failed-over"));
     guard.end();
     assert_eq!(host.sql("late", &[], "SELECT pg_is_in_recovery(), count(*) FROM t").trim(), "f|100");
+}
+
+/// The setting is what every session sees; whether commits wait is what the checkpointer alone decides, when it comes to it.
+#[test]
+fn a_rule_counts_from_where_a_commit_was_seen_to_wait() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "CREATE TABLE t (i int)");
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    let checkpointer =
+        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    let tell = |signal: &str| {
+        let kill = format!("kill -{signal} {}", checkpointer.trim());
+        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
+    };
+    tell("STOP");
+    let output = host.try_pgbox(&["sync", "any 1 (r1)"]);
+    assert_eq!(text(&output.stdout), "");
+    let said = text(&output.stderr);
+    assert!(said.contains("commits on `primary` may wait for nobody yet"), "{said}");
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    host.sql("primary", &[], "INSERT INTO t SELECT generate_series(1, 100)");
+    tell("CONT");
+    assert_eq!(host.pgbox(&["sync", "any 1 (r1)"]), "commits wait for any 1 (r1)\n");
+    host.pgbox(&["crash", "primary", "--node"]);
+    let said = host.fails(1, &["failover", "r1"]);
+    assert!(said.contains("lacks 1 transaction with 100 rows"), "{said}");
+}
+
+/// Nobody streams from it at that moment, and what it commits to see that waits for them for ever.
+#[test]
+fn who_has_just_been_promoted_is_seen_to_wait_and_nothing_is_left_of_that() {
+    let Some(host) = Host::new() else { return };
+    trio(&host);
+    host.pgbox(&["sync", "any 1 (primary, r1, r2)"]);
+    host.pgbox(&["crash", "primary", "--node"]);
+    host.pgbox(&["crash", "r2", "--node"]);
+    host.pgbox(&["failover", "r1"]);
+    let name = |text: &str| text.parse().expect("a name");
+    let root = pgbox::state::Root::new(&host.root);
+    let node = pgbox::facts::node::find(&root, &name("default"), &name("r1")).expect("the node");
+    assert!(node.state.sync_since.is_some());
+    let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' OR application_name = 'pgbox sync'";
+    assert_eq!(host.sql("r1", &[], waits), "0");
+    // With one that lacks only what was committed to see it, nothing is lost.
+    host.pgbox(&["crash", "r1", "--node"]);
+    host.pgbox(&["start", "r2"]);
+    let said = host.pgbox(&["failover", "r2"]);
+    assert!(said.contains("nothing is lost"), "{said}");
 }
 
 /// Whoever was told that a transaction is prepared will have it committed, and counts on that.

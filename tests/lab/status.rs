@@ -131,6 +131,31 @@ fn a_stale_slot_is_lost_and_the_primary_lives() {
 }
 
 #[test]
+fn a_slot_that_nobody_reads_from_is_named_with_what_it_keeps() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15", "-c", "wal_level=logical"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.sql("primary", &[], "SELECT pg_create_logical_replication_slot('cdc', 'pgoutput')");
+    host.sql("r1", &[], "SELECT pg_create_physical_replication_slot('ext', true)");
+    host.sql("primary", &[], "CREATE TABLE t AS SELECT generate_series(1, 100000)");
+    host.pgbox(&["wait", "r1", "--for", "caught-up"]);
+    host.pgbox(&["stop", "r1"]);
+    let warnings = || {
+        host.pgbox(&["status"]).lines().filter(|l| l.starts_with("warning")).collect::<Vec<_>>().join("\n")
+    };
+    let said = warnings();
+    assert!(said.contains("the slot cdc (logical) of `primary` has no reader, and keeps "), "{said}");
+    assert!(said.contains(" of WAL and the dead rows of the last ") && !said.contains("pgbox_r1"), "{said}");
+    assert!(said.contains("`pgbox slots --drop cdc --on primary`"), "{said}");
+    host.pgbox(&["slots", "--drop", "cdc", "--on", "primary"]);
+    host.pgbox(&["start", "r1"]);
+    let said = warnings();
+    assert!(said.contains("the slot ext (physical) of `r1` has no reader, and keeps "), "{said}");
+    host.pgbox(&["slots", "--drop", "ext", "--on", "r1"]);
+    assert_eq!(warnings(), "");
+}
+
+#[test]
 fn a_slot_in_use_is_not_dropped() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "primary", "postgres:15"]);

@@ -248,6 +248,34 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
 }
 
 #[test]
+fn sql_for_a_database_that_nobody_makes_is_found_before_anything_is_done() {
+    let Some(host) = Host::new() else { return };
+    let lab = |database: &str, more: &str| {
+        let text = format!(
+            "[defaults]\nimage = 'postgres:15'\n[nodes.primary]\n{more}\n[databases.shop]\n\
+             [[init]]\ndatabase = '{database}'\nsql = 'CREATE TABLE {database} ()'\n"
+        );
+        write(&host, "lab.toml", &text)
+    };
+    let why = "is to run in database shpo, and there is no such database: add [databases.shpo]";
+    for how in [&["--diff"][..], &[]] {
+        let said = host.fails(1, &[&["up", lab("shpo", "").to_str().unwrap()], how].concat());
+        assert!(said.contains(why), "{said}");
+    }
+    host.is_forgotten();
+    // Those that a first start makes are there.
+    up(&host, &lab("first", "env = { POSTGRES_DB = 'first' }"));
+    for database in ["shop", "postgres", "template1"] {
+        up(&host, &lab(database, "env = { POSTGRES_DB = 'first' }"));
+    }
+    assert!(host.fails(1, &["up", lab("shpo", "").to_str().unwrap()]).contains(why));
+    // Of data that no server runs on nobody knows.
+    host.pgbox(&["down"]);
+    let said = text(&host.try_pgbox(&["up", lab("shpo", "").to_str().unwrap(), "--diff"]).stderr);
+    assert!(said.contains("whether there is such a database is known only when"), "{said}");
+}
+
+#[test]
 fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_done() {
     let Some(host) = Host::new() else { return };
     let lab = |primary: &str, of: &str| {
@@ -257,17 +285,24 @@ fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_do
         );
         write(&host, "lab.toml", &text)
     };
-    let wrong = |limits: &str, why: &str| {
+    let wrong = |limits: &str, (code, why): (i32, &str)| {
         let file = lab(limits, "primary");
         for how in [&["--diff"][..], &[]] {
-            let said = host.fails(1, &[&["up", file.to_str().unwrap()], how].concat());
-            assert!(said.contains("limits of `primary`: ") && said.contains(why), "{said}");
+            let said = host.fails(code, &[&["up", file.to_str().unwrap()], how].concat());
+            assert!(said.contains(why), "{said}");
         }
     };
+    // What no host can do is wrong usage.
     let limits = [
-        ("memory = '1m'", "too small for Postgres to start; give at least --memory"),
-        ("cpus = 1000", "this machine has"),
-        ("pids = 2", "a limit of 2 processes is too small"),
+        (
+            "memory = '1m'",
+            (
+                2,
+                "nodes.primary: a memory limit of 1M is too small for Postgres to start; give at least --memory",
+            ),
+        ),
+        ("cpus = 1000", (1, "limits of `primary`: 1000 CPUs can't be given: this machine has")),
+        ("pids = 2", (2, "nodes.primary: a limit of 2 processes is too small")),
     ];
     for (limits, why) in limits {
         wrong(limits, why);
@@ -275,7 +310,7 @@ fn limits_that_can_not_be_and_whom_a_node_follows_are_said_before_anything_is_do
     }
     up(&host, &lab("memory = '512m'", "primary"));
     let before = ["primary", "r1", "r2"].map(|node| host.init_pid(node));
-    limits.iter().for_each(|(limits, why)| wrong(limits, why));
+    limits.iter().for_each(|(limits, why)| wrong(limits, *why));
     for how in [&["--diff"][..], &[]] {
         let file = lab("memory = '512m'", "r1");
         let output = host.try_pgbox(&[&["up", file.to_str().unwrap()], how].concat());
@@ -757,6 +792,12 @@ fn ctrl_c_ends_an_up_that_has_tried_settings() {
 fn data_that_no_node_has_are_told_of_where_no_file_says_what_is_meant() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "db", "postgres:15"]);
+    host.pgbox(&["replica", "r9", "--of", "db"]);
+    host.pgbox(&["rm", "-f", "r9"]);
+    let said = text(&host.try_pgbox(&["up", "--diff"]).stderr);
+    assert!(said.contains("volume `r9`: `pgbox replica r9 --of db` goes on"), "{said}");
+    host.pgbox(&["replica", "r9", "--of", "db"]);
+    host.pgbox(&["rm", "-f", "-v", "r9"]);
     host.pgbox(&["down"]);
     let said = host.try_pgbox(&["up", "--diff"]);
     assert!(text(&said.stderr).contains("no node has the volume `db`: `pgbox run db` goes on"), "{said:?}");

@@ -45,7 +45,9 @@ fn no_primary_is_given_up_for_a_standby_that_does_not_let_pgbox_in() {
     guard.end();
     let said = host.fails(1, &["failover", "r1", "--accept-loss"]);
     assert!(said.contains("`pgbox start primary`"), "{said}");
-    host.pgbox(&["start", "primary"]);
+    let said = text(&host.try_pgbox(&["start", "primary"]).stderr);
+    assert!(said.contains("`primary` does not let pgbox in"), "{said}");
+    command(&said, "give back the one that pgbox knows:");
     let status = text(&host.try_pgbox(&["status"]).stdout);
     let back = command(&status, "give back the one that pgbox knows:");
     let pgbox = std::path::Path::new(env!("CARGO_BIN_EXE_pgbox")).parent().unwrap();

@@ -248,7 +248,9 @@ fn huge_pages_that_are_not_there_are_missed_before_anything_is_made() {
 fn limits_too_small_for_initdb_name_the_option() {
     let Some(host) = Host::new() else { return };
     refused(&host, &["run", "n", "postgres:15", "--shm-size", "1k"], &["initdb failed", "--shm-size"]);
-    refused(&host, &["run", "n", "postgres:15", "--pids", "5"], &["5 processes", "too small", "--pids 10"]);
+    let least = ["5 processes", "too small", "--pids 10"];
+    refused_as(2, &host, &["run", "n", "postgres:15", "--pids", "5"], &least);
+    refused_as(2, &host, &["run", "n", "postgres:15", "--memory", "8m"], &["too small", "--memory 64m"]);
     let said = host.fails(125, &["run", "--rm", "t", "tiny", "--pids", "1", "--", "true"]);
     assert!(said.contains("fork: EAGAIN") && said.contains("--pids"), "{said}");
     host.pgbox(&["run", "--rm", "t", "tiny", "--pids", "2", "--", "true"]);

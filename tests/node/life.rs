@@ -247,9 +247,6 @@ fn one_node_that_fails_does_not_keep_the_others_from_it() {
     let said = host.fails(1, &["rm", "a", "b"]);
     assert!(said.contains("node `a` runs"), "{said}");
     assert_eq!(host.pgbox(&["ps", "-q"]), "a\n");
-    // Nor does one that is not there, where whatever is left is to go.
-    host.fails(1, &["rm", "-f", "nobody", "a"]);
-    assert_eq!(host.pgbox(&["ps", "-q"]), "");
 }
 
 #[test]
@@ -271,6 +268,13 @@ fn a_name_that_is_no_nodes_is_seen_before_anything_is_done() {
         host.fails(1, &words);
         assert_eq!(host.json(&["ps", "--json"])[0]["state"], "stopped", "{words:?}");
     }
+    assert!(host.fails(1, &["rm", "-f", "-v", "a", "nobody"]).contains("no node `nobody`"));
+    assert_eq!(host.pgbox(&["ps", "-q"]), "a\n");
+    // One of which nothing but the name is left is somebody, where whatever is left is to go.
+    host.pgbox(&["run", "b", "postgres:15"]);
+    std::fs::remove_dir_all(host.root.join("labs/default/nodes/b")).unwrap();
+    host.pgbox(&["rm", "-f", "-v", "b", "a"]);
+    host.is_clean();
 }
 
 #[test]

@@ -119,12 +119,12 @@ fn a_limit_below_what_is_in_use_is_refused_and_changes_nothing() {
     let said = host.fails(1, &["limit", "n", "--memory", "80m", "--cpus", "0.7", "--pids", "90"]);
     assert!(said.contains("in use") && said.contains("nothing was changed"), "{said}");
     assert_eq!(limits(), before);
-    assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
+    assert!(host.fails(2, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
     assert!(host.fails(2, &["limit", "n"]).contains("no limit was given"));
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
     // Of a stopped node it is a wish for the next start.
     host.pgbox(&["stop", "n"]);
-    assert!(host.fails(1, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
+    assert!(host.fails(2, &["limit", "n", "--memory", "8m"]).contains("too small for Postgres"));
     host.pgbox(&["limit", "n", "--memory", "600m", "--pids", "200"]);
     host.pgbox(&["start", "n"]);
     let stats = host.json(&["stats", "--json", "n"])[0].clone();

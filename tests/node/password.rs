@@ -32,6 +32,25 @@ fn another_password_for_old_data_is_told_and_the_right_one_is_not_forgotten() {
 }
 
 #[test]
+fn data_below_the_top_of_a_volume_keep_their_password_too_and_others_beside_them_theirs() {
+    let Some(host) = Host::new() else { return };
+    let other =
+        [&RUN[..], &["-v", "v:/var/lib/postgresql", "-e", "PGDATA=/var/lib/postgresql/other/data"]].concat();
+    for run in [[&RUN[..], &["-v", "v:/var/lib/postgresql"]].concat(), other] {
+        host.pgbox(&run);
+        let made_up = host.pgbox(&["uri", "n", "--with-password"]);
+        host.pgbox(&["rm", "-f", "n"]);
+        host.pgbox(&run);
+        assert_eq!(host.pgbox(&["uri", "n", "--with-password"]), made_up);
+        assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
+        host.pgbox(&["rm", "-f", "n"]);
+    }
+    let said = host.pgbox(&[&RUN[..], &["-v", "v:/var/lib/postgresql"]].concat());
+    assert!(!said.contains("doesn't know"), "{said}");
+    assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
+}
+
+#[test]
 fn data_with_an_unknown_password_is_told_and_no_wrong_one_is_shown() {
     let Some(host) = Host::new() else { return };
     let mount = format!("{}:/var/lib/postgresql/data", host.scratch("data").display());

@@ -5,7 +5,7 @@ use crate::{
     facts::recovery,
     hint,
     postgres::{standby, status::Slot},
-    spec::{Name, SyncRule, sync::shown},
+    spec::{Name, SyncRule, quantity::human_bytes, sync::shown},
     state::Role,
 };
 
@@ -30,6 +30,7 @@ pub fn of(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
             None => format!("the slot {} is lost; `pgbox slots --drop {0}` removes it", slot.slot_name),
         });
     }
+    warnings.extend(nodes.iter().flat_map(|one| forgotten(one, nodes)));
     for one in nodes {
         warnings.extend(one.stray.clone());
         let member = members.iter().find(|member| member.node == one.node.name);
@@ -43,6 +44,31 @@ pub fn of(nodes: &[Seen], members: &[Member], sync: &Sync) -> Vec<String> {
         }
     }
     warnings
+}
+
+/// Slots of a server that keep something for readers that are not there, but for those of standbys, which the picture shows.
+fn forgotten<'s>(one: &'s Seen, nodes: &'s [Seen]) -> impl Iterator<Item = String> + 's {
+    let server = &one.node.name;
+    let is_standbys =
+        |slot: &Slot| nodes.iter().any(|one| standby::slot_name(one.node.name.as_str()) == slot.slot_name);
+    let slots = one.said().into_iter().flat_map(|said| &said.slots);
+    slots.filter(move |slot| !slot.active && !slot.is_lost() && !is_standbys(slot)).filter_map(move |slot| {
+        let (name, kind) = (&slot.slot_name, &slot.slot_type);
+        Some(format!(
+            "the slot {name} ({kind}) of `{server}` has no reader, and keeps {}; if none comes back: `pgbox slots --drop {name} \
+             --on {server}`",
+            keeps(slot)?
+        ))
+    })
+}
+
+/// What a slot keeps, if that is anything.
+fn keeps(slot: &Slot) -> Option<String> {
+    let wal =
+        slot.retained_bytes.filter(|bytes| *bytes > 0).map(|bytes| format!("{} of WAL", human_bytes(bytes)));
+    let rows = slot.xmin_age.map(|age| format!("the dead rows of the last {age} transactions"));
+    let all: Vec<String> = wal.into_iter().chain(rows).collect();
+    (!all.is_empty()).then(|| all.join(" and "))
 }
 
 /// A primary whose superuser has got another password from somebody else: its standbys have it as well.
@@ -72,7 +98,9 @@ pub fn not_in_effect(nodes: &[Seen], rule: &SyncRule) -> Option<String> {
     let left: Vec<Name> =
         nodes.iter().filter(has_left).map(|one| one.node.name.clone()).chain([name.clone()]).collect();
     // As `pgbox sync RULE` does it.
-    let wanted = rule.due(&left, &said.sync, followers, |other, is_named| is_named || streams(other));
+    let is_part = |other: &Name| nodes.iter().any(|one| one.node.name == *other && one.stray.is_none());
+    let joins = |other: &Name, is_named: bool| is_part(other) && (is_named || streams(other));
+    let wanted = rule.due(&left, &said.sync, followers, joins);
     let is_ours = nodes.iter().any(|one| rule.names.contains(&one.node.name));
     if is_ours && wanted.is_empty() && said.sync.is_empty() {
         return Some(format!(

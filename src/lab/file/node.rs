@@ -77,6 +77,9 @@ pub fn wanted(file: &LabFile, lab: &Name, name: &Name, said: &RawNode, dir: &Pat
     if let Some(text) = spec.contradiction().or_else(|| spec.deaf_port()) {
         anyhow::bail!("{}: nodes.{name}: {text}", file.shown);
     }
+    if let Some((why, way_out)) = spec.too_little() {
+        anyhow::bail!("{}: nodes.{name}: {why}; {way_out}", file.shown);
+    }
     Ok(WantedNode { spec, secret: contract.secret })
 }
 

@@ -122,6 +122,46 @@ pub fn owners(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
     }
 }
 
+/// Looks for databases that SQL is to run in, and that nobody makes: a mistake in the name would be found when all else is done.
+pub fn bases(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
+    let is_new = actual.nodes.is_empty() && actual.data.values().all(|data| *data == Data::None);
+    // What scripts of a first start make nobody knows before.
+    let mut mounts = wanted.nodes.iter().flat_map(|node| &node.spec.volumes);
+    let has_scripts = mounts.any(|volume| volume.target.starts_with(contract::SCRIPTS_DIR));
+    for sql in &wanted.init {
+        let Some(name) = &sql.database else { continue };
+        let known = match &actual.server {
+            _ if wanted.databases.iter().any(|database| database.name == *name) => Some(true),
+            Some(server) => Some(server.databases.contains_key(name)),
+            None if is_first(wanted, name) => Some(true),
+            None => (is_new && !has_scripts).then_some(false),
+        };
+        let shown = &sql.shown;
+        match known {
+            Some(true) => {}
+            Some(false) => changes.wrong.push(format!(
+                "{shown} is to run in database {name}, and there is no such database: add [databases.{name}]"
+            )),
+            None => changes.notes.push(format!(
+                "{shown} is to run in database {name}, which is not in the file: whether there is such a database is known \
+                 only when a server runs on the data"
+            )),
+        }
+    }
+}
+
+/// Whether initdb, or the first start after it, may make a database of this name.
+fn is_first(wanted: &Wanted, name: &str) -> bool {
+    let mut named = wanted.nodes.iter().flat_map(|node| &node.spec.env);
+    let mut named = named.by_ref().filter(|(key, _)| key.starts_with(contract::DATABASE)).peekable();
+    match named.peek() {
+        _ if ["postgres", "template1"].contains(&name) => true,
+        None => is_superuser(wanted, name),
+        // From a file it may be any.
+        Some(_) => named.any(|(key, value)| key != contract::DATABASE || value == name),
+    }
+}
+
 /// Whether initdb may make a role of this name.
 fn is_superuser(wanted: &Wanted, name: &str) -> bool {
     let users = wanted.nodes.iter().flat_map(|node| &node.spec.env);
