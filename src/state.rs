@@ -6,6 +6,7 @@
 
 use std::{
     fs, io,
+    net::SocketAddrV4,
     path::{Path, PathBuf},
 };
 
@@ -32,7 +33,7 @@ use crate::{
         launch::{InitConfig, Payload, PostgresPayload},
         lsn::Lsn,
     },
-    spec::{Name, NodeSpec},
+    spec::{Name, NodeSpec, SERVER_PORT},
     step::{AfterStep, HostStep, InnerStep},
     sys::{self, process::ProcessId},
 };
@@ -136,6 +137,11 @@ impl NodeState {
             Payload::Postgres(postgres) => Some(postgres),
             Payload::Command { .. } => None,
         }
+    }
+
+    /// Where that one answers.
+    pub fn server(&self) -> Option<SocketAddrV4> {
+        self.postgres().map(|_| SocketAddrV4::new(self.address.addr(), SERVER_PORT))
     }
 
     /// As [`postgres`](Self::postgres), to be changed.

@@ -109,12 +109,6 @@ pub struct Endpoint {
 #[derive(Debug, Clone, Copy)]
 pub struct HostPort(Option<Publish>);
 
-impl From<Option<Publish>> for HostPort {
-    fn from(port: Option<Publish>) -> Self {
-        Self(port)
-    }
-}
-
 impl HostPort {
     pub fn port(self) -> Option<Publish> {
         self.0

@@ -32,13 +32,9 @@ pub fn warn_of_data(context: &Context, node: &Name, data: Option<&Path>, now: Op
     }
 }
 
-/// Keeps beside a named volume under what its data is written from now on.
+/// Keeps beside a named volume under what its data is written from now on, by one who may: nobody has taken its place.
 pub fn remember(volume: &Path, state: &NodeState) -> Result<()> {
-    let (image, libc) = (state.image.clone(), state.libc.clone());
-    state::save_volume(
-        volume,
-        &VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: None },
-    )
+    state::save_volume(volume, &VolumeState::of(state, None))
 }
 
 /// The same for a node that has started again, perhaps after another one on the same volume.

@@ -300,18 +300,17 @@ fn remember_volume(context: &Context, state: &NodeState, answer: &Answer) -> Res
 
 fn announce(context: &Context, state: &NodeState) {
     let node = &state.spec.node;
-    if state.spec.command().is_some() {
+    let Some(address) = state.server() else {
         outln!("{node} is started");
         return;
-    }
-    let address = state.address.addr();
+    };
     // One that applies late may not yet, which it was said.
     let streams = || goal::reached(&context.root, &context.lab, node, Goal::Streaming).is_ok();
     match &state.spec.follow {
         Some(follow) if !state.applies_late() || streams() => {
-            outln!("{node} streams from {} and answers at {address}:{}", follow.of, plan::POSTGRES_PORT)
+            outln!("{node} streams from {} and answers at {address}", follow.of)
         }
-        _ => outln!("{node} is ready at {address}:{}", plan::POSTGRES_PORT),
+        _ => outln!("{node} is ready at {address}"),
     }
     for port in &state.spec.publish {
         outln!("  published  {}", port.places());

@@ -4,17 +4,18 @@
 //! waits until its standbys have all that it has, so the next `up` finds them level; and a standby takes its slot along,
 //! which it can only do while there is somebody to ask.
 
-use std::{fs, time::Duration};
+use std::fs;
 
 use anyhow::{Context as _, Result};
 
-use super::{Context, drive, each, need_root, rm, up, volume};
+use super::{
+    Context, drive, each, need_root,
+    rm::{self, Removal},
+    stop, up, volume,
+};
 use crate::{
     cli,
-    engine::{
-        halt::{self, Shutdown},
-        sync,
-    },
+    engine::{halt::Shutdown, sync},
     facts::{
         self, cluster,
         node::{self, Node},
@@ -49,11 +50,11 @@ pub fn run(context: &Context, args: &cli::Down) -> Result<i32> {
         return foretell(context, &nodes, volumes);
     }
     drive::end(context)?;
-    stop(context, &nodes)?;
+    stop_all(context, &nodes)?;
     let names: Vec<Name> = nodes.into_iter().rev().map(|node| node.name).collect();
-    let rm = cli::Rm { nodes: names, volumes: false, force: true, dry_run: false };
-    let code = each(context, &rm.nodes, |name| {
-        rm::remove(context, &rm, name)?;
+    let removal = Removal { going: &names, force: true, ..Removal::default() };
+    let code = each(context, &names, |name| {
+        rm::remove(context, name, &removal)?;
         outln!("{name} is removed");
         Ok(())
     })?;
@@ -96,22 +97,10 @@ fn upstream_first(nodes: Vec<Node>) -> Vec<Node> {
 
 /// Ends what runs, upstream first. The network stays: who is removed next may ask for a slot, and is told at once that
 /// nobody is there.
-fn stop(context: &Context, nodes: &[Node]) -> Result<()> {
+fn stop_all(context: &Context, nodes: &[Node]) -> Result<()> {
     let _lock = context.lock()?;
-    for node in nodes.iter().filter(|node| node.pidfd.is_some()) {
-        if halt::thaw(&context.root, node)? {
-            super::note(context, &format!("`{}` was frozen, and is thawed to end", node.name));
-        }
-        let patience = Duration::from_secs(node.state.spec.stop_timeout);
-        if halt::end(node, Shutdown::Fast, patience)? {
-            super::warn(
-                context,
-                &format!(
-                    "`{}` did not stop in time and was stopped at once; the next start recovers",
-                    node.name
-                ),
-            );
-        }
+    for node in nodes {
+        stop::end(context, node, Shutdown::Fast, None)?;
     }
     forget_rule(context)
 }

@@ -88,7 +88,8 @@ struct Row {
 pub fn run(context: &Context, args: &cli::Endpoint) -> Result<i32> {
     if args.publish_rw.is_some() || args.publish_ro.is_some() {
         need_root("pgbox endpoint")?;
-        publish(context, args)?;
+        let [rw, ro] = [args.publish_rw, args.publish_ro].map(|asked| asked.map(|port| port.port()));
+        publish(context, rw, ro)?;
     }
     let state = state(context)?;
     if args.explain {
@@ -147,16 +148,15 @@ pub fn state(context: &Context) -> Result<LabState> {
     }
 }
 
-/// Lets ports of this host lead to the endpoints.
-pub fn publish(context: &Context, args: &cli::Endpoint) -> Result<()> {
+/// Lets ports of this host lead to the endpoints; `Some(None)`: none any more.
+pub fn publish(context: &Context, rw: Option<Option<Publish>>, ro: Option<Option<Publish>>) -> Result<()> {
     let _lock = context.lock()?;
     let _shared = context.root.lock_shared()?;
     let mut state = state(context)?;
     let old = state.publish.clone();
-    for (asked, ports) in [(args.publish_rw, &mut state.publish.rw), (args.publish_ro, &mut state.publish.ro)]
-    {
+    for (asked, ports) in [(rw, &mut state.publish.rw), (ro, &mut state.publish.ro)] {
         if let Some(asked) = asked {
-            *ports = asked.port().into_iter().collect();
+            *ports = asked.into_iter().collect();
         }
     }
     if old == state.publish {

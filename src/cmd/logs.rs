@@ -11,11 +11,15 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::Context;
-use crate::{cli, engine::launch, facts::node, plan, sys::process};
+use crate::{
+    cli,
+    facts::node,
+    sys::{process, tail},
+};
 
 pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    let is_command = plan::data_dir(&node.state.plan.init).is_none();
+    let is_command = node.state.postgres().is_none();
     if is_command && fs::metadata(node.dir.log()).map_or(0, |meta| meta.size()) == 0 {
         let text = format!(
             "what `{}` writes in the foreground is only shown there; with `run -d` it goes to the log",
@@ -29,9 +33,9 @@ pub fn run(context: &Context, args: &cli::Logs) -> Result<i32> {
     let mut log = Follower::open(&node.dir.log(), 0)?;
     match args.tail {
         Some(lines) => {
-            let latest = launch::tail(&node.dir.log(), lines);
+            let latest = tail::lines(&node.dir.log(), lines);
             // The log was moved aside some time ago, and has not as many lines yet.
-            let before = launch::tail(&node.dir.previous_log(), lines - latest.len());
+            let before = tail::lines(&node.dir.previous_log(), lines - latest.len());
             before.iter().chain(&latest).for_each(|line| outln!("{line}"));
             log.skip_to_end()?;
         }

@@ -129,7 +129,7 @@ fn run_command(cli: Cli) -> Result<i32> {
         Command::Failover(args) => failover::failover(&context, &args),
         Command::Switchover(args) => switchover::run(&context, &args),
         Command::Guard(args) => guard::run(&context, &args),
-        Command::Rejoin(args) => rejoin::rejoin(&context, &args),
+        Command::Rejoin(args) => rejoin::run(&context, &args),
         Command::Reinit(args) => rejoin::reinit(&context, &args),
         Command::Ps(args) => ps::run(&context, &args),
         Command::Logs(args) => logs::run(&context, &args),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 
-use super::{Context, collation, need_root, start};
+use super::{Context, collation, need_root, start, stop};
 use crate::{
     cli,
     engine::{
@@ -27,16 +27,21 @@ use crate::{
     state::{NodeState, Role},
 };
 
-pub fn rejoin(context: &Context, args: &cli::Rejoin) -> Result<i32> {
+pub fn run(context: &Context, args: &cli::Rejoin) -> Result<i32> {
     need_root("pgbox rejoin")?;
-    let how = if args.clone { RenewHow::Clone } else { RenewHow::Rewind };
-    if !args.clone
-        && let Some(of) = streams_from(context, &args.node)?
-    {
-        outln!("{} streams from {of} already", args.node);
+    match args.clone {
+        true => renew(context, &args.node, RenewHow::Clone, args.dry_run, args.timeout),
+        false => rejoin(context, &args.node, args.dry_run, args.timeout),
+    }
+}
+
+/// Brings a node back with as much of its data as can be kept, unless nothing is to be done.
+pub fn rejoin(context: &Context, name: &Name, dry_run: bool, timeout: Duration) -> Result<i32> {
+    if let Some(of) = streams_from(context, name)? {
+        outln!("{name} streams from {of} already");
         return Ok(0);
     }
-    renew(context, &args.node, how, args.dry_run, args.timeout)
+    renew(context, name, RenewHow::Rewind, dry_run, timeout)
 }
 
 /// The server that a node streams from, if it does: then there is nothing to mend.
@@ -81,12 +86,7 @@ fn renew(context: &Context, name: &Name, how: RenewHow, dry_run: bool, timeout: 
         "`{}` has become the primary at this moment; try again",
         primary.name
     );
-    if node.pidfd.is_some() {
-        if halt::thaw(&context.root, node)? {
-            super::note(context, &format!("`{name}` was frozen, and is thawed to start anew"));
-        }
-        halt::end(node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
-    }
+    stop::end(context, node, Shutdown::Fast, None)?;
     let mut state = node.state.clone();
     let old = state.spec.follow.clone();
     let of = upstream(&cluster, node);

@@ -1,24 +1,24 @@
 //! `pgbox rm`: the host steps backwards, and the node's directory.
 
-use std::{collections::BTreeSet, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, path::PathBuf};
 
 use anyhow::{Error, Result};
 
-use super::{Context, each, endpoint, need_root, which};
+use super::{Context, each, endpoint, need_root, stop, which};
 use crate::{
     cli,
     engine::{
         halt::{self, Shutdown},
-        membership, slots, takeover,
+        leftover, membership,
     },
     facts::{
-        self, cluster,
+        self,
         node::{self, Node},
         volume,
     },
     hint::{self, advise},
     spec::Name,
-    state::{self, Role, VolumeState},
+    state,
     step::HostStep,
 };
 
@@ -28,11 +28,13 @@ pub fn run(context: &Context, args: &cli::Rm) -> Result<i32> {
     if !args.force {
         which::check(context, &args.nodes)?;
     }
+    let removal =
+        Removal { going: &args.nodes, force: args.force, volumes: args.volumes, dry_run: args.dry_run };
     each(context, &args.nodes, |name| {
         if let (false, Ok(node)) = (args.volumes, node::find(&context.root, &context.lab, name)) {
             volume::refuse_loss(&node)?;
         }
-        let volumes = remove(context, args, name)?;
+        let volumes = remove(context, name, &removal)?;
         if !args.dry_run {
             outln!("{}", hint::with_options(&removed(name, &volumes), &context.options));
         }
@@ -56,43 +58,58 @@ fn removed(name: &Name, volumes: &[PathBuf]) -> String {
     }
 }
 
+/// What is to go, and how.
+#[derive(Default)]
+pub struct Removal<'a> {
+    pub going: &'a [Name],
+    /// Also what runs, and what nobody remembers.
+    pub force: bool,
+    pub volumes: bool,
+    pub dry_run: bool,
+}
+
 /// Removes one of the nodes that are to go; gives the volumes that it had.
-pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<PathBuf>> {
+pub fn remove(context: &Context, name: &Name, removal: &Removal<'_>) -> Result<Vec<PathBuf>> {
     let _lock = context.lock()?;
     let mut node = match node::find(&context.root, &context.lab, name) {
-        Err(error) if args.force => {
-            return remove_remains(context, args, name, error).map(|()| Vec::new());
+        Err(error) if removal.force => {
+            return remove_remains(context, name, removal, error).map(|()| Vec::new());
         }
         other => other?,
     };
-    if node.pidfd.is_some() && !args.force {
+    if node.pidfd.is_some() && !removal.force {
         return Err(advise(
             format!("node `{name}` runs"),
             format!("stop it first, or use: pgbox rm --force {name}"),
         ));
     }
-    if args.dry_run {
-        foretell(context, args, &node);
+    if removal.dry_run {
+        foretell(context, &node, removal);
         return Ok(Vec::new());
     }
     // Before it ends: no commit may hang, and nobody wait for WAL from a node that is gone.
     leave_rule(context, name);
-    let is_missed = hand_on(context, &node, &args.nodes)?;
-    if node.pidfd.is_some() {
-        if halt::thaw(&context.root, &node)? {
-            super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
+    let is_missed = match node::all(&context.root, &context.lab) {
+        Ok(mut others) => {
+            others.retain(|other| other.name != *name && !removal.going.contains(&other.name));
+            membership::hand_on(&context.root, &node, &others, |text| super::note(context, text))?
         }
-        halt::end(&node, Shutdown::Fast, Duration::from_secs(node.state.spec.stop_timeout))?;
-    }
+        // One that can't be read keeps none from being removed.
+        Err(error) => {
+            super::warn(context, &format!("`{name}` may have standbys: {error:#}"));
+            false
+        }
+    };
+    stop::end(context, &node, Shutdown::Fast, None)?;
     let volumes = volumes(context, &node);
-    remember_loser(context, &node)?;
+    leftover::mark(&context.root, &node)?;
     if is_missed {
-        keep_name(&mut node);
+        halt::keep_name(&mut node);
     }
     halt::remove(&context.root, &node)?;
     settle(context);
     endpoint::settle(context, None);
-    for volume in volumes.iter().filter(|_| args.volumes) {
+    for volume in volumes.iter().filter(|_| removal.volumes) {
         match volume::users(&context.root, volume)?.first() {
             Some(other) => {
                 let text = format!("the volume {} is kept: node `{other}` uses it too", volume.display());
@@ -102,59 +119,6 @@ pub fn remove(context: &Context, args: &cli::Rm, name: &Name) -> Result<Vec<Path
         }
     }
     Ok(volumes)
-}
-
-/// Keeps beside the data of an old primary that another one has taken its place: they stay when the node goes, and must
-/// not come up under the next one.
-fn remember_loser(context: &Context, node: &Node) -> Result<()> {
-    let Role::Superseded { by } = node.state.role() else { return Ok(()) };
-    let home = context.root.home_of(&node.state);
-    let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
-    let (image, libc) = (node.state.image.clone(), node.state.libc.clone());
-    let state = VolumeState { version: VolumeState::VERSION, image, libc, superseded_by: Some(by) };
-    state::save_volume(&volume, &state)
-}
-
-/// Has the standbys of a standby follow the server that it followed itself. Those of a primary can only be told of: true if
-/// there are any.
-fn hand_on(context: &Context, node: &Node, going: &[Name]) -> Result<bool> {
-    let mut all = match node::all(&context.root, &context.lab) {
-        Ok(all) => all,
-        // One that can't be read keeps none from being removed.
-        Err(error) => {
-            super::warn(context, &format!("`{}` may have standbys: {error:#}", node.name));
-            return Ok(false);
-        }
-    };
-    all.retain(|other| other.name != node.name && !going.contains(&other.name));
-    let follows = |other: &&Node| other.state.role().follows(&node.name);
-    let followers: Vec<&Node> = all.iter().filter(follows).collect();
-    let upstream = match node.state.role() {
-        Role::Standby { of } => node::find(&context.root, &context.lab, &of).ok(),
-        _ => None,
-    };
-    for follower in &followers {
-        let (name, gone) = (&follower.name, &node.name);
-        let text = match &upstream {
-            Some(of) => {
-                takeover::turn(&context.root, follower, of)?;
-                format!("`{name}` follows `{}` now", of.name)
-            }
-            None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(&all, follower)),
-        };
-        super::note(context, &text);
-    }
-    if let (Some(of), false) = (&upstream, followers.is_empty()) {
-        // While the slot of the one that goes still keeps what they may lack.
-        slots::settle(&cluster::below(&context.root, &context.lab, &of.name)?)?;
-    }
-    Ok(upstream.is_none() && !followers.is_empty())
-}
-
-/// Leaves the name of a server that is gone in the hosts file, for the standbys that go on looking for it: without the line
-/// they ask the name servers outside, and hear of no promotion meanwhile: one moment is enough. It goes when its address is another node's.
-fn keep_name(node: &mut Node) {
-    node.state.plan.host.retain(|step| !matches!(step, HostStep::AddHostName { .. }));
 }
 
 /// Takes a node out of the lab's rule, and says so.
@@ -191,17 +155,17 @@ fn settle(context: &Context) {
 }
 
 /// Removes a node by the names of its objects alone: what was remembered of it is lost or damaged.
-fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) -> Result<()> {
+fn remove_remains(context: &Context, name: &Name, removal: &Removal<'_>, error: Error) -> Result<()> {
     let found = facts::remains(&context.root, &context.lab, name)?;
     if found.is_empty() {
-        if !args.dry_run {
+        if !removal.dry_run {
             // One that was killed at its very end has left the directory, without its name, or that of a volume.
             context.root.node(&context.lab, name).remove()?;
             context.root.sweep_volumes(&context.lab)?;
         }
         return Err(error);
     }
-    if args.dry_run {
+    if removal.dry_run {
         found.iter().for_each(|what| outln!("remove: {what}"));
         return Ok(());
     }
@@ -216,12 +180,12 @@ fn remove_remains(context: &Context, args: &cli::Rm, name: &Name, error: Error) 
     Ok(())
 }
 
-fn foretell(context: &Context, args: &cli::Rm, node: &Node) {
+fn foretell(context: &Context, node: &Node, removal: &Removal<'_>) {
     for step in node.state.plan.host.iter().rev().filter(|s| !matches!(s, HostStep::CreateVolume { .. })) {
         outln!("undo: {}", step.lesson().title);
     }
     for volume in volumes(context, node) {
-        let what = if args.volumes { "remove with all data, unless another node uses it" } else { "keep" };
+        let what = if removal.volumes { "remove with all data, unless another node uses it" } else { "keep" };
         outln!("{what}: volume {}", volume.display());
     }
 }

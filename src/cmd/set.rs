@@ -21,6 +21,7 @@ use crate::{
     postgres::{parameter::Parameter, settings},
     spec::Name,
     state::NodeState,
+    sys::tail,
 };
 
 /// How long a server that was stopped may take to answer.
@@ -219,7 +220,7 @@ fn restart_in_place(context: &Context, name: &Name) -> Result<()> {
 /// Restarts the server in place. If it does not come up like this, it is started as it was.
 fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change]) -> Result<()> {
     let Err(error) = restart_in_place(context, name) else { return Ok(()) };
-    let log = crate::engine::launch::tail(&context.root.node(&context.lab, name).log(), 40);
+    let log = tail::lines(&context.root.node(&context.lab, name).log(), 40);
     // What a start finds first it says without a level.
     let fatal = log.iter().rev().find_map(|line| line.split_once("FATAL:").or(line.split_once("postgres: ")));
     let fatal = fatal.map_or("see its log", |(_, why)| why.trim());

@@ -109,8 +109,8 @@ pub fn start(context: &Context, name: &Name, timeout: Duration, stream: Duration
         super::note(context, &text);
         return Ok(());
     };
-    match plan::data_dir(&state.plan.init) {
-        Some(_) => outln!("{name} is ready at {}:{}", state.address.addr(), plan::POSTGRES_PORT),
+    match state.server() {
+        Some(address) => outln!("{name} is ready at {address}"),
         None => outln!("{name} is started"),
     }
     Ok(())
@@ -121,7 +121,7 @@ fn start_in_foreground(context: &Context, name: &Name, timeout: Duration) -> Res
     let interrupts = Interrupts::block()?;
     let patience = Patience { timeout, stream: STREAM, interrupts: &interrupts };
     let node = node::find(&context.root, &context.lab, name)?;
-    let stdio = match plan::data_dir(&node.state.plan.init) {
+    let stdio = match node.state.postgres() {
         Some(_) => Stdio::Log,
         None => Stdio::Inherit,
     };
@@ -302,10 +302,7 @@ fn check_role(context: &Context, node: &node::Node) -> Result<()> {
 }
 
 fn check_data(context: &Context, state: &NodeState) -> Result<()> {
-    let crate::postgres::launch::Payload::Postgres(postgres) = &state.plan.init.payload else {
-        return Ok(());
-    };
-    let Some(data) = &state.data else { return Ok(()) };
+    let (Some(postgres), Some(data)) = (state.postgres(), &state.data) else { return Ok(()) };
     holder::refuse(&context.root, data, Some((&state.spec.lab, &state.spec.node)))?;
     version::check(postgres.major, facts::data_version(data)?, &data.display().to_string())
 }
@@ -373,7 +370,7 @@ fn beside_it(
     shown: u64,
 ) -> Result<i32> {
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
-    let mut log = match plan::data_dir(&state.plan.init) {
+    let mut log = match state.postgres() {
         Some(_) => Some(Follower::open(&dir.log(), shown)?),
         None => None,
     };

@@ -37,20 +37,30 @@ fn stop(context: &Context, name: &Name, how: Shutdown, timeout: Option<Duration>
         super::note(context, &format!("`{name}` does not run"));
         return Ok(());
     }
-    if halt::thaw(&context.root, &node)? {
-        super::note(context, &format!("`{name}` was frozen, and is thawed to stop"));
+    end(context, &node, how, timeout)?;
+    halt::take_down(&node)?;
+    outln!("{name} is stopped");
+    endpoint::settle(context, None);
+    Ok(())
+}
+
+/// Ends a node, if it runs, also a frozen one; in the time that it was made with, unless another one is said.
+pub fn end(context: &Context, node: &Node, how: Shutdown, timeout: Option<Duration>) -> Result<()> {
+    if node.pidfd.is_none() {
+        return Ok(());
     }
-    let patience = patience(&node, timeout);
-    if halt::end(&node, how, patience)? {
+    let name = &node.name;
+    if halt::thaw(&context.root, node)? {
+        super::note(context, &format!("`{name}` was frozen, and is thawed to end"));
+    }
+    let patience = patience(node, timeout);
+    if halt::end(node, how, patience)? {
         let text = format!(
             "`{name}` did not stop in {} and was stopped at once; the next start recovers",
             humantime::format_duration(patience)
         );
         super::warn(context, &text);
     }
-    halt::take_down(&node)?;
-    outln!("{name} is stopped");
-    endpoint::settle(context, None);
     Ok(())
 }
 

@@ -22,13 +22,14 @@ use super::{
     create::{self, How},
 };
 use crate::{
-    engine::{halt, launch},
+    engine::halt,
     facts::{self, node},
     hint::{self, advise},
     image::Store,
     lab::wanted,
     postgres::settings,
     spec::{Name, NodeSpec, Volume, VolumeSource},
+    sys::tail,
 };
 
 /// Of all trials, so that their lock is one file.
@@ -89,7 +90,7 @@ fn objection(context: &Context, image: &str, settings: &[Setting]) -> Result<Opt
     };
     let how = How { timeout: Duration::from_secs(60), foreground: true, ..How::detached() };
     let code = create::create(context, spec, None, &how)?;
-    let log = launch::tail(&context.root.node(&context.lab, &node).log(), 40);
+    let log = tail::lines(&context.root.node(&context.lab, &node).log(), 40);
     let _lock = context.lock()?;
     halt::remove(&context.root, &node::find(&context.root, &context.lab, &node)?)?;
     match code {

@@ -5,65 +5,72 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use super::Context;
 use crate::{
     cli::{self, Goal},
     engine::{goal, ready},
-    facts::node,
+    facts::node::{self, Node},
     hint::advise,
-    step::AfterStep,
+    spec::Name,
     sys::process,
 };
 
 pub fn run(context: &Context, args: &cli::Wait) -> Result<i32> {
     let node = node::find(&context.root, &context.lab, &args.node)?;
-    let too_late = |why: &str| {
-        Err(advise(
-            format!(
-                "`{}` is not {} after {}: {why}",
-                args.node,
-                word(args.goal),
-                humantime::format_duration(args.timeout)
-            ),
-            match why {
-                FROZEN => format!("to let it go on: pgbox thaw {}", args.node),
-                _ => format!("see `pgbox logs {}`", args.node),
-            },
-        ))
+    let why = match args.goal {
+        Goal::Ready => until_it_answers(context, &node, args.timeout)?,
+        Goal::Stopped => match &node.pidfd {
+            Some(pidfd) if !process::has_ended(pidfd.as_fd(), args.timeout)? => Some("it runs".to_owned()),
+            _ => None,
+        },
+        _ => in_cluster(context, args, Instant::now() + args.timeout),
     };
-    if !matches!(args.goal, Goal::Ready | Goal::Stopped) {
-        return match in_cluster(context, args, Instant::now() + args.timeout) {
-            Some(why) => too_late(&why),
-            None => Ok(0),
-        };
-    }
-    if args.goal == Goal::Stopped {
-        return match &node.pidfd {
-            Some(pidfd) if !process::has_ended(pidfd.as_fd(), args.timeout)? => too_late("it runs"),
-            _ => Ok(0),
-        };
-    }
+    why.map_or(Ok(0), |why| Err(too_late(&args.node, args.goal, args.timeout, &why)))
+}
+
+/// Waits until a node that runs answers.
+pub fn until_ready(context: &Context, name: &Name, timeout: Duration) -> Result<()> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    let why = until_it_answers(context, &node, timeout)?;
+    why.map_or(Ok(()), |why| Err(too_late(name, Goal::Ready, timeout, &why)))
+}
+
+fn too_late(name: &Name, goal: Goal, timeout: Duration, why: &str) -> Error {
+    let (goal, timeout) = (word(goal), humantime::format_duration(timeout));
+    advise(
+        format!("`{name}` is not {goal} after {timeout}: {why}"),
+        match why {
+            FROZEN => format!("to let it go on: pgbox thaw {name}"),
+            _ => format!("see `pgbox logs {name}`"),
+        },
+    )
+}
+
+/// Gives the reason when it did not in time.
+fn until_it_answers(context: &Context, node: &Node, timeout: Duration) -> Result<Option<String>> {
     let pidfd = node.running()?;
-    let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else { return Ok(0) };
+    let Some(address) = node.state.server() else {
+        return Ok(None);
+    };
     let group = node.cgroup(&context.root)?;
-    let deadline = Instant::now() + args.timeout;
+    let deadline = Instant::now() + timeout;
     loop {
         let answer = match group.frozen()? {
             true => ready::Answer::NotYet(FROZEN.to_owned()),
             false => {
                 let left = deadline.saturating_duration_since(Instant::now());
-                ready::probe_within(&node.dir, *address, left.max(LEAST))?
+                ready::probe_within(&node.dir, address, left.max(LEAST))?
             }
         };
         match answer {
-            ready::Answer::NotYet(why) if Instant::now() >= deadline => return too_late(&why),
+            ready::Answer::NotYet(why) if Instant::now() >= deadline => return Ok(Some(why)),
             ready::Answer::NotYet(_) => {}
-            _ => return Ok(0),
+            _ => return Ok(None),
         }
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(20))? {
-            return too_late("it has ended");
+            return Ok(Some("it has ended".to_owned()));
         }
     }
 }

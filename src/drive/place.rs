@@ -6,7 +6,6 @@ use anyhow::{Result, bail};
 
 use crate::{
     facts::{cluster, node},
-    plan,
     spec::Name,
     sql::Login,
     state::Root,
@@ -34,7 +33,7 @@ impl Place {
         };
         // The nodes of one cluster have one superuser and one password; a node need not run to know them.
         for node in node::all(&self.root, &self.lab)? {
-            if plan::data_dir(&node.state.plan.init).is_some() && node.dir.secret_file().exists() {
+            if node.state.postgres().is_some() && node.dir.secret_file().exists() {
                 return Ok(Login { address, ..node.login()? });
             }
         }

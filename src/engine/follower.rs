@@ -1,9 +1,6 @@
 //! A standby that comes up, seen from the server that it follows: how far its base backup is, and whether it streams.
 
-use std::{
-    net::SocketAddrV4,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{
     launch::{Patience, Talk},
@@ -11,7 +8,6 @@ use super::{
 };
 use crate::{
     facts::{node, recovery},
-    plan,
     postgres::standby,
     sql::{self, Login, Silent},
     state::{NodeDir, NodeState, Plan, Root},
@@ -65,8 +61,8 @@ impl<'a> Follower<'a> {
     /// while: it is of use, and goes on trying by itself.
     pub fn judge(&mut self, answer: Answer, patience: &Patience<'_>, talk: &mut dyn Talk) -> Answer {
         let Some((server, name)) = self.stream.filter(|_| answer.is_ready()) else { return answer };
-        let own = SocketAddrV4::new(self.state.address.addr(), plan::POSTGRES_PORT);
-        let own = self.node.login(own).ok().filter(|_| self.state.applies_late());
+        let own = self.state.server().filter(|_| self.state.applies_late());
+        let own = own.and_then(|address| self.node.login(address).ok());
         let why = match (streams(server, name), own) {
             (Ok(()), None) => return answer,
             // Until it is told so it applies what it gets at once.

@@ -13,7 +13,7 @@ use crate::{
         stray,
     },
     hint::advise,
-    postgres::lsn::Lsn,
+    postgres::{lsn::Lsn, question},
     spec::Name,
     sql,
     state::{Role, Root},
@@ -57,12 +57,12 @@ pub fn written(root: &Root, lab: &Name, name: &Name) -> Result<Option<Lsn>> {
 
 /// How far a primary has written.
 pub fn write_lsn(primary: &Node) -> Result<Lsn> {
-    lsn(primary, "SELECT pg_current_wal_lsn()::text")
+    lsn(primary, question::WRITTEN)
 }
 
 /// Whether a standby has replayed up to there.
 pub fn has_replayed(node: &Node, wanted: Lsn) -> Result<()> {
-    let replayed = lsn(node, "SELECT coalesce(pg_last_wal_replay_lsn(), '0/0')::text")?;
+    let replayed = lsn(node, question::REPLAYED)?;
     anyhow::ensure!(replayed >= wanted, "it has replayed up to {replayed}, and not yet to {wanted}");
     Ok(())
 }
@@ -110,8 +110,7 @@ fn streams(root: &Root, node: &Node) -> Result<()> {
 
 fn has_role(node: &Node, standby: bool) -> Result<()> {
     node.running()?;
-    let recovers =
-        node.login()?.ask(sql::PATIENCE, |client| client.query_one("SELECT pg_is_in_recovery()", &[]))?;
+    let recovers = node.login()?.ask(sql::PATIENCE, |client| client.query_one(question::IN_RECOVERY, &[]))?;
     match (recovers.get::<_, bool>(0), standby) {
         (true, false) => anyhow::bail!("it is a standby"),
         (false, true) => anyhow::bail!("it is a primary"),

@@ -90,6 +90,12 @@ pub fn remove(root: &Root, node: &Node) -> Result<()> {
     node.dir.remove()
 }
 
+/// Leaves the name of a server that is gone in the hosts file, for the standbys that go on looking for it: without the line
+/// they ask the name servers outside, and hear of no promotion meanwhile: one moment is enough. It goes when its address is another node's.
+pub fn keep_name(node: &mut Node) {
+    node.state.plan.host.retain(|step| !matches!(step, HostStep::AddHostName { .. }));
+}
+
 /// Removes what there is of a node of which nothing is remembered.
 pub fn remove_remains(root: &Root, lab: &Name, node: &Name) -> Result<()> {
     super::faults::forget(root, lab, node)?;

@@ -2,9 +2,7 @@
 //! A failure at any point takes everything back and becomes one error.
 
 use std::{
-    io::{Read, Seek, SeekFrom},
     os::fd::AsFd,
-    path::Path,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
@@ -25,8 +23,8 @@ use crate::{
     spawn::{self, Spawned, Stdio},
     spec::Name,
     state::{NodeDir, NodeState, Root},
-    step::{AfterStep, HostStep},
-    sys::{cgroup, process},
+    step::HostStep,
+    sys::{cgroup, process, tail},
 };
 
 /// What a caller shows while a node comes up.
@@ -266,13 +264,11 @@ fn check_alive(state: &NodeState, node: &NodeDir, spawned: &Spawned) -> Result<(
 }
 
 fn ask(state: &NodeState, node: &NodeDir, phase: Phase) -> Result<Answer> {
-    match state.plan.after.first() {
-        None if phase == Phase::Running => Ok(Answer::Ready),
+    match state.server() {
         // Asked earlier it would only write "the database system is starting up" into its log.
-        Some(AfterStep::WaitUntilReady { address, .. }) if phase == Phase::Running => {
-            ready::probe(node, *address)
-        }
-        _ => Ok(Answer::NotYet(phase.word().to_owned())),
+        _ if phase != Phase::Running => Ok(Answer::NotYet(phase.word().to_owned())),
+        Some(address) => ready::probe(node, address),
+        None => Ok(Answer::Ready),
     }
 }
 
@@ -300,7 +296,7 @@ fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Er
     let node = root.node(&state.spec.lab, &state.spec.node);
     // Before pid 1 starts something there is nothing new in the log.
     let has_log = failure.at >= At::Inner(state.plan.inner.len() - 1);
-    let log = if has_log { tail(&node.log(), 15) } else { Vec::new() };
+    let log = if has_log { tail::lines(&node.log(), 15) } else { Vec::new() };
     end_all(state);
     let host = taken_back(root, state, reach, state.plan.host.len());
     told(state, failure, host, log)
@@ -327,26 +323,4 @@ fn end_all(state: &NodeState) {
             return;
         }
     }
-}
-
-/// The last lines of a file, or none.
-pub fn tail(path: &Path, lines: usize) -> Vec<String> {
-    let read = || -> std::io::Result<String> {
-        let mut file = std::fs::File::open(path)?;
-        let length = file.metadata()?.len();
-        let mut back = 16 << 10;
-        // More than is needed is read, but not all of a long log for its last few lines.
-        loop {
-            let mut bytes = Vec::new();
-            file.seek(SeekFrom::Start(length.saturating_sub(back)))?;
-            file.read_to_end(&mut bytes)?;
-            if back >= length || bytes.iter().filter(|b| **b == b'\n').count() > lines {
-                return Ok(String::from_utf8_lossy(&bytes).into_owned());
-            }
-            back *= 4;
-        }
-    };
-    let text = read().unwrap_or_default();
-    let all: Vec<&str> = text.lines().collect();
-    all[all.len().saturating_sub(lines)..].iter().map(|l| (*l).to_owned()).collect()
 }

@@ -15,7 +15,7 @@ use crate::{
         wal::Place,
     },
     spec::Name,
-    state::{self, Root, VolumeState},
+    state::{self, Role, Root, VolumeState},
 };
 
 /// Notes beside every volume of this cluster that no node uses, and that a primary has left, that `promoted` is about to take
@@ -35,6 +35,15 @@ pub fn note(root: &Root, promoted: &Node) -> Result<()> {
         state::save_volume(&home, &VolumeState { superseded_by: Some(promoted.name.clone()), ..known })?;
     }
     Ok(())
+}
+
+/// Keeps beside the data of an old primary that is to be removed that another one has taken its place: they stay when it goes, and
+/// must not come up under the next one.
+pub fn mark(root: &Root, node: &Node) -> Result<()> {
+    let Role::Superseded { by } = node.state.role() else { return Ok(()) };
+    let home = root.home_of(&node.state);
+    let Some(volume) = home.filter(|home| home.exists()) else { return Ok(()) };
+    state::save_volume(&volume, &VolumeState::of(&node.state, Some(by)))
 }
 
 /// Somebody of a cluster without a primary who has more than the one that is to be promoted, or may have.

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use super::{follower, slots, sync};
+use super::{follower, slots, sync, takeover};
 use crate::{
     facts::{
         cluster::{self, Cluster},
-        node::Node,
+        node::{self, Node},
     },
     spec::{Name, SyncRule},
     state::{Role, Root},
@@ -59,6 +59,33 @@ pub fn leave(root: &Root, lab: &Name, name: &Name) -> Result<Departure> {
         departure.change = waits_for.map(|waits_for| Change { primary: head.name.clone(), waits_for });
     }
     Ok(departure)
+}
+
+/// Has the standbys of a standby that is to go follow the server that it followed itself. Those of a primary can only be told
+/// of: true if there are any. `others` are the nodes that stay.
+pub fn hand_on(root: &Root, node: &Node, others: &[Node], mut tell: impl FnMut(&str)) -> Result<bool> {
+    let gone = &node.name;
+    let followers: Vec<&Node> = others.iter().filter(|other| other.state.role().follows(gone)).collect();
+    let upstream = match node.state.role() {
+        Role::Standby { of } => node::find(root, &node.lab, &of).ok(),
+        _ => None,
+    };
+    for follower in &followers {
+        let name = &follower.name;
+        let text = match &upstream {
+            Some(of) => {
+                takeover::turn(root, follower, of)?;
+                format!("`{name}` follows `{}` now", of.name)
+            }
+            None => format!("`{name}` followed `{gone}`; {}", cluster::way_out(others, follower)),
+        };
+        tell(&text);
+    }
+    if let (Some(of), false) = (&upstream, followers.is_empty()) {
+        // While the slot of the one that goes still keeps what they may lack.
+        slots::settle(&cluster::below(root, &node.lab, &of.name)?)?;
+    }
+    Ok(upstream.is_none() && !followers.is_empty())
 }
 
 /// How long a standby that runs may take to stream. One that has just come to a new primary is seen to stream the end of the

@@ -1,5 +1,6 @@
 //! The engine walks a plan: applies host steps in order, starts pid 1, and takes everything back when a step
-//! fails. It decides nothing: what to do, and in which order, is in the plan.
+//! fails. What to do for that, and in which order, is in the plan; decided here is only what nobody can know before: who has
+//! what when a primary fails, whom commits wait for, which password counts.
 //!
 //! The journal is written before each step. After a crash at any point, undoing every step that was begun
 //! leaves nothing behind, because undoing an absent thing is Ok.

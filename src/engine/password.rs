@@ -20,7 +20,6 @@ use crate::{
     spec::Name,
     sql::{Login, PATIENCE, next_pending, pending},
     state::{self, NodeDir, NodeState, Role, Root},
-    step::AfterStep,
     sys,
 };
 
@@ -239,10 +238,10 @@ pub fn settle(
 
 /// Tries a password, and leaves it in the node's files if it is the right one.
 fn works(node: &NodeDir, state: &NodeState, secret: &str) -> Result<bool> {
-    let Some(AfterStep::WaitUntilReady { address, .. }) = state.plan.after.first() else { return Ok(false) };
+    let Some(address) = state.server() else { return Ok(false) };
     let given = fs::read_to_string(node.secret_file()).context("read the password")?;
     state::write_secret(&node.secret_file(), secret)?;
-    let works = ready::probe(node, *address)? == Answer::Ready;
+    let works = ready::probe(node, address)? == Answer::Ready;
     if !works {
         state::write_secret(&node.secret_file(), &given)?;
     }

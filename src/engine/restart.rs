@@ -15,7 +15,6 @@ use crate::{
     hint::advise,
     postgres::report::Phase,
     state::{Role, Root},
-    step::AfterStep,
     sys::process,
 };
 
@@ -25,7 +24,7 @@ const BEGINNING: Duration = Duration::from_secs(60);
 /// Restarts a node's server, with a fast shutdown that may take `patience`. Gives where it answers; `None`: it is no server.
 pub fn in_place(node: &Node, patience: Duration) -> Result<Option<SocketAddrV4>> {
     let (name, pidfd) = (&node.name, node.awake()?);
-    let Some(AfterStep::WaitUntilReady { address, .. }) = node.state.plan.after.first() else {
+    let Some(address) = node.state.server() else {
         return Ok(None);
     };
     let before = node.status.pid;
@@ -36,8 +35,8 @@ pub fn in_place(node: &Node, patience: Duration) -> Result<Option<SocketAddrV4>>
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(5))? {
             bail!("node `{name}` ended instead of restarting; `pgbox logs {name}` tells why");
         }
-        if is_new(node, before)? && ready::probe(&node.dir, *address)?.is_ready() {
-            return Ok(Some(*address));
+        if is_new(node, before)? && ready::probe(&node.dir, address)?.is_ready() {
+            return Ok(Some(address));
         }
     }
     Err(advise(

@@ -24,7 +24,7 @@ use crate::{
     },
     hint::{self, advise},
     plan::follow,
-    postgres::{control::ClusterState, launch::RenewHow},
+    postgres::{control::ClusterState, launch::RenewHow, question},
     spec::{Follow, Name},
     sql,
     state::{Role, Root},
@@ -80,8 +80,8 @@ fn applies(old: &Node, target: &Node) -> Result<()> {
             ),
         ));
     }
-    let sql = "SELECT pg_is_in_recovery() AND pg_is_wal_replay_paused()";
-    let is_paused = target.login()?.ask(sql::PATIENCE, |client| client.query_one(sql, &[]))?;
+    let is_paused =
+        target.login()?.ask(sql::PATIENCE, |client| client.query_one(question::IS_PAUSED, &[]))?;
     if is_paused.get(0) {
         return Err(advise(
             format!("the replay of `{name}` is paused"),

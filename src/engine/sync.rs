@@ -13,7 +13,7 @@ use crate::{
         node::Node,
         wal::Place,
     },
-    postgres::{launch::Orders, report::Phase},
+    postgres::{launch::Orders, question, report::Phase},
     spec::{Name, SyncRule},
     state::{LabState, NodeState, Role, Root},
 };
@@ -62,9 +62,8 @@ pub fn confirm(head: &Node) -> Result<bool> {
     state.sync_since = head
         .login()?
         .ask(Duration::from_secs(2), move |client| {
-            let lsn = |client: &mut Session| {
-                Ok(client.query_one("SELECT pg_current_wal_lsn()::text", &[])?.get::<_, String>(0))
-            };
+            let lsn =
+                |client: &mut Session| Ok(client.query_one(question::WRITTEN, &[])?.get::<_, String>(0));
             await_setting(client, &value)?.then(|| lsn(client)).transpose()
         })?
         .map(|lsn| lsn.parse())
@@ -80,17 +79,14 @@ pub(super) fn await_setting(client: &mut Session, value: &str) -> Result<bool, p
     let names: Vec<String> = value
         .parse()
         .map_or(Vec::new(), |rule: SyncRule| rule.names.iter().map(ToString::to_string).collect());
-    let sql = "SELECT current_setting('synchronous_standby_names') = $1 AND (pg_is_in_recovery() OR NOT EXISTS (SELECT FROM pg_stat_replication \
-               WHERE state = 'streaming' AND (sync_priority > 0) <> (application_name = ANY ($2))))";
     let begun = Instant::now();
-    while !client.query_one(sql, &[&value, &names])?.get::<_, bool>(0) {
+    while !client.query_one(question::GOES_BY, &[&value, &names])?.get::<_, bool>(0) {
         if begun.elapsed() > Duration::from_secs(1) {
             return Ok(false);
         }
         std::thread::sleep(Duration::from_millis(1));
     }
-    let sql = "SELECT current_setting('synchronous_commit') NOT IN ('off', 'local')";
-    Ok(client.query_one(sql, &[])?.get(0))
+    Ok(client.query_one(question::COMMITS_WAIT, &[])?.get(0))
 }
 
 /// Makes a standby one of those that commits wait for. It should stream by now: they wait for it from here on.

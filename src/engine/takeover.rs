@@ -27,7 +27,7 @@ use crate::{
     },
     hint::{self, advise},
     plan::follow,
-    postgres::{lsn::Lsn, standby::slot_name},
+    postgres::{lsn::Lsn, question, standby::slot_name},
     spec::{Follow, Name},
     sql::{Login, PATIENCE, Session},
     state::{Role, Root},
@@ -193,19 +193,15 @@ pub fn share_replicator(root: &Root, node: &Node, of: &Name) -> Result<()> {
 /// where its log ends.
 fn promote_in(client: &mut Session) -> Result<(u32, String), postgres::Error> {
     let in_recovery = |client: &mut Session| -> Result<bool, postgres::Error> {
-        Ok(client.query_one("SELECT pg_is_in_recovery()", &[])?.get(0))
+        Ok(client.query_one(question::IN_RECOVERY, &[])?.get(0))
     };
     if in_recovery(client)? {
-        client.batch_execute("SELECT pg_promote(false)")?;
+        client.batch_execute(question::PROMOTE)?;
     }
     while in_recovery(client)? {
         std::thread::sleep(Duration::from_millis(1));
     }
-    // pg_control_checkpoint() still says the old timeline at this moment.
-    let row = client.query_one(
-        "SELECT ('x' || substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8))::bit(32)::int, pg_current_wal_lsn()::text",
-        &[],
-    )?;
+    let row = client.query_one(question::TIMELINE, &[])?;
     Ok((row.get::<_, i32>(0) as u32, row.get(1)))
 }
 
@@ -218,8 +214,7 @@ pub fn receives(server: &Login) -> Result<bool> {
 }
 
 fn receives_in(client: &mut Session) -> Result<bool, postgres::Error> {
-    let sql = "SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming')";
-    Ok(client.query_one(sql, &[])?.get(0))
+    Ok(client.query_one(question::RECEIVES, &[])?.get(0))
 }
 
 /// The same, and how far a standby has received what it follows: to the end of the log on its disk, all of which it replays
@@ -232,8 +227,7 @@ pub fn reception(standby: &Node) -> Result<(bool, Lsn)> {
     let (receives, known) = standby.login()?.ask(PATIENCE, |client| {
         // In this order: the receiver writes what the kernel has for it, and ends only then.
         let receives = receives_in(client)?;
-        let sql = "SELECT greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())::text";
-        Ok((receives, client.query_one(sql, &[])?.get::<_, Option<String>>(0)))
+        Ok((receives, client.query_one(question::RECEIVED, &[])?.get::<_, Option<String>>(0)))
     })?;
     let known = known.with_context(|| format!("`{}` has not replayed anything yet", standby.name))?;
     Ok((receives, Place::of(&standby.state)?.end(known.parse()?)?))

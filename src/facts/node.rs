@@ -1,6 +1,6 @@
 //! The state of one node, asked of the kernel and of its pid 1, never of a stored status.
 
-use std::{net::SocketAddrV4, os::fd::OwnedFd, path::Path};
+use std::{os::fd::OwnedFd, path::Path};
 
 use anyhow::{Error, Result};
 use nix::unistd::Pid;
@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::wal::{self, Place};
 use crate::{
     hint::advise,
-    plan::{self, POSTGRES_PORT, follow::Upstream},
+    plan::{self, follow::Upstream},
     postgres::report::{Phase, Reason, Status},
     spec::{Name, ObjectNames},
     sql::Login,
@@ -66,14 +66,13 @@ impl Node {
     /// # Errors
     /// When it runs something else than a Postgres.
     pub fn login(&self) -> Result<Login> {
-        if plan::data_dir(&self.state.plan.init).is_none() {
-            let address = self.state.address.addr();
+        let Some(address) = self.state.server() else {
             return Err(advise(
                 format!("node `{}` runs no Postgres", self.name),
-                format!("its address is {address}; `pgbox exec` runs commands in it"),
+                format!("its address is {}; `pgbox exec` runs commands in it", self.state.address.addr()),
             ));
-        }
-        self.dir.login(SocketAddrV4::new(self.state.address.addr(), POSTGRES_PORT))
+        };
+        self.dir.login(address)
     }
 
     /// It as the server that another one follows, in the cluster of this primary.

@@ -1,8 +1,6 @@
 //! How far a server is that recovers and answers nobody yet: from the title of its startup process, which the kernel shows
 //! as that process' command line (proc_pid_cmdline(5)), and from the node's log.
 
-use std::{fs::File, io, os::unix::fs::FileExt, path::Path};
-
 use anyhow::{Error, Result};
 use serde::Serialize;
 
@@ -14,7 +12,10 @@ use crate::{
     postgres::{lsn::Lsn, recovery},
     spec::Name,
     state::{Role, Root},
-    sys::fs::{self, Kind},
+    sys::{
+        fs::{self, Kind},
+        tail,
+    },
 };
 
 /// How far a recovery is. Where it will end is only known when it is there.
@@ -25,9 +26,12 @@ pub struct Recovery {
     pub at: Option<Lsn>,
 }
 
+/// So much of a log is read: recoveries write little.
+const PART: u64 = 64 << 10;
+
 /// Looks at a node whose server was started and does not answer yet. `None` when there is nothing to see of a recovery.
 pub fn of(root: &Root, node: &Node) -> Result<Option<Recovery>> {
-    let log = log_end(&node.dir.log()).unwrap_or_default();
+    let log = tail::bytes(&node.dir.log(), PART).unwrap_or_default();
     let began_at = recovery::began_at(&log);
     let at = replaying(root, node)?.max(recovery::progress(&log));
     Ok((began_at.is_some() || at.is_some()).then_some(Recovery { began_at, at }))
@@ -38,7 +42,7 @@ pub fn stuck(nodes: &[Node], node: &Node) -> Option<String> {
     let Role::Standby { of } = node.state.role() else { return None };
     let upstream = nodes.iter().find(|other| other.name == of)?;
     (node.life == Life::Running && upstream.life == Life::Running).then_some(())?;
-    let log = log_end(&node.dir.log()).ok()?;
+    let log = tail::bytes(&node.dir.log(), PART).ok()?;
     let file = recovery::gone(&log)?;
     let theirs = Place::of(&upstream.state).ok()?;
     let needed = recovery::begins_at(file, theirs.control().ok()?.segment.into())?;
@@ -72,14 +76,4 @@ fn segment_size(node: &Node, file: &str) -> u64 {
         Ok(stat) if stat.kind == Kind::File && stat.size > 0 => stat.size,
         _ => USUAL,
     }
-}
-
-/// The last part of a log: recoveries write little.
-fn log_end(path: &Path) -> io::Result<String> {
-    const PART: u64 = 64 << 10;
-    let file = File::open(path)?;
-    let from = file.metadata()?.len().saturating_sub(PART);
-    let mut bytes = vec![0; PART as usize];
-    let read = file.read_at(&mut bytes, from)?;
-    Ok(String::from_utf8_lossy(&bytes[..read]).into_owned())
 }

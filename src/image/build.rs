@@ -308,10 +308,7 @@ fn configuration(
 
 /// The last lines of a log, indented.
 fn tail(log: &Path) -> String {
-    let text = fs::read(log).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
-    let lines = text.lines().collect::<Vec<_>>();
-    let last = &lines[lines.len().saturating_sub(20)..];
-    last.iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
+    crate::sys::tail::lines(log, 20).iter().map(|line| format!("  {line}")).collect::<Vec<_>>().join("\n")
 }
 
 /// `1970-01-01T00:00:00Z`; whole seconds, from 1970 on.

@@ -20,6 +20,7 @@ pub mod native;
 pub mod parameter;
 pub mod password;
 pub mod postmaster;
+pub mod question;
 pub mod quote;
 pub mod recovery;
 pub mod report;

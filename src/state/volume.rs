@@ -5,7 +5,7 @@ use std::{fs, io, path::Path};
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 
-use super::{Root, VERSION, load, remove_tree, save};
+use super::{NodeState, Root, VERSION, load, remove_tree, save};
 use crate::spec::Name;
 
 /// What is known of a volume, kept beside its data.
@@ -23,6 +23,11 @@ pub struct VolumeState {
 
 impl VolumeState {
     pub const VERSION: u32 = VERSION;
+
+    /// What is said of the volume that a node has its data in.
+    pub fn of(node: &NodeState, superseded_by: Option<Name>) -> Self {
+        Self { version: Self::VERSION, image: node.image.clone(), libc: node.libc.clone(), superseded_by }
+    }
 
     /// What is said of a volume of which nothing was kept.
     pub fn unknown() -> Self {

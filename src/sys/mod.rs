@@ -24,5 +24,6 @@ pub mod process;
 pub mod readable;
 pub mod seccomp;
 pub mod sysctl;
+pub mod tail;
 pub mod title;
 pub mod tty;

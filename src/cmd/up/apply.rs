@@ -1,16 +1,17 @@
 //! One action after the other: each is what a command of its own does.
 
-use std::time::Duration;
+use std::{slice, time::Duration};
 
 use anyhow::Result;
 
 use super::{content, node};
 use crate::{
-    cli,
     cmd::{
         self, Context,
         create::{self, How},
-        endpoint, limit, rejoin, replica, rm, set, start, sync, wait,
+        endpoint, limit, rejoin, replica,
+        rm::{self, Removal},
+        set, start, sync, wait,
     },
     engine::{halt, settings::Change},
     facts,
@@ -53,8 +54,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::Create { node, on } => return create(context, node, *on, timeout),
         Action::Start { node } => return start::start(context, node, timeout, start::STREAM),
         Action::Rejoin { node } => {
-            let args = cli::Rejoin { node: node.clone(), clone: false, dry_run: false, timeout };
-            rejoin::rejoin(context, &args)?;
+            rejoin::rejoin(context, node, false, timeout)?;
         }
         Action::Wait { node } => {
             // What it comes up from may as well be its end.
@@ -62,8 +62,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
             if facts::node::find(&context.root, &context.lab, node)?.pidfd.is_none() {
                 return start::start(context, node, timeout, start::STREAM);
             }
-            let args = cli::Wait { node: node.clone(), goal: cli::Goal::Ready, timeout };
-            wait::run(context, &args)?;
+            wait::until_ready(context, node, timeout)?;
         }
         Action::Limit { node, limits, .. } => limit::set(context, node, limits.clone())?,
         Action::Publish { node, publish } => node::publish(context, node, publish)?,
@@ -79,9 +78,7 @@ pub fn apply(context: &Context, action: &Action, timeout: Duration) -> Result<()
         Action::Run { sql } => content::run(context, sql)?,
         Action::Sync { rule } => return sync::change(context, rule.clone(), sync::Written::AtFirst),
         Action::Endpoints { rw, ro } => {
-            let (publish_rw, publish_ro) = (rw.map(Into::into), ro.map(Into::into));
-            let args = cli::Endpoint { publish_rw, publish_ro, explain: false, json: false };
-            endpoint::publish(context, &args)?;
+            endpoint::publish(context, *rw, *ro)?;
         }
         Action::Remove { node } => remove(context, node)?,
     }
@@ -124,6 +121,6 @@ fn clear(context: &Context, name: &Name) -> Result<()> {
 }
 
 fn remove(context: &Context, node: &Name) -> Result<()> {
-    let args = cli::Rm { nodes: vec![node.clone()], volumes: false, force: true, dry_run: false };
-    rm::remove(context, &args, node).map(drop)
+    let removal = Removal { going: slice::from_ref(node), force: true, ..Removal::default() };
+    rm::remove(context, node, &removal).map(drop)
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 
 use crate::{
-    cmd::{Context, collation, endpoint, start},
+    cmd::{Context, collation, endpoint, start, stop},
     engine::{
         halt::{self, Shutdown},
         orders, passfile, publish, sync,
@@ -72,7 +72,7 @@ pub fn remake(context: &Context, spec: &NodeSpec, effect: Effect, timeout: Durat
     if node.pidfd.is_some() {
         // Other labs need not wait until it has shut down; what they have taken meanwhile counts.
         drop(shared);
-        halt::end(&node, Shutdown::Fast, Duration::from_secs(spec.stop_timeout))?;
+        stop::end(context, &node, Shutdown::Fast, Some(Duration::from_secs(spec.stop_timeout)))?;
         shared = context.root.lock_shared()?;
         state = plan()?;
     }
