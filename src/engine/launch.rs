@@ -182,8 +182,9 @@ fn listen(
     let mut follower = Follower::new(state, &node);
     loop {
         // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
-        let pause = if phase == Phase::Running { 1 } else { 20 };
-        match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
+        let pause = if phase == Phase::Running { 1 } else { 100 };
+        let interrupt = Some(patience.interrupts.as_fd());
+        match spawned.reports.next(Duration::from_millis(pause), interrupt).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
             spawn::Heard::End => check_alive(state, &node, spawned)?,

@@ -6,8 +6,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
@@ -74,8 +74,7 @@ pub fn spawn(body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
         let _ = io::Write::write_all(&mut std::fs::File::from(writer), &encode(&error));
         127
     })?;
-    let mut report = Vec::new();
-    std::fs::File::from(reader).read_to_end(&mut report).context("read what the child reports")?;
+    let report = super::fs::read_fd(reader.as_fd()).context("read what the child reports")?;
     match report.is_empty() {
         true => Ok(pid),
         false => {
@@ -194,7 +193,7 @@ fn ignored_signals() -> u64 {
 mod tests {
     use super::*;
     use nix::sys::signal::{SigHandler, Signal};
-    use std::os::fd::AsFd;
+    use std::io::Read;
     use std::sync::Mutex;
 
     /// One at a time: a sibling's child would hold the pipes of this one open for a while.
