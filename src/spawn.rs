@@ -187,8 +187,9 @@ impl Files {
             options.read(true).create(true).append(append).write(true);
             options.open(&path).with_context(|| format!("open {}", path.display()))
         };
-        let status = open(node.status_file(), false)?;
-        status.set_len(0).context("clear the status file")?;
+        let path = node.status_file();
+        let status = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let status = status.with_context(|| format!("open {}", path.display()))?;
         let secret = match File::open(node.secret_file()) {
             Ok(file) => Some(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,

@@ -124,7 +124,6 @@ fn prepare(fds: &InitFds) -> Result<()> {
     // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
     // was made a session leader already.
     let _ = nix::unistd::setsid();
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     close_foreign(fds)?;
     if fds.log.is_some() {
         leave_terminal()?;

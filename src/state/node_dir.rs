@@ -127,7 +127,7 @@ impl NodeDir {
             other => other,
         };
         let renamed = match rename() {
-            Err(e) if e.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
                 remove_tree(&gone)?;
                 rename()
             }

@@ -347,12 +347,9 @@ fn bind(
     place: BindPlace,
     ids: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
-    let tree = Detached::bind(source)?;
+    let tree = Detached::bind(source, read_only)?;
     if let Some(ids) = ids {
         tree.map_ids(ids)?;
-    }
-    if read_only {
-        tree.set_read_only()?;
     }
     let kind = match place {
         BindPlace::Directory => Place::Directory,

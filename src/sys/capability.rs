@@ -87,13 +87,13 @@ pub fn drop_bounding(keep: CapabilitySet) -> Result<()> {
 /// # Errors
 /// A capability that the thread does not have (the kernel's EPERM does not say which one).
 pub fn set(set: CapabilitySet) -> Result<()> {
-    let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
-    let done = thread::set_capabilities(None, sets);
-    if done == Err(Errno::PERM) {
-        let held = thread::capabilities(None).context("read own capabilities: capget")?.permitted;
-        bail!("capset: this process does not have {}", names(set.difference(held)).join(", "));
+    let held = thread::capabilities(None).context("read own capabilities: capget")?.permitted;
+    let missing = set.difference(held);
+    if !missing.is_empty() {
+        bail!("capset: this process does not have {}", names(missing).join(", "));
     }
-    done.context("capset")
+    let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
+    thread::set_capabilities(None, sets).context("capset")
 }
 
 /// Sets `no_new_privs`: from now on no execve gains anything by set-user-ID bits or file capabilities. It

@@ -8,7 +8,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStringExt,
     },
     path::{Path, PathBuf},
@@ -64,11 +64,17 @@ pub struct Detached(OwnedFd);
 
 impl Detached {
     /// A copy of the tree mounted at `source` (a bind mount that has no place yet).
-    pub fn bind(source: &Path) -> Result<Self> {
+    pub fn bind(source: &Path, read_only: bool) -> Result<Self> {
+        if read_only && let Ok(tree) = open_tree_read_only(source) {
+            return Ok(Self(tree));
+        }
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let tree = rustix::mount::open_tree(rustix::fs::CWD, source, flags)
             .with_context(|| format!("open_tree {}", source.display()))?;
+        if read_only {
+            set_read_only(tree.as_fd())?;
+        }
         Ok(Self(tree))
     }
 
@@ -113,6 +119,24 @@ impl Detached {
     }
 }
 
+/// open_tree(2) and mount_setattr(2) in one call, since Linux 6.15: open_tree_attr(2).
+fn open_tree_read_only(source: &Path) -> nix::Result<OwnedFd> {
+    const OPEN_TREE_ATTR: i64 = 467;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as u32;
+    let size = size_of::<libc::mount_attr>();
+    let fd = source.with_nix_path(|path| {
+        // SAFETY: the path is a C string that outlives the call, and so does `READ_ONLY`, whose size is passed with it.
+        unsafe {
+            libc::syscall(OPEN_TREE_ATTR, libc::AT_FDCWD, path.as_ptr(), flags, &raw const READ_ONLY, size)
+        }
+    })?;
+    // SAFETY: a new descriptor, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(Errno::result(fd)? as RawFd) })
+}
+
+static READ_ONLY: libc::mount_attr =
+    libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+
 /// Mounts a new instance of a file system at a path of this process's own root, which must be no symbolic link: the
 /// classic mount(2), one call for the six of fsopen(2) and its kin.
 ///
@@ -136,9 +160,7 @@ pub fn set_read_only_at(path: &Path) -> Result<()> {
 
 /// The same of the mount at `path`, or of `tree` itself where that is empty.
 fn set_attributes_read_only(tree: RawFd, path: &Path) -> nix::Result<()> {
-    let attr =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    set_attributes(tree, path, &attr, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+    set_attributes(tree, path, &READ_ONLY, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
 }
 
 fn set_attributes(tree: RawFd, path: &Path, attr: &libc::mount_attr, flags: i32) -> nix::Result<()> {
