@@ -8,8 +8,9 @@ use std::{
     cell::OnceCell,
     fs::{File, OpenOptions},
     io::{self, Read},
+    mem,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
         unix::fs::OpenOptionsExt,
     },
     path::Path,
@@ -145,7 +146,7 @@ fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<Pro
 
 /// A child that fails at once is gone before it says where it is: its own report is the reason.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
-    match Reports::new(pipe).next(Duration::from_millis(100)) {
+    match Reports::new(pipe).next(Duration::from_millis(100), None) {
         Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
         _ => None,
     }
@@ -186,8 +187,9 @@ impl Files {
             options.read(true).create(true).append(append).write(true);
             options.open(&path).with_context(|| format!("open {}", path.display()))
         };
-        let status = open(node.status_file(), false)?;
-        status.set_len(0).context("clear the status file")?;
+        let path = node.status_file();
+        let status = OpenOptions::new().read(true).write(true).create(true).truncate(true).open(&path);
+        let status = status.with_context(|| format!("open {}", path.display()))?;
         let secret = match File::open(node.secret_file()) {
             Ok(file) => Some(file),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
@@ -321,8 +323,8 @@ impl Birth<'_> {
             Credentials { uid: user.uid, gid: user.gid, groups: user.groups.clone(), keep }.assume()?;
             seccomp::load(&program)
         };
-        // init closes what it is not given; these would then be closed twice.
-        drop((self.netns, self.ids, self.go, self.tasks));
+        // init closes what it is not given, all at once; these would then be closed twice.
+        mem::forget((self.netns, self.ids, self.go, self.tasks));
         let terminal = self.stdio == Stdio::Terminal;
         let Files { log, status, secret, orders, replicator, oom } = self.files;
         let fds = InitFds {
@@ -381,17 +383,19 @@ impl Reports {
         Self { pipe: pipe.into(), text: Vec::new() }
     }
 
-    /// The next report, waiting at most `patience` for it.
-    pub fn next(&mut self, patience: Duration) -> Result<Heard> {
+    /// The next report, waiting at most `patience` for it, and not when `interrupt` can be read.
+    pub fn next(&mut self, patience: Duration, interrupt: Option<BorrowedFd<'_>>) -> Result<Heard> {
         loop {
             if let Some(end) = self.text.iter().position(|b| *b == b'\n') {
                 let line: Vec<u8> = self.text.drain(..=end).collect();
                 return serde_json::from_slice(&line).map(Heard::Report).context("read a report of pid 1");
             }
-            let mut fds = [PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            let mut fds = vec![PollFd::new(self.pipe.as_fd(), PollFlags::POLLIN)];
+            fds.extend(interrupt.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             let timeout = PollTimeout::try_from(patience).unwrap_or(PollTimeout::MAX);
             match poll(&mut fds, timeout) {
                 Ok(0) | Err(nix::errno::Errno::EINTR) => return Ok(Heard::Nothing),
+                Ok(_) if fds[0].any() != Some(true) => return Ok(Heard::Nothing),
                 Ok(_) => {}
                 Err(errno) => return Err(errno).context("poll the reports of pid 1"),
             }

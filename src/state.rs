@@ -292,26 +292,18 @@ fn with_parent<T>(path: &Path, f: impl Fn() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn names_in(dir: &Path) -> Result<Vec<Name>> {
-    let entries = match fs::read_dir(dir) {
+    let names = match sys::fs::names_in(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.with_context(|| format!("read {}", dir.display()))?,
     };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("read {}", dir.display()))?;
-        names.extend(entry.file_name().to_str().and_then(|n| n.parse().ok()));
-    }
+    let mut names: Vec<Name> =
+        names.iter().filter_map(|name| std::str::from_utf8(name).ok()?.parse().ok()).collect();
     names.sort();
     Ok(names)
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {
-    match fs::remove_dir_all(dir) {
-        Err(e) if e.kind() != io::ErrorKind::NotFound => {
-            Err(e).with_context(|| format!("remove {}", dir.display()))
-        }
-        _ => Ok(()),
-    }
+    sys::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))
 }
 
 #[cfg(test)]

@@ -180,16 +180,20 @@ fn listen(
     let mut follower = Follower::new(state, &node);
     loop {
         // Up to there pid 1 tells what happens. Whether the server answers has to be asked: a bare start takes 40 ms.
-        let pause = if phase == Phase::Running { 1 } else { 20 };
-        match spawned.reports.next(Duration::from_millis(pause)).map_err(broken)? {
+        let pause = if phase == Phase::Running { 1 } else { 100 };
+        let interrupt = Some(patience.interrupts.as_fd());
+        match spawned.reports.next(Duration::from_millis(pause), interrupt).map_err(broken)? {
             spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
-            spawn::Heard::End => check_alive(state, &node, spawned)?,
-            spawn::Heard::Nothing => {}
-        }
-        if let Some(signal) = patience.interrupts.next().map_err(broken)? {
-            let error = format!("{signal} during {}", phase.word());
-            return Err(Failure::of_wait(state, error, 128 + signal as i32));
+            heard => {
+                if matches!(heard, spawn::Heard::End) {
+                    check_alive(state, &node, spawned)?;
+                }
+                if let Some(signal) = patience.interrupts.next().map_err(broken)? {
+                    let error = format!("{signal} during {}", phase.word());
+                    return Err(Failure::of_wait(state, error, 128 + signal as i32));
+                }
+            }
         }
         if phase == Phase::BaseBackup {
             follower.tell_progress(talk);

@@ -27,6 +27,8 @@ mod start;
 mod talk;
 mod waldir;
 
+use std::fs::File;
+use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::{Context, Result};
@@ -34,7 +36,7 @@ use rustix::fs::{OFlags, fcntl_setfl};
 
 use crate::postgres::launch::{Payload, User};
 use crate::postgres::report::{Exit, Phase, Reason};
-use crate::sys::{child, fs::read_text_at_once, title};
+use crate::sys::{child, fs::read_open, title};
 
 pub use crate::postgres::launch::InitConfig;
 pub use crate::postgres::report::{Report, Status};
@@ -122,7 +124,6 @@ fn prepare(fds: &InitFds) -> Result<()> {
     // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
     // was made a session leader already.
     let _ = nix::unistd::setsid();
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
     close_foreign(fds)?;
     if fds.log.is_some() {
         leave_terminal()?;
@@ -137,7 +138,7 @@ fn prepare(fds: &InitFds) -> Result<()> {
 
 /// Lets go of the caller's standard streams: whoever reads the caller's output waits for its end.
 fn leave_terminal() -> Result<()> {
-    let null = std::fs::File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
+    let null = File::options().read(true).write(true).open("/dev/null").context("open /dev/null")?;
     child::replace_stdio(null.as_fd())
 }
 
@@ -190,9 +191,12 @@ impl<'a> Init<'a> {
         log.set_cap(config.log_cap);
         let events = Events::new(log, talk.take_oom_counter())?;
         // Not killed before the payload, where that is allowed: lowering it needs CAP_SYS_RESOURCE.
-        let shielded = std::fs::write(OOM_SCORE_ADJ, "-1000").is_ok()
-            // It may have come with another one, from whoever has started pgbox.
-            || read_text_at_once(OOM_SCORE_ADJ).is_ok_and(|score| score.trim() != "0");
+        let score = File::options().read(true).write(true).open(OOM_SCORE_ADJ);
+        let shielded = score.is_ok_and(|mut score| {
+            score.write_all(b"-1000").is_ok()
+                // It may have come with another one, from whoever has started pgbox.
+                || read_open(&score).is_ok_and(|score| score.trim() != "0")
+        });
         Ok(Init { config, talk, assume, terminal, shielded, fresh: false, events })
     }
 

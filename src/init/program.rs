@@ -58,7 +58,7 @@ impl Init<'_> {
             output.unwrap_or(stderr.as_fd()),
         ];
         fds.extend(&program.extra);
-        child::spawn(|| {
+        child::spawn(fds.len(), || {
             match terminal {
                 true => tty::begin_session(fds[0])?,
                 false => drop(nix::unistd::setsid().context("setsid")?),

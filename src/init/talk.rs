@@ -20,6 +20,7 @@ use crate::postgres::report::{Exit, Phase, Reason, Report, Status};
 pub struct Talk {
     report: Option<File>,
     status_file: Option<File>,
+    status_len: usize,
     secret: Option<OwnedFd>,
     orders: Option<File>,
     replicator: Option<File>,
@@ -36,6 +37,7 @@ impl Talk {
         let mut talk = Talk {
             report: fds.report.map(File::from),
             status_file: fds.status.map(File::from),
+            status_len: 0,
             secret: fds.secret,
             orders: fds.orders.map(File::from),
             replicator: fds.replicator.map(File::from),
@@ -143,14 +145,15 @@ impl Talk {
         self.record();
     }
 
-    /// Rewrites the status file: first the whole new line, then the end of file. A reader in between finds
-    /// the rest of the old line behind the new one, and reads only the first.
+    /// Rewrites the status file, in one call: where the line before was longer, blanks cover the rest of it.
     pub fn record(&mut self) {
-        let (Some(file), Some(line)) = (&self.status_file, line(&self.status)) else { return };
+        let (Some(file), Some(mut line)) = (&self.status_file, line(&self.status)) else { return };
+        line.pop();
+        line.resize(line.len().max(self.status_len), b' ');
+        self.status_len = line.len();
+        line.push(b'\n');
         // A full host disk must not end the server; the reader then has the status from before.
-        if file.write_all_at(&line, 0).is_ok() {
-            let _ = file.set_len(line.len() as u64);
-        }
+        let _ = file.write_all_at(&line, 0);
     }
 
     fn send(&mut self, report: &Report) {

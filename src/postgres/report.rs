@@ -2,7 +2,7 @@
 //!
 //! Both are JSON, one object a line. The rule that surprises people: the status file is rewritten in place
 //! (`init` cannot rename a file in a directory that lies outside of its root), so a reader takes the *first
-//! line* and ignores what follows it.
+//! line*, which may end in blanks, and ignores what follows it.
 
 use serde::{Deserialize, Serialize};
 

@@ -95,8 +95,12 @@ impl NodeDir {
     /// Where a node is put together before it takes its name. What a killed command left there is thrown away.
     pub fn draft(&self) -> Result<NodeDir> {
         let draft = NodeDir(self.draft_path());
-        remove_tree(&draft.0)?;
-        fs::create_dir_all(&draft.0).with_context(|| format!("mkdir {}", draft.0.display()))?;
+        if let Err(error) = fs::create_dir(&draft.0) {
+            if error.kind() == io::ErrorKind::AlreadyExists {
+                remove_tree(&draft.0)?;
+            }
+            fs::create_dir_all(&draft.0).with_context(|| format!("mkdir {}", draft.0.display()))?;
+        }
         Ok(draft)
     }
 
@@ -118,13 +122,19 @@ impl NodeDir {
     /// killed on the way leaves no node that is there by half.
     pub fn remove(&self) -> Result<()> {
         let gone = self.draft_path();
-        remove_tree(&gone)?;
-        match fs::rename(&self.0, &gone) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(e).with_context(|| format!("rename {}", self.0.display()));
+        let rename = || match fs::rename(&self.0, &gone) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        };
+        let renamed = match rename() {
+            Err(e) if matches!(e.kind(), io::ErrorKind::DirectoryNotEmpty | io::ErrorKind::AlreadyExists) => {
+                remove_tree(&gone)?;
+                rename()
             }
-            _ => remove_tree(&gone)?,
-        }
+            other => other,
+        };
+        renamed.with_context(|| format!("rename {}", self.0.display()))?;
+        remove_tree(&gone)?;
         match self.0.parent().filter(|nodes| fs::remove_dir(nodes).is_ok()).and_then(Path::parent) {
             Some(lab) => remove_tree(lab),
             None => Ok(()),

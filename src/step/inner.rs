@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{IdMap, Lesson};
 use crate::sys::{
+    self,
     mount::{self, Attributes, Detached, Jail, Place},
     overlay,
 };
@@ -325,12 +326,7 @@ impl InnerStep {
 fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Result<()> {
     // The kernel refuses a work directory that a `volatile` mount has left dirty. Nothing in it is worth
     // keeping: it holds half-made copies.
-    match std::fs::remove_dir_all(work.join("work")) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(e).with_context(|| format!("clear {}/work", work.display()));
-        }
-        _ => {}
-    }
+    sys::fs::remove_dir_all(&work.join("work")).with_context(|| format!("clear {}/work", work.display()))?;
     // The merged root shows the upper's own mode and owner, not the image's.
     if let Some(top) = lowers.first() {
         let image = std::fs::metadata(top).with_context(|| format!("stat {}", top.display()))?;
@@ -351,12 +347,9 @@ fn bind(
     place: BindPlace,
     ids: Option<BorrowedFd<'_>>,
 ) -> Result<()> {
-    let tree = Detached::bind(source)?;
+    let tree = Detached::bind(source, read_only)?;
     if let Some(ids) = ids {
         tree.map_ids(ids)?;
-    }
-    if read_only {
-        tree.set_read_only()?;
     }
     let kind = match place {
         BindPlace::Directory => Place::Directory,
@@ -375,24 +368,22 @@ fn mount_at(kind: &str, target: &str, options: &str, attributes: Attributes) -> 
 /// The mount is read-only and not the file system: that is one for all of the network namespace, which
 /// `ip netns exec` may have mounted writable.
 fn mount_sys() -> Result<()> {
-    place("/sys")?;
-    Detached::new("sysfs", &[], Attributes { read_only: true, ..Attributes::INERT })?
-        .attach_at(Path::new("/sys"))
+    mount_at("sysfs", "/sys", "", Attributes::INERT)?;
+    mount::set_read_only_at(Path::new("/sys"))
 }
 
 /// A directory to mount on. The image's own symlink is refused: programs would not find the file system
 /// where they look for it.
 fn place(target: &str) -> Result<()> {
-    match std::fs::create_dir(target) {
-        Ok(()) => return Ok(()),
-        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {}
-        Err(e) => return Err(e).with_context(|| format!("mkdir {target}")),
+    if mount::is_real_directory(Path::new(target)) {
+        return Ok(());
     }
-    anyhow::ensure!(
-        mount::is_real_directory(Path::new(target)),
-        "the image has something else than a directory at {target}"
-    );
-    Ok(())
+    match std::fs::create_dir(target) {
+        Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
+            anyhow::bail!("the image has something else than a directory at {target}")
+        }
+        made => made.with_context(|| format!("mkdir {target}")),
+    }
 }
 
 fn mount_dev() -> Result<()> {
@@ -415,14 +406,15 @@ fn mount_shm(size: u64) -> Result<()> {
 fn mask(paths: &[PathBuf]) -> Result<()> {
     let mut empty: Option<&PathBuf> = None;
     for path in paths {
-        let Ok(metadata) = std::fs::symlink_metadata(path) else { continue };
-        let masked = match (metadata.is_dir(), empty) {
-            (false, _) => mount::bind(Path::new("/dev/null"), path, false).map_err(Error::from),
-            (true, Some(first)) => mount::bind(first, path, false).map_err(Error::from),
-            (true, None) => {
+        // What is there says so itself: a file can't lie over a directory (mount(2), ENOTDIR).
+        let masked = match (mount::bind(Path::new("/dev/null"), path, false), empty) {
+            (Err(Errno::ENOENT), _) => continue,
+            (Err(Errno::ENOTDIR), Some(first)) => mount::bind(first, path, false).map_err(Error::from),
+            (Err(Errno::ENOTDIR), None) => {
                 empty = Some(path);
                 mount::mount_new("tmpfs", path, "size=0", Attributes { read_only: true, ..Attributes::INERT })
             }
+            (laid, _) => laid.map_err(Error::from),
         };
         masked.with_context(|| format!("mask {}", path.display()))?;
     }

@@ -81,7 +81,8 @@ pub fn drop_bounding(keep: CapabilitySet) -> Result<()> {
     Ok(())
 }
 
-/// Makes `set` the permitted and effective sets of the calling thread, and empties the inheritable one.
+/// Makes `set` the permitted and effective sets of the calling thread, and empties the inheritable one; with that also the
+/// ambient one, which would survive an execve by an ordinary user.
 ///
 /// # Errors
 /// A capability that the thread does not have (the kernel's EPERM does not say which one).
@@ -93,11 +94,6 @@ pub fn set(set: CapabilitySet) -> Result<()> {
     }
     let sets = CapabilitySets { effective: set, permitted: set, inheritable: CapabilitySet::empty() };
     thread::set_capabilities(None, sets).context("capset")
-}
-
-/// Empties the ambient set, which would survive an execve by an ordinary user.
-pub fn clear_ambient() -> Result<()> {
-    thread::clear_ambient_capability_set().context("prctl(PR_CAP_AMBIENT_CLEAR_ALL)")
 }
 
 /// Sets `no_new_privs`: from now on no execve gains anything by set-user-ID bits or file capabilities. It

@@ -6,8 +6,8 @@
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io::{self, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
@@ -59,14 +59,16 @@ pub fn exit_now(code: i32) -> ! {
 }
 
 /// Forks a child whose `body` ends in an execve. Returns once the new program runs, or with what `body`
-/// failed at as a [`SpawnError`] (the child is reaped then).
-pub fn spawn(body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
-    let (reader, low) = pipe_with(PipeFlags::CLOEXEC).context("pipe2")?;
-    // place_fds() in the child would otherwise overwrite a low number.
-    let writer = fcntl_dupfd_cloexec(&low, OUT_OF_THE_WAY).context("fcntl(F_DUPFD_CLOEXEC)")?;
+/// failed at as a [`SpawnError`] (the child is reaped then). `placed` is how many descriptors `body` places.
+pub fn spawn(placed: usize, body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
     // The end of file below comes when nobody has a writing end any more, the parent included: `writer`
     // goes with the closure.
-    drop(low);
+    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("pipe2")?;
+    let writer = match writer.as_raw_fd() < placed as RawFd {
+        // place_fds() in the child would overwrite it.
+        true => fcntl_dupfd_cloexec(&writer, OUT_OF_THE_WAY).context("fcntl(F_DUPFD_CLOEXEC)")?,
+        false => writer,
+    };
     let pid = fork(|| {
         let Err(error) = catch_unwind(AssertUnwindSafe(body))
             .unwrap_or_else(|_| Err(anyhow::anyhow!("panic before the execve")));
@@ -74,8 +76,7 @@ pub fn spawn(body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
         let _ = io::Write::write_all(&mut std::fs::File::from(writer), &encode(&error));
         127
     })?;
-    let mut report = Vec::new();
-    std::fs::File::from(reader).read_to_end(&mut report).context("read what the child reports")?;
+    let report = super::fs::read_fd(reader.as_fd()).context("read what the child reports")?;
     match report.is_empty() {
         true => Ok(pid),
         false => {
@@ -194,7 +195,7 @@ fn ignored_signals() -> u64 {
 mod tests {
     use super::*;
     use nix::sys::signal::{SigHandler, Signal};
-    use std::os::fd::AsFd;
+    use std::io::Read;
     use std::sync::Mutex;
 
     /// One at a time: a sibling's child would hold the pipes of this one open for a while.
@@ -208,7 +209,7 @@ mod tests {
     #[test]
     fn an_exec_failure_comes_back_with_errno_and_context() {
         let _one = ONE.lock();
-        let error = spawn(|| {
+        let error = spawn(0, || {
             let words: [std::ffi::CString; 0] = [];
             nix::unistd::execve(c"/nonexistent", &words, &words).context("execute /nonexistent")
         })
@@ -224,7 +225,7 @@ mod tests {
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         let leak = rustix::io::dup(&null).unwrap(); // not close-on-exec
-        let pid = spawn(|| {
+        let pid = spawn(4, || {
             place_fds(&[null.as_fd(), writer.as_fd(), null.as_fd(), writer.as_fd()])?;
             sh("cd /proc/self/fd; echo * >&3")
         })
@@ -242,7 +243,7 @@ mod tests {
     fn the_program_has_default_signals() {
         let _one = ONE.lock();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let pid = spawn(|| {
+        let pid = spawn(3, || {
             // SAFETY: SIG_IGN runs no code of ours.
             unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn)? };
             block_signals()?;

@@ -37,7 +37,6 @@ impl Credentials {
         setresuid(uid, uid, uid).with_context(|| format!("setresuid({uid})"))?;
         let held = if uid.is_root() { self.keep } else { CapabilitySet::empty() };
         capability::set(held)?;
-        capability::clear_ambient()?;
         capability::no_new_privs()
     }
 }

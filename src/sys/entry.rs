@@ -18,6 +18,22 @@ use libc::{
     SYS_execveat, SYS_mount_setattr, SYS_open_tree, W_OK, mount_attr,
 };
 
+/// Makes a function, which gives the exit code, what the C library calls first, in place of Rust's own preparations
+/// (`#![no_main]`). Those are for programs that may do anything: they read /proc/self/maps for the bounds of the stack, and
+/// have a handler with a stack of its own name an overflow, for 18 system calls. What is wanted of them is in
+/// [`prepare`](super::process::prepare).
+#[macro_export]
+macro_rules! begin_with {
+    ($run:path) => {
+        // SAFETY: nothing else of the program is called so.
+        #[unsafe(no_mangle)]
+        extern "C" fn main() -> i32 {
+            // It writes out what print! has kept; a return would not.
+            std::process::exit($run())
+        }
+    };
+}
+
 const SELF: &CStr = c"/proc/self/exe";
 
 // The stack pointer is what the kernel hands over, and rdx (x86-64 psABI, 3.4.1); the C library's `_start` wants both.

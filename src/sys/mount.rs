@@ -1,5 +1,4 @@
-//! Mounts: the file-descriptor interface of mount(2) (open_tree(2), move_mount(2), fsopen(2),
-//! mount_setattr(2)) and pivot_root(2).
+//! Mounts: mount(2), the file-descriptor interface to it (open_tree(2), move_mount(2), mount_setattr(2)), and pivot_root(2).
 //!
 //! The rule that surprises people: a path is resolved at every call, so "check, then mount" is a race and a
 //! symlink away from mounting somewhere else. Targets inside a foreign tree are therefore opened once with
@@ -9,7 +8,7 @@ use std::{
     ffi::OsString,
     io,
     os::{
-        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
         unix::ffi::OsStringExt,
     },
     path::{Path, PathBuf},
@@ -23,7 +22,7 @@ use nix::{
 };
 use rustix::{
     fs::{AtFlags, Mode, OFlags},
-    mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags},
+    mount::{MoveMountFlags, OpenTreeFlags},
 };
 
 /// Makes every mount of this mount namespace private, so that nothing done here shows outside
@@ -58,42 +57,24 @@ impl Attributes {
         flags.set(MsFlags::MS_NOEXEC, self.noexec);
         flags
     }
-
-    fn flags(self) -> MountAttrFlags {
-        let mut flags = MountAttrFlags::empty();
-        flags.set(MountAttrFlags::MOUNT_ATTR_RDONLY, self.read_only);
-        flags.set(MountAttrFlags::MOUNT_ATTR_NOSUID, self.nosuid);
-        flags.set(MountAttrFlags::MOUNT_ATTR_NODEV, self.nodev);
-        flags.set(MountAttrFlags::MOUNT_ATTR_NOEXEC, self.noexec);
-        flags
-    }
 }
 
-/// A mount that is attached nowhere yet (fsmount(2), or open_tree(2) with `OPEN_TREE_CLONE`).
+/// A mount that is attached nowhere yet (open_tree(2) with `OPEN_TREE_CLONE`).
 pub struct Detached(OwnedFd);
 
 impl Detached {
-    /// A new instance of a file system, for example `tmpfs` with `[("size", "64m")]`.
-    pub fn new(fs: &str, options: &[(&str, &str)], attributes: Attributes) -> Result<Self> {
-        let context =
-            rustix::mount::fsopen(fs, FsOpenFlags::FSOPEN_CLOEXEC).with_context(|| format!("fsopen {fs}"))?;
-        for (key, value) in options {
-            rustix::mount::fsconfig_set_string(context.as_fd(), *key, *value)
-                .with_context(|| format!("fsconfig {fs} {key}={value}"))?;
-        }
-        rustix::mount::fsconfig_create(context.as_fd()).with_context(|| format!("fsconfig {fs} create"))?;
-        let mount =
-            rustix::mount::fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, attributes.flags())
-                .with_context(|| format!("fsmount {fs}"))?;
-        Ok(Self(mount))
-    }
-
     /// A copy of the tree mounted at `source` (a bind mount that has no place yet).
-    pub fn bind(source: &Path) -> Result<Self> {
+    pub fn bind(source: &Path, read_only: bool) -> Result<Self> {
+        if read_only && let Ok(tree) = open_tree_read_only(source) {
+            return Ok(Self(tree));
+        }
         let flags =
             OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC | OpenTreeFlags::AT_RECURSIVE;
         let tree = rustix::mount::open_tree(rustix::fs::CWD, source, flags)
             .with_context(|| format!("open_tree {}", source.display()))?;
+        if read_only {
+            set_read_only(tree.as_fd())?;
+        }
         Ok(Self(tree))
     }
 
@@ -136,22 +117,28 @@ impl Detached {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(self.0.as_fd(), "", target, "", flags)
     }
-
-    /// Attaches the mount at a path of this process's own root.
-    pub fn attach_at(&self, target: &Path) -> Result<()> {
-        rustix::mount::move_mount(
-            self.0.as_fd(),
-            "",
-            rustix::fs::CWD,
-            target,
-            MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
-        )
-        .with_context(|| format!("move_mount {}", target.display()))
-    }
 }
 
+/// open_tree(2) and mount_setattr(2) in one call, since Linux 6.15: open_tree_attr(2).
+fn open_tree_read_only(source: &Path) -> nix::Result<OwnedFd> {
+    const OPEN_TREE_ATTR: i64 = 467;
+    let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | libc::AT_RECURSIVE as u32;
+    let size = size_of::<libc::mount_attr>();
+    let fd = source.with_nix_path(|path| {
+        // SAFETY: the path is a C string that outlives the call, and so does `READ_ONLY`, whose size is passed with it.
+        unsafe {
+            libc::syscall(OPEN_TREE_ATTR, libc::AT_FDCWD, path.as_ptr(), flags, &raw const READ_ONLY, size)
+        }
+    })?;
+    // SAFETY: a new descriptor, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(Errno::result(fd)? as RawFd) })
+}
+
+static READ_ONLY: libc::mount_attr =
+    libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
+
 /// Mounts a new instance of a file system at a path of this process's own root, which must be no symbolic link: the
-/// classic mount(2), one call for the six of [`Detached::new`].
+/// classic mount(2), one call for the six of fsopen(2) and its kin.
 ///
 /// `read_only` is the file system's own here, not the mount's alone: for one that is shared (sysfs in a network
 /// namespace) EBUSY when it is in use with another setting.
@@ -165,11 +152,15 @@ pub fn set_read_only(tree: BorrowedFd<'_>) -> Result<()> {
     set_attributes_read_only(tree.as_raw_fd(), Path::new("")).context("mount_setattr read-only")
 }
 
+/// The same of the mount at a path of this process's own root, which must be no symbolic link.
+pub fn set_read_only_at(path: &Path) -> Result<()> {
+    set_attributes_read_only(libc::AT_FDCWD, path)
+        .with_context(|| format!("mount_setattr read-only {}", path.display()))
+}
+
 /// The same of the mount at `path`, or of `tree` itself where that is empty.
 fn set_attributes_read_only(tree: RawFd, path: &Path) -> nix::Result<()> {
-    let attr =
-        libc::mount_attr { attr_set: libc::MOUNT_ATTR_RDONLY, attr_clr: 0, propagation: 0, userns_fd: 0 };
-    set_attributes(tree, path, &attr, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
+    set_attributes(tree, path, &READ_ONLY, libc::AT_EMPTY_PATH | libc::AT_RECURSIVE)
 }
 
 fn set_attributes(tree: RawFd, path: &Path, attr: &libc::mount_attr, flags: i32) -> nix::Result<()> {
@@ -263,6 +254,12 @@ impl Jail {
 
     /// Opens `path` as a mount point, and makes it, with its parents, when it is absent.
     pub fn place(&self, path: &Path, kind: Place) -> Result<OwnedFd> {
+        // Most images lack the files that are bound into them, and have a directory for them.
+        if kind == Place::File
+            && let Ok(made) = self.open_at(path, NEW_FILE)
+        {
+            return Ok(made);
+        }
         match self.resolve(path) {
             Err(rustix::io::Errno::NOENT) => {}
             place => return place.with_context(|| format!("open mount point {}", path.display())),
@@ -280,6 +277,9 @@ impl Jail {
     }
 }
 
+/// Where there is nothing yet, not even a symlink that leads nowhere.
+const NEW_FILE: OFlags = OFlags::CREATE.union(OFlags::EXCL).union(OFlags::WRONLY);
+
 /// Makes a mount point that was not there, and opens it.
 fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<OwnedFd> {
     let own = OFlags::NOFOLLOW | OFlags::CLOEXEC;
@@ -288,10 +288,7 @@ fn make(parent: BorrowedFd<'_>, name: &Path, kind: Place) -> rustix::io::Result<
             rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
             rustix::fs::openat(parent, name, own | OFlags::PATH | OFlags::DIRECTORY, Mode::empty())
         }
-        Place::File => {
-            let new = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-            rustix::fs::openat(parent, name, own | new, Mode::from_raw_mode(0o644))
-        }
+        Place::File => rustix::fs::openat(parent, name, own | NEW_FILE, Mode::from_raw_mode(0o644)),
     }
 }
 

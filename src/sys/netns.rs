@@ -83,18 +83,13 @@ pub fn path(name: &str) -> PathBuf {
 
 /// All names, sorted; what `ip netns list` shows. Without /run/netns there are none.
 pub fn list() -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(DIRECTORY) {
-        Ok(entries) => entries,
+    let mut names = match super::fs::names_in(Path::new(DIRECTORY)) {
+        Ok(names) => names,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(io_errno(&error)).context(format!("read {DIRECTORY}")),
     };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(|e| io_errno(&e)).with_context(|| format!("read {DIRECTORY}"))?;
-        names.push(entry.file_name().to_string_lossy().into_owned());
-    }
     names.sort();
-    Ok(names)
+    Ok(names.iter().map(|name| String::from_utf8_lossy(name).into_owned()).collect())
 }
 
 /// Runs `f` in the namespace `ns`, and comes back. A socket that `f` opens stays in that namespace wherever it is

@@ -1,7 +1,7 @@
 //! Mounting overlayfs (Documentation/filesystems/overlayfs.rst; fsopen(2), fsconfig(2), move_mount(2)).
 //!
 //! Surprising rules: mount(2) takes one page of options, which about 40 long lower directories overflow, so each is
-//! given alone with fsconfig's `lowerdir+` (Linux 6.8), or, on older kernels, by a short name relative to the
+//! then given alone with fsconfig's `lowerdir+` (Linux 6.8), or, on older kernels, by a short name relative to the
 //! working directory. An overlay without an upper needs two lower directories: a single one is bound read-only.
 //! What fsconfig(2) refuses, it explains in a log that is read from the context's descriptor.
 
@@ -44,9 +44,13 @@ pub fn mount(
     match (lowers, upper) {
         ([], _) => bail!("mount at {}: there is no lower directory", target.display()),
         ([only], None) => bind_read_only(only, target),
-        _ => match mount_by_parts(lowers, upper, target, options) {
-            Err(e) if lacks_lowerdir_plus(&e) => mount_by_string(lowers, upper, target, options),
-            other => other,
+        // What one call refuses, the long way explains.
+        _ => match mount_at_once(lowers, upper, target, options) {
+            true => Ok(()),
+            false => match mount_by_parts(lowers, upper, target, options) {
+                Err(e) if lacks_lowerdir_plus(&e) => mount_by_string(lowers, upper, target, options),
+                other => other,
+            },
         },
     }
 }
@@ -129,7 +133,7 @@ pub fn remove_work(work: &Path) -> std::io::Result<()> {
     for known in ["work/incompat/volatile", "work/incompat", "work"] {
         let _ = std::fs::remove_dir(work.join(known));
     }
-    std::fs::remove_dir(work).or_else(|_| std::fs::remove_dir_all(work))
+    std::fs::remove_dir(work).or_else(|_| super::fs::remove_dir_all(work))
 }
 
 /// Marks the error of a kernel that doesn't know `lowerdir+`.
@@ -146,6 +150,19 @@ impl std::error::Error for NoLowerdirPlus {}
 
 fn lacks_lowerdir_plus(error: &anyhow::Error) -> bool {
     error.downcast_ref::<NoLowerdirPlus>().is_some()
+}
+
+/// One call for a dozen, where there are few directories and nothing in their names has a meaning; false if it can't be done so.
+fn mount_at_once(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, target: &Path, options: Options) -> bool {
+    let is_plain =
+        |path: &Path| path.is_absolute() && !path.as_os_str().as_bytes().iter().any(|b| b"\\:,".contains(b));
+    let (above, beside) = upper.unzip();
+    if !lowers.iter().map(PathBuf::as_path).chain(above).chain(beside).all(is_plain) {
+        return false;
+    }
+    let data = one_string(lowers, upper, options);
+    // The kernel cuts off what is beyond a page of at least this size.
+    data.len() < 4096 && classic_mount(target, data, upper, options).is_ok()
 }
 
 /// One option at a time, through the mount API of Linux 5.2.
@@ -225,37 +242,56 @@ fn string_mount(
     // Relative paths of the caller mean something only before the change of directory.
     let target = &std::path::absolute(target)?;
     let parent = lowers[0].parent().unwrap_or(Path::new("/"));
-    let siblings = lowers.iter().all(|l| l.parent() == Some(parent));
+    let absolute = |path: &Path| std::path::absolute(path);
+    let lowers = match lowers.iter().all(|l| l.parent() == Some(parent)) {
+        true => lowers.iter().filter_map(|l| l.file_name()).map(PathBuf::from).collect(),
+        false => lowers.iter().map(|l| absolute(l)).collect::<std::io::Result<Vec<_>>>()?,
+    };
+    let upper = upper
+        .map(|(upper, work)| Ok::<_, std::io::Error>((absolute(upper)?, absolute(work)?)))
+        .transpose()?;
+    let upper = upper.as_ref().map(|(upper, work)| (&**upper, &**work));
+    let data = one_string(&lowers, upper, options);
+    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
+    nix::unistd::chdir(parent).with_context(|| format!("chdir {}", parent.display()))?;
+    classic_mount(target, data, upper, options)
+        .map_err(std::io::Error::from)
+        .with_context(|| format!("mount an overlay of {} directories at {}", lowers.len(), target.display()))
+}
+
+/// The options in the form of mount(2).
+fn one_string(lowers: &[PathBuf], upper: Option<(&Path, &Path)>, options: Options) -> Vec<u8> {
     let mut data = b"lowerdir=".to_vec();
     for (i, lower) in lowers.iter().enumerate() {
-        let name = if siblings { lower.file_name().map(Path::new) } else { None };
-        let path = name.map_or_else(|| std::path::absolute(lower), |n| Ok(n.to_owned()))?;
         data.extend(if i > 0 { &b":"[..] } else { b"" });
-        data.extend(escaped(path.as_os_str().as_bytes(), b"\\:,"));
+        data.extend(escaped(lower.as_os_str().as_bytes(), b"\\:,"));
     }
     if let Some((upper, work)) = upper {
         for (key, path) in [("upperdir", upper), ("workdir", work)] {
             data.extend(format!(",{key}=").into_bytes());
-            data.extend(escaped(std::path::absolute(path)?.as_os_str().as_bytes(), b"\\,"));
+            data.extend(escaped(path.as_os_str().as_bytes(), b"\\,"));
         }
     }
-    let mut text = String::new();
     for (key, value) in settings(upper.is_some()) {
-        write!(text, ",{key}={value}")?;
+        data.extend(format!(",{key}={value}").into_bytes());
     }
     if options.volatile && upper.is_some() {
-        text.push_str(",volatile");
+        data.extend(b",volatile");
     }
-    data.extend(text.into_bytes());
-    nix::sched::unshare(nix::sched::CloneFlags::CLONE_FS).context("unshare(CLONE_FS)")?;
-    nix::unistd::chdir(parent).with_context(|| format!("chdir {}", parent.display()))?;
+    data
+}
+
+fn classic_mount(
+    target: &Path,
+    data: Vec<u8>,
+    upper: Option<(&Path, &Path)>,
+    options: Options,
+) -> rustix::io::Result<()> {
     let mut flags = MountFlags::NODEV;
     flags.set(MountFlags::NOSUID, upper.is_none());
     flags.set(MountFlags::RDONLY, read_only(upper, options));
-    let data = std::ffi::CString::new(data)?;
+    let data = std::ffi::CString::new(data).map_err(|_| Errno::INVAL)?;
     mount::mount("overlay", target, "overlay", flags, Some(data.as_c_str()))
-        .map_err(std::io::Error::from)
-        .with_context(|| format!("mount an overlay of {} directories at {}", lowers.len(), target.display()))
 }
 
 /// Options that must not depend on how the kernel was built.

@@ -7,7 +7,7 @@ use std::{
     fs::{self, Metadata},
     io,
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    sync::OnceLock,
+    sync::{Once, OnceLock},
     time::Duration,
 };
 
@@ -181,9 +181,18 @@ pub fn in_directory(name: &str, is_meant: impl Fn(&Metadata) -> bool) -> io::Res
     Ok(None)
 }
 
-/// Has writing to a closed pipe end this process, as it does every other program. Rust ignores SIGPIPE, and
-/// printing would panic instead.
-pub fn end_on_closed_pipe() {
+/// What a program that begins with [`begin_with`](crate::begin_with) needs of Rust's own preparations.
+///
+/// The standard streams are there, or the first file would be one, and what is said would end up in it. And writing to a closed
+/// pipe ends this process, as it does every other program, also where whoever started it ignores that.
+pub fn prepare() {
+    let mut streams = [0, 1, 2].map(|fd| libc::pollfd { fd, events: 0, revents: 0 });
+    // SAFETY: three entries, which outlive the call.
+    unsafe { libc::poll(streams.as_mut_ptr(), 3, 0) };
+    for _ in streams.iter().filter(|stream| stream.revents & libc::POLLNVAL != 0) {
+        // SAFETY: the path is a C string. The lowest number that is free is that of the stream.
+        unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+    }
     // SAFETY: the default action runs no code of ours.
     let _ = unsafe {
         nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl)
@@ -192,10 +201,13 @@ pub fn end_on_closed_pipe() {
 
 /// Has writing to a closed pipe fail with EPIPE and nothing else, from now on. Programs that are started have the default again.
 pub fn outlive_closed_pipe() {
-    // SAFETY: nor does ignoring.
-    let _ = unsafe {
-        nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
-    };
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // SAFETY: nor does ignoring.
+        let _ = unsafe {
+            nix::sys::signal::signal(nix::sys::signal::Signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
+        };
+    });
 }
 
 /// The kernel's name for this boot (random(4)): what was made in another one is gone. Read once: no process lives

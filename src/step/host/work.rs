@@ -2,9 +2,9 @@
 //! object is before it removes it, and finds an absent one in order.
 
 use std::{
-    fs,
-    io::{self, Write},
+    fs, io,
     net::{Ipv4Addr, TcpStream},
+    os::unix::fs::FileExt,
     path::Path,
     time::Duration,
 };
@@ -36,7 +36,7 @@ pub fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
         let removed = match name {
             "work" => overlay::remove_work(&path),
             // `merged` is empty out here: what is seen in it is mounted inside.
-            _ => fs::remove_dir(&path).or_else(|_| fs::remove_dir_all(&path)),
+            _ => fs::remove_dir(&path).or_else(|_| sys::fs::remove_dir_all(&path)),
         };
         absent_is_ok(removed).with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
@@ -82,12 +82,17 @@ pub fn delete_own_link(name: &str, alias: &str) -> Result<()> {
 
 /// Replaces or removes the line of `name`, and whatever had its address before, keeping the file's inode.
 pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<()> {
-    let old = match sys::fs::read_text_at_once(file) {
-        Ok(text) => text,
-        Err(e) if e.kind() == io::ErrorKind::NotFound && address.is_none() => return Ok(()),
-        Err(e) if e.kind() == io::ErrorKind::NotFound => HOSTS_HEAD.to_owned(),
-        Err(e) => return Err(e).with_context(|| format!("read {}", file.display())),
+    let shown = file.display();
+    let mut open = fs::File::options();
+    let open = open.create(address.is_some()).truncate(false).read(true).write(true);
+    let file = match open.open(file) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+        file => file.with_context(|| format!("open {shown}"))?,
     };
+    let mut old = sys::fs::read_open(&file).with_context(|| format!("read {shown}"))?;
+    if old.is_empty() {
+        old.push_str(HOSTS_HEAD);
+    }
     let own = address.map(|address| address.to_string());
     let is_other = |line: &&str| match line.split_whitespace().collect::<Vec<_>>()[..] {
         [address, other, ..] => other != name && own.as_deref() != Some(address),
@@ -99,11 +104,13 @@ pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<
     }
     // The text first and the end after it: a reader in between finds no empty file, and no block is freed.
     let write = || -> io::Result<()> {
-        let mut file = fs::File::options().create(true).truncate(false).write(true).open(file)?;
-        file.write_all(new.as_bytes())?;
-        file.set_len(new.len() as u64)
+        file.write_all_at(new.as_bytes(), 0)?;
+        match new.len() < old.len() {
+            true => file.set_len(new.len() as u64),
+            false => Ok(()),
+        }
     };
-    write().with_context(|| format!("write {}", file.display()))
+    write().with_context(|| format!("write {shown}"))
 }
 
 const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";

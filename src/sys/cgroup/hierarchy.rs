@@ -114,7 +114,7 @@ pub fn detect() -> Result<Hierarchy> {
     let file = "/proc/self/mountinfo";
     let mountinfo = crate::sys::fs::read(file).map_err(os).with_context(|| format!("read {file}"))?;
     let found = Hierarchy::parse(&String::from_utf8_lossy(&mountinfo), |mount| {
-        super::read(&mount.join("cgroup.controllers"))
+        super::read_record(&mount.join("cgroup.controllers"))
     })?;
     Ok(KNOWN.get_or_init(|| found).clone())
 }

@@ -346,7 +346,7 @@ struct Membership(Vec<(String, String)>);
 
 impl Membership {
     fn read(pid: Pid) -> Result<Membership> {
-        Ok(Self::parse(&read(Path::new(&format!("/proc/{pid}/cgroup")))?))
+        Ok(Self::parse(&read_record(Path::new(&format!("/proc/{pid}/cgroup")))?))
     }
 
     fn parse(text: &str) -> Membership {
@@ -370,6 +370,11 @@ impl Membership {
 
 fn read(file: &Path) -> Result<String> {
     super::fs::read_to_string(file).map_err(os).with_context(|| format!("read {}", file.display()))
+}
+
+/// The same of a file that the kernel writes as one record, whatever is in it.
+fn read_record(file: &Path) -> Result<String> {
+    super::fs::read_text_at_once(file).map_err(os).with_context(|| format!("read {}", file.display()))
 }
 
 /// An I/O error as a bare `Errno`, so that callers find one type at the root of every chain.

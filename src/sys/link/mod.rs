@@ -158,15 +158,26 @@ pub fn configure(
     gateway: Option<Ipv4Addr>,
 ) -> Result<()> {
     let mut rtnl = netns::run_in(netns, open)??;
-    up(&mut rtnl, "lo")?;
     let link = find(&mut rtnl, dev)?;
+    let up = |name: &str| (RouteNetlinkMessage::NewLink(LinkUnspec::new_with_name(name).up().build()), 0);
     // The address first: from the first moment that packets can arrive it answers for itself.
-    give_address(&mut rtnl, &link, address, prefix)?;
-    up(&mut rtnl, dev)?;
-    let Some(gateway) = gateway else { return Ok(()) };
-    let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
-    rtnl.change(RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE)
-        .with_context(|| format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE"))
+    let mut changes = vec![
+        (up("lo"), "bring lo up: RTM_NEWLINK".to_owned()),
+        (new_address(&link, address, prefix), told_address(&link, address, prefix)),
+        (up(dev), format!("bring {dev} up: RTM_NEWLINK")),
+    ];
+    if let Some(gateway) = gateway {
+        let route =
+            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
+        let message = (RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE);
+        changes.push((message, format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE")));
+    }
+    let (messages, told): (Vec<_>, Vec<_>) = changes.into_iter().unzip();
+    let refused = rtnl.change_all(messages).with_context(|| format!("configure {dev}"))?;
+    match refused.into_iter().find(|refused| *refused != (1, Errno::EEXIST)) {
+        Some((at, error)) => Err(error).context(told[at].clone()),
+        None => Ok(()),
+    }
 }
 
 /// Gives an interface one more address. Doing it again changes nothing.
@@ -252,13 +263,20 @@ fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
 }
 
 fn give_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
-    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
-    match rtnl.change(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
+    let (message, flags) = new_address(link, address, prefix);
+    match rtnl.change(message, flags) {
         Err(Errno::EEXIST) => Ok(()), // on this very interface
-        other => {
-            other.with_context(|| format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name))
-        }
+        other => other.with_context(|| told_address(link, address, prefix)),
     }
+}
+
+fn new_address(link: &Link, address: Ipv4Addr, prefix: u8) -> (RouteNetlinkMessage, u16) {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
+    (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn told_address(link: &Link, address: Ipv4Addr, prefix: u8) -> String {
+    format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name)
 }
 
 /// By index, not by name: between looking and removing, the name may have passed to another link.

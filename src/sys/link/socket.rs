@@ -41,6 +41,39 @@ impl Rtnl {
         self.ask(message, NLM_F_REQUEST | NLM_F_ACK | flags).map(drop)
     }
 
+    /// Has the kernel change several things in one call, each whatever has become of those before. Gives those that it refused, by
+    /// their places in the list.
+    ///
+    /// # Errors
+    /// Those of the socket itself.
+    pub(super) fn change_all(
+        &mut self,
+        changes: Vec<(RouteNetlinkMessage, u16)>,
+    ) -> Result<Vec<(usize, Errno)>> {
+        let (first, count) = (self.sequence + 1, changes.len());
+        let mut bytes = Vec::new();
+        for (at, (message, flags)) in changes.into_iter().enumerate() {
+            // A refusal is always told, and that all is done once.
+            let ack = if at + 1 == count { NLM_F_ACK } else { 0 };
+            bytes.resize(bytes.len().next_multiple_of(4), 0);
+            bytes.extend(self.request(message, NLM_F_REQUEST | ack | flags));
+        }
+        self.socket.send(&bytes, 0).map_err(errno)?;
+        let mut refused = Vec::new();
+        loop {
+            for message in self.datagram()? {
+                let number = message.header.sequence_number;
+                let NetlinkPayload::Error(error) = message.payload else { continue };
+                if let (Some(at), Some(code)) = (number.checked_sub(first), error.code) {
+                    refused.push((at as usize, Errno::from_raw(-code.get())));
+                }
+                if number == self.sequence {
+                    return Ok(refused);
+                }
+            }
+        }
+    }
+
     /// Asks for one object.
     ///
     /// # Errors
@@ -65,6 +98,15 @@ impl Rtnl {
 
     /// What the kernel sends, and whether it is consistent.
     fn ask(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(Vec<RouteNetlinkMessage>, bool)> {
+        let bytes = self.request(message, flags);
+        self.socket.send(&bytes, 0).map_err(errno)?;
+        let (mut items, mut whole) = (Vec::new(), true);
+        while self.receive(flags, &mut items, &mut whole)? {}
+        Ok((items, whole))
+    }
+
+    /// A message with the next number, as it is sent.
+    fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Vec<u8> {
         self.sequence += 1;
         let mut request = NetlinkMessage::from(message);
         request.header.flags = flags;
@@ -72,10 +114,25 @@ impl Rtnl {
         request.finalize();
         let mut bytes = vec![0; request.buffer_len()];
         request.serialize(&mut bytes);
-        self.socket.send(&bytes, 0).map_err(errno)?;
-        let (mut items, mut whole) = (Vec::new(), true);
-        while self.receive(flags, &mut items, &mut whole)? {}
-        Ok((items, whole))
+        bytes
+    }
+
+    fn datagram(&mut self) -> Result<Vec<NetlinkMessage<RouteNetlinkMessage>>> {
+        self.buffer.clear();
+        self.buffer.reserve(LARGEST);
+        let length = self.socket.recv(&mut self.buffer, nix::libc::MSG_TRUNC).map_err(errno)?;
+        if length > self.buffer.len() {
+            return Err(Errno::EMSGSIZE);
+        }
+        let (mut rest, mut messages) = (&self.buffer[..], Vec::new());
+        while !rest.is_empty() {
+            let message =
+                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|_| Errno::EBADMSG)?;
+            let size = (message.header.length as usize).next_multiple_of(4).max(16);
+            rest = rest.get(size..).unwrap_or_default();
+            messages.push(message);
+        }
+        Ok(messages)
     }
 
     /// Reads one datagram; false when the answer is complete.
@@ -85,18 +142,7 @@ impl Rtnl {
         items: &mut Vec<RouteNetlinkMessage>,
         whole: &mut bool,
     ) -> Result<bool> {
-        self.buffer.clear();
-        self.buffer.reserve(LARGEST);
-        let length = self.socket.recv(&mut self.buffer, nix::libc::MSG_TRUNC).map_err(errno)?;
-        if length > self.buffer.len() {
-            return Err(Errno::EMSGSIZE);
-        }
-        let mut rest = &self.buffer[..];
-        while !rest.is_empty() {
-            let message =
-                NetlinkMessage::<RouteNetlinkMessage>::deserialize(rest).map_err(|_| Errno::EBADMSG)?;
-            let size = (message.header.length as usize).next_multiple_of(4).max(16);
-            rest = rest.get(size..).unwrap_or_default();
+        for message in self.datagram()? {
             // What is left of an earlier question that ended in an error.
             if message.header.sequence_number != self.sequence {
                 continue;
