@@ -6,7 +6,11 @@ use std::{path::Path, time::Duration};
 
 use anyhow::Result;
 
-use super::{Context, collation, endpoint, start, talk};
+use super::{
+    Context, collation, endpoint,
+    foreground::{self, Attention},
+    talk,
+};
 use crate::{
     engine::{
         Reach,
@@ -124,8 +128,8 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     drop(progress);
     settle_in(context, &state, origin, &answer)?;
     if how.foreground || stdio != Stdio::Log {
-        let attention = start::Attention { remove: how.remove, shown: 0 };
-        return start::attend(context, &state, spawned, &interrupts, &attention);
+        let attention = Attention { remove: how.remove, shown: 0 };
+        return foreground::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);
     Ok(0)

@@ -15,6 +15,7 @@ mod endpoint;
 mod environment;
 mod exec;
 mod failover;
+mod foreground;
 mod freeze;
 mod guard;
 mod image;

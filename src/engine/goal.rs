@@ -68,7 +68,7 @@ pub fn has_replayed(node: &Node, wanted: Lsn) -> Result<()> {
 }
 
 /// Waits until a standby knows what its primary had written. For one that applies late nobody waits: it takes less at its next
-/// start, if it knows by then (see [`lower`](super::lower)).
+/// start, if it knows by then (see [`lower`](super::settings::lower)).
 pub fn wait_until_replayed(root: &Root, lab: &Name, name: &Name, wanted: Lsn) -> Result<()> {
     if node::find(root, lab, name)?.state.applies_late() {
         return Ok(());
