@@ -292,7 +292,7 @@ fn with_parent<T>(path: &Path, f: impl Fn() -> io::Result<T>) -> io::Result<T> {
 }
 
 fn names_in(dir: &Path) -> Result<Vec<Name>> {
-    let names = match sys::fs::names_in(dir) {
+    let names = match sys::tree::names_in(dir) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         other => other.with_context(|| format!("read {}", dir.display()))?,
     };
@@ -303,7 +303,7 @@ fn names_in(dir: &Path) -> Result<Vec<Name>> {
 }
 
 fn remove_tree(dir: &Path) -> Result<()> {
-    sys::fs::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))
+    sys::tree::remove_dir_all(dir).with_context(|| format!("remove {}", dir.display()))
 }
 
 #[cfg(test)]

@@ -84,7 +84,8 @@ pub fn take_over(context: &Context, args: &cli::Failover, name: &Name) -> Result
         promoted.lsn,
         begun.elapsed().as_secs_f64() * 1000.0
     );
-    if let Err(error) = tell_of_rule(context, &target.name) {
+    // Whom it waits for it was told before; that it does can only be seen now, when clients are there again.
+    if let Err(error) = sync::confirm(target).and_then(|_| tell_of_rule(context, &target.name)) {
         super::warn(context, &format!("whom commits wait for now can't be told: {error:#}"));
     }
     if let Some(head) = head {

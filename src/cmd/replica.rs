@@ -79,11 +79,11 @@ const RULE: Duration = Duration::from_secs(10);
 fn wait_for_it(context: &Context, args: &cli::Replica) -> Result<()> {
     let lock = context.lock()?;
     let rule = sync::join(&context.root, &context.lab, &args.node)?;
-    drop(lock);
     let cluster = cluster::of(&context.root, &context.lab, &args.of)?;
     super::sync::tell_of_late(context, &cluster, &rule.to_string())?;
     let node = node::find(&context.root, &context.lab, &args.of)?;
     let is_seen = super::sync::is_seen_to_wait(&node)?;
+    drop(lock);
     let primary = node.login()?;
     let deadline = Instant::now() + RULE;
     let sql = standby::sync_state(args.node.as_str());

@@ -158,8 +158,10 @@ fn let_go(context: &Context, name: &Name) -> Option<Departure> {
 /// Takes a node that is gone out of the rule, and puts in order what the servers that are left keep for it.
 fn settle(context: &Context, departure: Option<Departure>) {
     let (root, lab) = (&context.root, &context.lab);
-    let left = departure.map_or(Ok(()), |departure| membership::leave(root, lab, departure));
-    match left.and_then(|()| membership::settle(root, lab)) {
+    if let Some(Err(error)) = departure.map(|departure| membership::leave(root, lab, departure)) {
+        super::warn(context, &format!("the lab's sync rule is as it was: {error:#}"));
+    }
+    match membership::settle(root, lab) {
         Ok(changes) => changes.iter().for_each(|change| super::tell_change(context, change)),
         Err(error) => super::warn(context, &format!("a slot may be left on another node: {error:#}")),
     }
@@ -173,6 +175,8 @@ fn remove_remains(context: &Context, name: &Name, removal: &Removal<'_>, error: 
             // One that was killed at its very end has left the directory, without its name, or that of a volume.
             context.root.node(&context.lab, name).remove()?;
             context.root.sweep_volumes(&context.lab)?;
+            let departure = let_go(context, name).filter(|departure| departure.rule.is_some());
+            departure.into_iter().for_each(|departure| settle(context, Some(departure)));
         }
         return Err(error);
     }

@@ -199,9 +199,11 @@ pub fn change(context: &Context, rule: Option<SyncRule>, written: Written) -> Re
 /// Whether a primary's commits are seen to wait, which may take a while.
 pub fn is_seen_to_wait(head: &Node) -> Result<bool> {
     let deadline = Instant::now() + PATIENCE;
-    let may_come = || replication::ask(head).is_ok_and(|said| !said.is_waived() && !said.sync.is_empty());
+    let told = sync::told(&head.dir.load()?.unwrap_or(head.state.clone())).to_owned();
+    // Of one that goes by something else the checkpointer is not the reason.
+    let may_come = || replication::ask(head).is_ok_and(|said| !said.is_waived() && said.sync == told);
     while !sync::confirm(head)? {
-        if Instant::now() >= deadline || !may_come() {
+        if Instant::now() >= deadline || told.is_empty() || !may_come() {
             return Ok(false);
         }
     }

@@ -11,7 +11,7 @@ use anyhow::{Context, Result};
 use super::{
     arrival, endpoint, halt, leftover,
     loss::{self, Loss},
-    slots, sync,
+    slots,
     takeover::{self, Promoted},
     timelines,
 };
@@ -251,9 +251,6 @@ pub fn promote(
     {
         warnings.push(format!("replication slots may be left that nobody needs: {error:#}"));
     }
-    // Whom it waits for it was told before; that it does can only be seen now. What fails here is tried again by the next that
-    // comes or goes.
-    let _ = sync::confirm(target);
     warnings.extend(head.and_then(|head| slots::left_behind(head, target)));
     warnings.extend(others.iter().filter(|other| loss::has_more(target, other)).map(|other| {
         format!(

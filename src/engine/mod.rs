@@ -22,6 +22,7 @@ pub mod membership;
 pub mod orders;
 pub mod passfile;
 pub mod password;
+mod proof;
 pub mod publish;
 pub mod ready;
 pub mod restart;

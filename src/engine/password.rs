@@ -59,11 +59,11 @@ pub fn keep(root: &Root, node: &NodeDir, state: &NodeState, given: Option<String
         },
     };
     state::write_secret(&node.secret_file(), &secret)?;
-    if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, root.home_of(state)) {
+    if let (Origin::Remembered | Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // Nobody has found out since which of the two it is.
         copy_pending(&home.join("password"), &node.secret_file())?;
     }
-    if let (Origin::Generated, Some(home)) = (origin, root.home_of(state)) {
+    if let (Origin::Generated, Some(home)) = (origin, home(root, state)) {
         // The cluster may be made with it and this very run fail later: nobody else knows it.
         fs::create_dir_all(&home).with_context(|| format!("mkdir {}", home.display()))?;
         state::replace_secret(&home.join("password"), &secret)?;
@@ -224,7 +224,7 @@ pub fn settle(
         return Ok(None);
     }
     let file = node.secret_file();
-    let beside = root.home_of(state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
+    let beside = home(root, state).filter(|_| origin == Origin::Given).map(|home| home.join("password"));
     let files = beside.iter().flat_map(|file| [file.clone()].into_iter().chain(pending(file)));
     let mut others = files.filter_map(|file| known(&file));
     let mut counts = String::new();

@@ -13,7 +13,7 @@ use crate::{
     plan::{self, Below},
     postgres::standby,
     sql::{self, Login},
-    sys::fs,
+    sys::{fs, tree},
 };
 
 /// Makes and drops slots of pgbox on every server of a cluster that runs. A server that does not answer now is put right
@@ -42,7 +42,7 @@ fn wanted(cluster: &Cluster, node: &Node) -> BTreeSet<String> {
 /// The slots of pgbox in a data directory: each is a directory of its own. To look there costs a start nothing, and no
 /// lock; a session only for this would be a tenth of it.
 fn on_disk(data: Below) -> Option<BTreeSet<String>> {
-    let entries = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).and_then(fs::names).ok()?;
+    let entries = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).and_then(tree::names).ok()?;
     let names = entries.into_iter().filter_map(|name| String::from_utf8(name).ok());
     Some(names.filter(|name| name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp")).collect())
 }
@@ -67,7 +67,7 @@ pub fn left_behind(old: &Node, new: &Node) -> Option<String> {
 /// The slots in a data directory that are not pgbox' own, and what they are for. Those that end with a session are none.
 fn others_on_disk(data: &Below) -> Option<BTreeMap<String, &'static str>> {
     let dir = fs::open_dir_below(&data.top, &data.rest.join("pg_replslot")).ok()?;
-    let names = fs::names(&dir).ok()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
+    let names = tree::names(&dir).ok()?.into_iter().filter_map(|name| String::from_utf8(name).ok());
     let others = names.filter(|name| !name.starts_with(standby::SLOT_PREFIX) && !name.ends_with(".tmp"));
     let kind = |name: String| {
         let mut bytes = Vec::new();

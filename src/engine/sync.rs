@@ -1,14 +1,10 @@
 //! Whom commits wait for: the lab's rule, brought to the primary as far as its standbys are there.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    thread,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::{follower, orders};
+use super::{follower, orders, proof};
 use crate::{
     facts::{
         self,
@@ -19,7 +15,7 @@ use crate::{
     },
     postgres::{launch::Orders, question, report::Phase},
     spec::{Name, SyncRule},
-    sql::{Login, Session},
+    sql::Session,
     state::{LabState, NodeState, Role, Root},
 };
 
@@ -56,7 +52,8 @@ pub fn give(head: &Node, value: &str) -> Result<()> {
     Ok(())
 }
 
-/// Notes from where on a primary goes by what it was told last, if that is not known. True if it does go by it.
+/// Notes from where on a primary goes by what it was told last, if that is not known. True if it does go by it. The caller holds
+/// the lab's lock.
 pub fn confirm(head: &Node) -> Result<bool> {
     let Some(mut state) = head.dir.load()? else { return Ok(false) };
     let value = told(&state).to_owned();
@@ -65,62 +62,13 @@ pub fn confirm(head: &Node) -> Result<bool> {
         return Ok(state.sync_since.is_some());
     }
     let server = head.login()?;
-    let since = server.ask(3 * PROOF, |client| match await_setting(client, &value)? {
-        true => see_a_commit_wait(&server, client),
+    let since = server.ask(proof::PATIENCE, |client| match await_setting(client, &value)? {
+        true => proof::see_a_commit_wait(&server, client),
         false => Ok(None),
     })?;
     state.sync_since = since.map(|lsn| lsn.parse()).transpose()?;
     orders::save(&head.dir, &state)?;
     Ok(state.sync_since.is_some())
-}
-
-/// How long it may take until a commit is seen to wait.
-const PROOF: Duration = Duration::from_secs(1);
-
-/// Whom an own commit waits for that is seen is left so long to let it go.
-const RELEASE: Duration = Duration::from_millis(5);
-
-/// Leaves nothing behind: all that is in the log of it is a lock.
-const IDLE_COMMIT: &str =
-    "BEGIN READ WRITE; SELECT FROM pg_language WHERE lanname = 'internal' FOR KEY SHARE; COMMIT";
-
-/// Where the log of a server is when one of its commits has been seen to wait, an own one if there is no other. Nothing else says
-/// that they do: they ask a flag that the checkpointer alone sets, and that one reads the setting when it is done with what it
-/// writes and syncs, which may be long after all others (SyncRepUpdateSyncStandbysDefined, checkpointer.c).
-fn see_a_commit_wait(server: &Login, witness: &mut Session) -> Result<Option<String>, postgres::Error> {
-    let is_over = AtomicBool::new(false);
-    let commit = |client: &mut Session| {
-        client.batch_execute("SET application_name = 'pgbox sync'; SET synchronous_commit = on")?;
-        while !is_over.load(Ordering::Relaxed) {
-            client.batch_execute(IDLE_COMMIT)?;
-            thread::sleep(Duration::from_millis(1));
-        }
-        Ok(())
-    };
-    thread::scope(|scope| {
-        // What it can't say shows in that nothing is seen.
-        let writer = scope.spawn(|| server.ask(3 * PROOF, commit).ok());
-        let seen = look_for_waiting(witness);
-        is_over.store(true, Ordering::Relaxed);
-        thread::sleep(RELEASE);
-        // It would wait for as long as those are away whom it waits for.
-        let sql = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgbox sync' AND wait_event = 'SyncRep'";
-        while !writer.is_finished() && witness.batch_execute(sql).is_ok() {
-            thread::sleep(Duration::from_millis(1));
-        }
-        seen
-    })
-}
-
-fn look_for_waiting(client: &mut Session) -> Result<Option<String>, postgres::Error> {
-    let begun = Instant::now();
-    let sql = "SELECT pg_current_wal_lsn()::text WHERE EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')";
-    loop {
-        let seen = client.query_opt(sql, &[])?;
-        if seen.is_some() || begun.elapsed() > PROOF {
-            return Ok(seen.map(|row| row.get(0)));
-        }
-    }
 }
 
 /// Waits until a server goes by what it was told; one second is plenty for a file of some lines. Its senders read the file

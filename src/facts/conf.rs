@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::wal::Place;
 use crate::{
     postgres::conf::{self, Line},
-    sys::fs,
+    sys::{fs, tree},
 };
 
 /// How deep files may include one another (CONF_FILE_MAX_DEPTH, guc-file.l).
@@ -71,7 +71,7 @@ fn beside(file: &Path, other: &str) -> Result<PathBuf> {
 
 /// Those that count in a directory, in the order in which the server reads them.
 fn files(place: Place, dir: &Path) -> Result<Vec<String>> {
-    let names = fs::dir_beneath(place.open()?, name(dir)?.as_bytes()).and_then(fs::names);
+    let names = fs::dir_beneath(place.open()?, name(dir)?.as_bytes()).and_then(tree::names);
     let names = names.with_context(|| format!("read the directory {}", dir.display()))?;
     let mut files = Vec::new();
     for name in names {

@@ -17,7 +17,7 @@ use crate::{
     spec::Name,
     state::{Plan, Root},
     step::InnerStep,
-    sys::fs as sys,
+    sys::{fs as sys, tree},
 };
 
 /// A named volume.
@@ -85,7 +85,7 @@ fn links(top: &Path, path: &Path) -> io::Result<Vec<PathBuf>> {
         dir => dir?,
     };
     let mut targets = Vec::new();
-    for name in sys::names(&dir)? {
+    for name in tree::names(&dir)? {
         match sys::readlinkat(&dir, &name) {
             Ok(target) => targets.push(PathBuf::from(OsString::from_vec(target))),
             // No link, or gone meanwhile.

@@ -27,7 +27,10 @@ use crate::{
         wal::{self, PAGE, Scan, Timelines},
     },
     state::{NodeState, Plan},
-    sys::fs::{self, Kind},
+    sys::{
+        fs::{self, Kind},
+        tree,
+    },
 };
 
 /// Where the files of a server are on this host.
@@ -143,7 +146,7 @@ impl<'a> Place<'a> {
     /// When the directory can't be read.
     pub fn begin(self) -> Result<Lsn> {
         let segments = self.segments()?;
-        let names = fs::names(&segments.dir).with_context(|| self.wal())?;
+        let names = tree::names(&segments.dir).with_context(|| self.wal())?;
         let first = names.iter().filter_map(|name| wal::position_of(name, segments.size)).min();
         first.with_context(|| format!("{}/pg_wal has no segment", self.data.display()))
     }
@@ -197,7 +200,7 @@ impl<'a> Place<'a> {
     fn segments(self) -> Result<Segments> {
         let control = self.control()?;
         let dir = self.log()?;
-        let names = fs::names(&dir).with_context(|| self.wal())?;
+        let names = tree::names(&dir).with_context(|| self.wal())?;
         let newest = names.iter().filter_map(|name| wal::timeline_of(name)).max();
         let timeline = newest.with_context(|| format!("{}/pg_wal has no segment", self.data.display()))?;
         ensure!(

@@ -14,7 +14,7 @@ use crate::{
     engine::{
         failover, loss,
         ready::{self, Answer},
-        takeover,
+        sync, takeover,
     },
     facts::{
         cluster::{self, Cluster},
@@ -144,6 +144,8 @@ impl Guard<'_> {
         for what in warnings {
             (self.tell)(&Event::Warning { what });
         }
+        // Only now: clients are there again. What fails here is tried again by the next that comes or goes.
+        let _ = sync::confirm(target);
         self.moved_to(&cluster::of(root, lab, &target.name)?)
     }
 

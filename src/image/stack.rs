@@ -7,6 +7,7 @@
 
 use super::journal::Meta;
 use crate::sys::fs::{self, Kind, Stat};
+use crate::sys::tree;
 use anyhow::{Context, Result};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -84,7 +85,7 @@ impl Merged {
     pub fn names(&self) -> Result<Vec<Vec<u8>>> {
         let mut all = std::collections::BTreeSet::new();
         for part in &self.parts {
-            all.extend(fs::names(part)?);
+            all.extend(tree::names(part)?);
         }
         let mut visible = Vec::new();
         for name in all {

@@ -25,7 +25,7 @@ use super::limits::Limits;
 use super::manifest::{self, Descriptor, Index, Manifest};
 use super::reference::{Reference, Wanted};
 use super::{Image, Layer};
-use crate::sys::fs;
+use crate::sys::{fs, tree};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -265,8 +265,8 @@ impl Store {
     /// Removes what imports have left that did not end well. The caller holds the lock, so none is under way.
     pub(super) fn sweep(&self, _lock: &Lock) -> Result<()> {
         let dir = fs::open_dir(&self.layers)?;
-        for name in fs::names(&dir)?.iter().filter(|n| n.starts_with(b"tmp-")) {
-            let removed = fs::remove_tree(&dir, name);
+        for name in tree::names(&dir)?.iter().filter(|n| n.starts_with(b"tmp-")) {
+            let removed = tree::remove_tree(&dir, name);
             removed.with_context(|| format!("remove {}/{}", self.layers.display(), name.escape_ascii()))?;
         }
         Ok(())

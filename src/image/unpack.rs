@@ -16,6 +16,7 @@ use super::name::{self, Name};
 use super::resolve;
 use super::stack::{OVERLAY, Stack};
 use crate::sys::fs::{self, Kind};
+use crate::sys::tree;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{self, Write};
@@ -246,7 +247,7 @@ impl Unpacker<'_> {
     /// Removes what is at `place`, with all that is in it.
     fn clear(&mut self, place: &Place) -> io::Result<()> {
         if fs::lstatat(place.dir(), &place.name)?.kind == Kind::Dir {
-            fs::remove_tree(place.dir(), &place.name)?;
+            tree::remove_tree(place.dir(), &place.name)?;
             self.journal.forget(&place.path());
         } else {
             fs::unlinkat(place.dir(), &place.name)?;

@@ -14,8 +14,7 @@ pub const ROLES: &str = "SELECT rolname::text, rolpassword FROM pg_authid";
 pub const OWN_VERIFIER: &str = "SELECT rolpassword FROM pg_authid WHERE rolname = current_user";
 
 /// Databases and their owners.
-pub const DATABASES: &str =
-    "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE datallowconn";
+pub const DATABASES: &str = "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database WHERE datallowconn OR NOT datistemplate";
 
 /// The settings of databases, one a row.
 pub const DATABASE_SETTINGS: &str = "SELECT datname::text, unnest(setconfig) FROM pg_db_role_setting \

@@ -89,6 +89,9 @@ pub struct Slot {
     pub slot_name: String,
     pub slot_type: String,
     pub active: bool,
+    /// A copy of one of the primary's, since PostgreSQL 17: nobody reads from it, and nobody but the server drops it.
+    #[serde(default)]
+    pub synced: bool,
     /// Bytes of WAL that are kept for its reader.
     pub retained_bytes: Option<u64>,
     /// `reserved`, `extended`, `unreserved` or `lost`.

@@ -326,7 +326,8 @@ impl InnerStep {
 fn mount_overlay(lowers: &[PathBuf], upper: &Path, work: &Path, merged: &Path) -> Result<()> {
     // The kernel refuses a work directory that a `volatile` mount has left dirty. Nothing in it is worth
     // keeping: it holds half-made copies.
-    sys::fs::remove_dir_all(&work.join("work")).with_context(|| format!("clear {}/work", work.display()))?;
+    sys::tree::remove_dir_all(&work.join("work"))
+        .with_context(|| format!("clear {}/work", work.display()))?;
     // The merged root shows the upper's own mode and owner, not the image's.
     if let Some(top) = lowers.first() {
         let image = std::fs::metadata(top).with_context(|| format!("stat {}", top.display()))?;

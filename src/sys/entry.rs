@@ -25,6 +25,9 @@ use libc::{
 #[macro_export]
 macro_rules! begin_with {
     ($run:path) => {
+        #[cfg(not(target_env = "gnu"))]
+        compile_error!("only glibc hands the arguments over without Rust's own preparations");
+
         // SAFETY: nothing else of the program is called so.
         #[unsafe(no_mangle)]
         extern "C" fn main() -> i32 {

@@ -26,4 +26,5 @@ pub mod seccomp;
 pub mod sysctl;
 pub mod tail;
 pub mod title;
+pub mod tree;
 pub mod tty;

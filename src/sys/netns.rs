@@ -83,7 +83,7 @@ pub fn path(name: &str) -> PathBuf {
 
 /// All names, sorted; what `ip netns list` shows. Without /run/netns there are none.
 pub fn list() -> Result<Vec<String>> {
-    let mut names = match super::fs::names_in(Path::new(DIRECTORY)) {
+    let mut names = match super::tree::names_in(Path::new(DIRECTORY)) {
         Ok(names) => names,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(io_errno(&error)).context(format!("read {DIRECTORY}")),

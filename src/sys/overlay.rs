@@ -133,7 +133,7 @@ pub fn remove_work(work: &Path) -> std::io::Result<()> {
     for known in ["work/incompat/volatile", "work/incompat", "work"] {
         let _ = std::fs::remove_dir(work.join(known));
     }
-    std::fs::remove_dir(work).or_else(|_| super::fs::remove_dir_all(work))
+    std::fs::remove_dir(work).or_else(|_| super::tree::remove_dir_all(work))
 }
 
 /// Marks the error of a kernel that doesn't know `lowerdir+`.

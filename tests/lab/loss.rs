@@ -81,7 +81,7 @@ fn who_has_just_been_promoted_is_seen_to_wait_and_nothing_is_left_of_that() {
     let node = pgbox::facts::node::find(&root, &name("default"), &name("r1")).expect("the node");
     assert!(node.state.sync_since.is_some());
     let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' OR application_name = 'pgbox sync'";
-    assert_eq!(host.sql("r1", &[], waits), "0");
+    wait_until("nothing is left of the proof", 10, || host.sql("r1", &[], waits) == "0");
     // With one that lacks only what was committed to see it, nothing is lost.
     host.pgbox(&["crash", "r1", "--node"]);
     host.pgbox(&["start", "r2"]);

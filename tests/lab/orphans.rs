@@ -480,6 +480,8 @@ fn two_histories_of_one_number<T>(host: &Host, hide: impl FnOnce() -> T, promote
     for node in ["r1", "r2"] {
         until("0", || text(&host.try_pgbox(&["psql", node, "-Atc", "SELECT count(*) FROM t"]).stdout));
     }
+    // It writes something of its own now and then, which `r1` would have alone.
+    host.pgbox(&["freeze", "primary"]);
     host.pgbox(&["stop", "r2"]);
     host.pgbox(&["crash", "primary", "--node"]);
     let fork = |said: String| said.split_once("on timeline 2 since ").map(|(_, at)| at[..9].to_owned());

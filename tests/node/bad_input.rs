@@ -128,7 +128,7 @@ fn an_initdb_that_fails_and_memory_too_small() {
         &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_ARGS=--no-such-option"],
         &["initdb", "no-such-option"],
     );
-    refused(&host, &["run", "m", "postgres:15", "--memory", "8m"], &["memory"]);
+    refused_as(2, &host, &["run", "m", "postgres:15", "--memory", "8m"], &["memory"]);
 }
 
 #[test]

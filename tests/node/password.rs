@@ -44,6 +44,10 @@ fn data_below_the_top_of_a_volume_keep_their_password_too_and_others_beside_them
         assert_eq!(host.pgbox(&["uri", "n", "--with-password"]), made_up);
         assert_eq!(host.sql("n", &["--with-password"], "SELECT 1"), "1");
         host.pgbox(&["rm", "-f", "n"]);
+        // Also where another one is given.
+        host.pgbox(&with(&run, "POSTGRES_PASSWORD=wrong"));
+        assert_eq!(host.pgbox(&["uri", "n", "--with-password"]), made_up);
+        host.pgbox(&["rm", "-f", "n"]);
     }
     let said = host.pgbox(&[&RUN[..], &["-v", "v:/var/lib/postgresql"]].concat());
     assert!(!said.contains("doesn't know"), "{said}");

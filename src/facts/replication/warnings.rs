@@ -52,7 +52,7 @@ fn forgotten<'s>(one: &'s Seen, nodes: &'s [Seen]) -> impl Iterator<Item = Strin
     let is_standbys =
         |slot: &Slot| nodes.iter().any(|one| standby::slot_name(one.node.name.as_str()) == slot.slot_name);
     let slots = one.said().into_iter().flat_map(|said| &said.slots);
-    slots.filter(move |slot| !slot.active && !slot.is_lost() && !is_standbys(slot)).filter_map(move |slot| {
+    slots.filter(move |slot| !slot.active && !slot.synced && !slot.is_lost() && !is_standbys(slot)).filter_map(move |slot| {
         let (name, kind) = (&slot.slot_name, &slot.slot_type);
         Some(format!(
             "the slot {name} ({kind}) of `{server}` has no reader, and keeps {}; if none comes back: `pgbox slots --drop {name} \

@@ -36,7 +36,7 @@ pub fn remove_bundle(dir: &Path, files: &[(String, String)]) -> Result<()> {
         let removed = match name {
             "work" => overlay::remove_work(&path),
             // `merged` is empty out here: what is seen in it is mounted inside.
-            _ => fs::remove_dir(&path).or_else(|_| sys::fs::remove_dir_all(&path)),
+            _ => fs::remove_dir(&path).or_else(|_| sys::tree::remove_dir_all(&path)),
         };
         absent_is_ok(removed).with_context(|| format!("remove {}/{name}", dir.display()))?;
     }
