@@ -71,10 +71,20 @@ impl Server {
 
     /// Starts it and waits for it, with these settings besides.
     pub fn start_with(&mut self, settings: &[&str]) {
-        let mut command = tool("postgres");
+        // One that is killed leaves its System V shared memory behind: in an IPC namespace that ends with it.
+        let server = tool("postgres");
+        let mut command = Command::new("unshare");
+        command
+            .arg("--ipc")
+            .arg(server.get_program())
+            .args(server.get_args())
+            .env("LC_ALL", "C")
+            .current_dir("/");
         command.arg("-D").arg(self.data()).arg("-k").arg(self.dir.path());
         for setting in [
             "listen_addresses=",
+            // In its data directory.
+            "dynamic_shared_memory_type=mmap",
             "fsync=off",
             "autovacuum=off",
             "max_prepared_transactions=5",
