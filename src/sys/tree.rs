@@ -34,7 +34,7 @@ pub fn remove_tree(dir: impl AsFd, name: &[u8]) -> io::Result<()> {
 pub fn remove_dir_all(path: &Path) -> io::Result<()> {
     let name = path.as_os_str().as_bytes();
     absent_is_ok(match remove_tree(fs::CWD, name) {
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => super::fs::unlinkat(fs::CWD, name),
+        Err(_) if path.is_symlink() => super::fs::unlinkat(fs::CWD, name),
         other => other,
     })
 }
