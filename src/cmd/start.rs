@@ -206,7 +206,9 @@ pub fn wait_while_it_stops(context: &Context, name: &Name, timeout: Duration) ->
     let deadline = Instant::now() + timeout;
     loop {
         let node = node::find(&context.root, &context.lab, name)?;
-        let Some(pidfd) = node.pidfd.filter(|_| node.status.phase == Phase::Stopping && !node.frozen) else {
+        // Its server may have ended, and pid 1 be about to.
+        let is_going = matches!(node.status.phase, Phase::Stopping | Phase::Ended) && !node.frozen;
+        let Some(pidfd) = node.pidfd.filter(|_| is_going) else {
             return Ok(());
         };
         if process::has_ended(pidfd.as_fd(), Duration::from_millis(50))? || Instant::now() >= deadline {
