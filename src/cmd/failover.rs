@@ -3,7 +3,7 @@
 //! The rule that surprises people: what the old primary acknowledged last may be on its disk alone. Here that disk can be
 //! read, so pgbox counts, instead of hoping, and refuses to let acknowledged transactions go unless told to.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -25,9 +25,6 @@ use crate::{
     spec::Name,
     state::{Lock, Role},
 };
-
-/// How long an old primary may take to come up: it may have much to replay.
-const START: Duration = Duration::from_secs(300);
 
 pub fn failover(context: &Context, args: &cli::Failover) -> Result<i32> {
     need_root("pgbox failover")?;
@@ -124,7 +121,7 @@ pub fn come_back(context: &Context, args: &cli::Failover, lock: Lock, old: &Node
     follow::lead(&mut state);
     orders::save(&old.dir, &state)?;
     drop(lock);
-    start::start(context, name, START, START)?;
+    start::start(context, name, start::PATIENCE, start::PATIENCE)?;
     Ok(0)
 }
 

@@ -1,7 +1,7 @@
 //! `pgbox set`: other settings for servers that exist, checked before they are written, brought to a cluster in the order
 //! in which it can take them, and taken back where a server can't live with them.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::Result;
 
@@ -23,9 +23,6 @@ use crate::{
     state::NodeState,
     sys::tail,
 };
-
-/// How long a server that was stopped may take to answer.
-const START: Duration = Duration::from_secs(300);
 
 pub fn run(context: &Context, args: &cli::Set) -> Result<i32> {
     let (names, changes) = read(args).map_err(as_misuse)?;
@@ -228,7 +225,7 @@ fn restart(context: &Context, name: &Name, before: &NodeState, changes: &[Change
     let node = node::find(&context.root, &context.lab, name)?;
     let back = match node.pidfd {
         Some(_) => restart_in_place(context, name),
-        None => start::start(context, name, START, start::STREAM),
+        None => start::start(context, name, start::PATIENCE, start::STREAM),
     };
     match back {
         Ok(()) => {

@@ -76,6 +76,10 @@ fn within<L>(context: &Context, timeout: Duration, take: impl Fn() -> Result<Opt
     }
 }
 
+/// How long a server may take to answer where another command starts it, which nobody has told how long: it may have much to
+/// replay.
+pub const PATIENCE: Duration = Duration::from_secs(300);
+
 /// How long a standby that answers may take until it streams. It is of use before that, and goes on by itself.
 pub const STREAM: Duration = Duration::from_secs(10);
 

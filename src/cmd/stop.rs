@@ -88,9 +88,6 @@ pub fn restart(context: &Context, args: &cli::Restart) -> Result<i32> {
     })
 }
 
-/// How long a server that was stopped may take to answer.
-const START: Duration = Duration::from_secs(300);
-
 /// Postgres alone restarts, after a fast shutdown. Gives where it answers, unless all of the node had to be started.
 pub(super) fn restart_one(
     context: &Context,
@@ -99,11 +96,11 @@ pub(super) fn restart_one(
 ) -> Result<Option<SocketAddrV4>> {
     let node = node::find(&context.root, &context.lab, name)?;
     if node.pidfd.is_none() {
-        return start::start(context, name, START, start::STREAM).map(|()| None);
+        return start::start(context, name, start::PATIENCE, start::STREAM).map(|()| None);
     }
     let Some(address) = restart::in_place(&node, patience(&node, timeout))? else {
         stop(context, name, Shutdown::Fast, timeout)?;
-        return start::start(context, name, START, start::STREAM).map(|()| None);
+        return start::start(context, name, start::PATIENCE, start::STREAM).map(|()| None);
     };
     if let Err(why) = restart::wait_until_it_streams(&context.root, &node, start::STREAM) {
         super::note(context, &why);

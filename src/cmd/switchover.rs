@@ -1,6 +1,6 @@
 //! `pgbox switchover`: a planned change of the primary, in which nothing is lost.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 
@@ -37,7 +37,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
     let begun = Instant::now();
     if let Err(error) = switchover::shut_down(old, target, args.timeout) {
         drop(lock);
-        start::start(context, &old.name, Duration::from_secs(300), start::STREAM)
+        start::start(context, &old.name, start::PATIENCE, start::STREAM)
             .context(format!("{error:#}; starting it again failed too"))?;
         return Err(advise(
             format!("not switched over: {error:#}"),
