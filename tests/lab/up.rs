@@ -240,7 +240,7 @@ fn a_file_is_checked_as_far_as_it_can_be_before_anything_is_done() {
     let owned = lab("[databases.shop]\nowner = 'shpo'\n");
     let said = text(&host.try_pgbox(&["up", owned.to_str().unwrap(), "--diff"]).stderr);
     assert!(
-        said.contains("of shpo, who is not in the file: whether there is such a user is known only when"),
+        said.contains("of user shpo, and the file has no such user: whether there is one is known only when"),
         "{said}"
     );
     let said = host.fails(1, &["up", owned.to_str().unwrap()]);
@@ -272,7 +272,10 @@ fn sql_for_a_database_that_nobody_makes_is_found_before_anything_is_done() {
     // Of data that no server runs on nobody knows.
     host.pgbox(&["down"]);
     let said = text(&host.try_pgbox(&["up", lab("shpo", "").to_str().unwrap(), "--diff"]).stderr);
-    assert!(said.contains("whether there is such a database is known only when"), "{said}");
+    assert!(
+        said.contains("the file has no such database: whether there is one is known only when"),
+        "{said}"
+    );
 }
 
 #[test]

@@ -108,17 +108,7 @@ pub fn owners(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
             None if is_superuser(wanted, owner) => Some(true),
             None => is_new.then_some(false),
         };
-        let name = &database.name;
-        match known {
-            Some(true) => {}
-            Some(false) => changes.wrong.push(format!(
-                "database {name} is to be of {owner}, and there is no such user: add [users.{owner}]"
-            )),
-            None => changes.notes.push(format!(
-                "database {name} is to be of {owner}, who is not in the file: whether there is such a user is known only \
-                 when a server runs on the data"
-            )),
-        }
+        need(changes, known, &format!("database {} is to be of", database.name), ("user", owner));
     }
 }
 
@@ -136,17 +126,22 @@ pub fn bases(wanted: &Wanted, actual: &Actual, changes: &mut Changes) {
             None if is_first(wanted, name) => Some(true),
             None => (is_new && !has_scripts).then_some(false),
         };
-        let shown = &sql.shown;
-        match known {
-            Some(true) => {}
-            Some(false) => changes.wrong.push(format!(
-                "{shown} is to run in database {name}, and there is no such database: add [databases.{name}]"
-            )),
-            None => changes.notes.push(format!(
-                "{shown} is to run in database {name}, which is not in the file: whether there is such a database is known \
-                 only when a server runs on the data"
-            )),
-        }
+        need(changes, known, &format!("{} is to run in", sql.shown), ("database", name));
+    }
+}
+
+/// Something is to be done with a user or a database that may not be there: a mistake where it is known that there is none, and
+/// a note where nobody knows beforehand.
+fn need(changes: &mut Changes, known: Option<bool>, what: &str, (kind, name): (&str, &str)) {
+    match known {
+        Some(true) => {}
+        Some(false) => changes.wrong.push(format!(
+            "{what} {kind} {name}, and there is no such {kind}: add [{kind}s.{name}]"
+        )),
+        None => changes.notes.push(format!(
+            "{what} {kind} {name}, and the file has no such {kind}: whether there is one is known only when a server runs on \
+             the data"
+        )),
     }
 }
 

@@ -489,7 +489,7 @@ fn names_that_nobody_knows_are_wrong_before_anything_is_done() {
     lab.data.insert(name("p"), Data::Primary);
     let found = changes(&file, &lab, false);
     assert!(
-        found.wrong.is_empty() && found.notes[0].contains("of nobody, who is not in the file"),
+        found.wrong.is_empty() && found.notes[0].contains("of user nobody, and the file has no such user"),
         "{found:?}"
     );
 }
