@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::{
+    failover::{checkpointer, pair},
     harness::{Host, run, text},
     replica::until,
 };
@@ -94,8 +95,7 @@ fn clones_of_a_primary_under_load_are_whole_and_share_its_blocks() {
 fn a_standby_that_begins_anew_is_cloned_as_well() {
     let Some(host) = Host::new() else { return };
     volumes_on(&host, &BTRFS);
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
     host.pgbox(&["reinit", "r1"]);
     assert_eq!(log(&host, "r1").matches(CLONED).count(), 2, "{}", log(&host, "r1"));
@@ -191,12 +191,7 @@ fn a_clone_that_is_interrupted_leaves_nothing() {
     volumes_on(&host, &XFS);
     host.pgbox(&["run", "primary", "postgres:15"]);
     // A backup begins with a checkpoint; without this process there is none.
-    let checkpointer =
-        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
-    let tell = |signal: &str| {
-        let kill = format!("kill -{signal} {}", checkpointer.trim());
-        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
-    };
+    let tell = checkpointer(&host);
     tell("STOP");
     let mut command = host.command(&["replica", "r1", "--of", "primary"]);
     let mut child = command.stderr(std::process::Stdio::piped()).spawn().unwrap();

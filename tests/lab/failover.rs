@@ -15,10 +15,26 @@ use crate::{
 
 pub const STREAMS: &str = "SELECT string_agg(application_name || ' ' || state, ', ' ORDER BY application_name) FROM pg_stat_replication";
 
-/// A primary and two standbys.
-pub fn trio(host: &Host) {
+/// A primary and a standby.
+pub fn pair(host: &Host) {
     host.pgbox(&["run", "primary", "postgres:15"]);
     host.pgbox(&["replica", "r1", "--of", "primary"]);
+}
+
+/// A way to send signals to the primary's checkpointer. While it is stopped there is no checkpoint, and no backup, which begins
+/// with one; and commits wait as they did before, whatever the rule has become since.
+pub fn checkpointer(host: &Host) -> impl Fn(&str) {
+    let pid =
+        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
+    move |signal| {
+        let kill = format!("kill -{signal} {}", pid.trim());
+        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
+    }
+}
+
+/// A primary and two standbys.
+pub fn trio(host: &Host) {
+    pair(host);
     host.pgbox(&["replica", "r2", "--of", "primary"]);
 }
 
@@ -119,8 +135,7 @@ fn data_of_the_cluster_of_another_primary_are_not_run_as_one() {
 #[test]
 fn a_switchover_to_a_frozen_standby_stops_nobody() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["freeze", "r1"]);
     assert!(host.fails(1, &["switchover", "r1"]).contains("node `r1` is frozen"));
     host.pgbox(&["thaw", "r1"]);
@@ -373,8 +388,7 @@ fn two_that_never_met_do_not_begin_the_same_timeline() {
 fn a_standby_with_its_log_in_the_container_hears_of_the_others_timelines() {
     let Some(host) = Host::new() else { return };
     let kept = host.scratch("kept");
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["replica", "r2", "--of", "primary", "-v", &format!("{}:/kept:ro", kept.display())]);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     host.pgbox(&["stop", "r2"]);
@@ -413,8 +427,7 @@ fn a_standby_with_its_log_in_the_container_hears_of_the_others_timelines() {
 #[test]
 fn a_gap_in_the_log_is_not_taken_for_nothing_lost() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
     host.pgbox(&["stop", "r1"]);
@@ -497,8 +510,7 @@ fn state(host: &Host, node: &str) -> String {
 
 /// A primary and a standby that is cut off from it and lacks something: so a failover waits for it, and looks.
 pub fn pair_with_something_to_lose(host: &Host) {
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(host);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
     host.pgbox(&["net", "cut", "primary", "r1"]);
@@ -668,8 +680,7 @@ fn a_standby_that_is_ahead_of_the_new_primary_does_not_stream_from_it() {
 #[test]
 fn data_of_another_cluster_do_not_rejoin_and_it_is_said_what_does() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["run", "other", "postgres:15"]);
     let origin = |node: &str| host.sql(node, &[], "SELECT system_identifier FROM pg_control_system()");
     let (own, theirs) = (origin("primary"), origin("other"));

@@ -3,7 +3,7 @@
 use std::io::Write;
 
 use crate::{
-    failover::trio,
+    failover::{checkpointer, pair, trio},
     guard::Guard,
     harness::{Host, text, until as wait_until},
 };
@@ -13,8 +13,7 @@ use crate::{
 #[test]
 fn what_a_late_standby_has_acknowledged_before_its_restart_is_not_lost_to_another_one() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["replica", "late", "--of", "primary", "--delay", "1h"]);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     host.pgbox(&["sync", "any 1 (r1, late)"]);
@@ -43,16 +42,10 @@ fn what_a_late_standby_has_acknowledged_before_its_restart_is_not_lost_to_anothe
 #[test]
 fn a_rule_counts_from_where_a_commit_was_seen_to_wait() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     host.pgbox(&["wait", "r1", "--for", "caught-up"]);
-    let checkpointer =
-        host.sql("primary", &[], "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
-    let tell = |signal: &str| {
-        let kill = format!("kill -{signal} {}", checkpointer.trim());
-        host.pgbox(&["exec", "primary", "--", "bash", "-c", &kill]);
-    };
+    let tell = checkpointer(&host);
     tell("STOP");
     let output = host.try_pgbox(&["sync", "any 1 (r1)"]);
     assert_eq!(text(&output.stdout), "");

@@ -8,7 +8,7 @@ use std::{
 };
 
 use crate::{
-    failover::{STREAMS, trio},
+    failover::{STREAMS, pair, trio},
     harness::{Host, run, text},
     replica::until,
 };
@@ -118,8 +118,7 @@ fn a_standby_of_a_node_that_is_gone_is_led_to_the_primary_that_there_is() {
 #[test]
 fn an_old_primary_comes_back_as_it_was_where_nobody_has_more() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.sql("primary", &[], "CREATE TABLE t AS SELECT 7 AS i");
     until("7", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT i FROM t"]).stdout));
     host.pgbox(&["switchover", "r1"]);
@@ -225,8 +224,7 @@ fn all_that_a_removed_primary_has_left_follow_the_one_that_is_promoted() {
 #[test]
 fn the_name_of_a_removed_primary_is_known_all_the_time() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     let file = host.root.join("labs/default/hosts");
     let (is_over, was_missing) = (AtomicBool::new(false), AtomicBool::new(false));
     thread::scope(|scope| {
@@ -362,8 +360,7 @@ fn nobody_is_promoted_past_one_who_has_more() {
 #[test]
 fn an_old_primary_s_volume_whose_mark_is_damaged_does_not_come_up() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
     host.pgbox(&["rm", "-f", "primary", "r1"]);
@@ -408,8 +405,7 @@ fn data_below_the_top_of_a_volume_count_as_well() {
 #[test]
 fn data_that_can_not_be_read_are_named_before_somebody_is_promoted_past_them() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.pgbox(&["rm", "-f", "primary"]);
     let control = host.root.join("volumes/default/primary/data/global/pg_control");
     fs::File::options().write(true).open(control).unwrap().set_len(100).unwrap();
@@ -551,8 +547,7 @@ fn an_old_primary_on_a_timeline_of_the_same_number_and_place_gets_a_new_base_bac
 #[test]
 fn data_that_were_gone_on_with_twice_on_one_timeline_do_not_follow_as_they_are() {
     let Some(host) = Host::new() else { return };
-    host.pgbox(&["run", "primary", "postgres:15"]);
-    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    pair(&host);
     host.sql("primary", &[], "CREATE TABLE t (i int)");
     until("0", || text(&host.try_pgbox(&["psql", "r1", "-Atc", "SELECT count(*) FROM t"]).stdout));
     host.pgbox(&["net", "cut", "primary", "r1"]);
