@@ -19,6 +19,8 @@ pub const PGBOX: &str = env!("CARGO_BIN_EXE_pgbox");
 pub struct Host {
     pub root: PathBuf,
     directory: tempfile::TempDir,
+    /// The directory itself, locked. Whose test was killed is not, which is how scripts/test finds what that has left.
+    _alive: fs::File,
 }
 
 impl Host {
@@ -39,6 +41,9 @@ impl Host {
         mount(Some("tmpfs"), "/run/netns", Some("tmpfs"), MsFlags::empty(), None::<&str>).expect("tmpfs");
         // What /sys shows of the network belongs to the namespace in which it was mounted.
         let directory = tempfile::Builder::new().prefix("pgbox-test.").tempdir().expect("tempdir");
+        // Before anything is in it: an empty one is let alone.
+        let alive = fs::File::open(directory.path()).expect("open the directory");
+        alive.lock().expect("lock the directory");
         let root = directory.path().join("root");
         fs::create_dir(&root).expect("mkdir root");
         for part in ["images", "layers"] {
@@ -47,7 +52,7 @@ impl Host {
         run("ip", &["link", "set", "lo", "up"]);
         // If a bridge were down, a packet for it must not leave through anything else.
         run("ip", &["route", "add", "unreachable", "10.213.0.0/16", "metric", "9999"]);
-        Some(Self { root, directory })
+        Some(Self { root, directory, _alive: alive })
     }
 
     /// A scratch directory that goes with the host.
