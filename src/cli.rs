@@ -1,6 +1,7 @@
 //! The command line: with its submodules the only place that knows clap. Help, completions and the reference page all come
 //! from the definitions below.
 
+mod alone;
 mod drive;
 mod fault;
 mod image;
@@ -41,14 +42,21 @@ use crate::spec::{
     disable_help_subcommand = true
 )]
 pub struct Cli {
+    #[command(flatten)]
+    pub place: Place,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What every command works on.
+#[derive(Debug, Args)]
+pub struct Place {
     /// Where images, volumes and nodes are kept (PGBOX_ROOT)
     #[arg(long, global = true, env = "PGBOX_ROOT", default_value = name::DEFAULT_ROOT, value_name = "DIR", hide_env = true, display_order = 900)]
     pub root: PathBuf,
     /// The lab: a set of nodes on one bridge (PGBOX_LAB)
     #[arg(long, global = true, env = "PGBOX_LAB", default_value = name::DEFAULT_LAB, value_name = "NAME", hide_env = true, display_order = 900)]
     pub lab: Name,
-    #[command(subcommand)]
-    pub command: Command,
 }
 
 #[derive(Debug, Subcommand)]
@@ -355,7 +363,7 @@ impl Psql {
     }
 }
 
-impl Cli {
+impl Place {
     /// ` --root DIR --lab NAME` for a command that is shown to this user, as far as the environment and the
     /// defaults don't say the same.
     pub fn options(&self) -> String {
@@ -379,6 +387,9 @@ impl Cli {
 /// Parses the arguments of this process; on an error, or for --help, prints and exits (2, or 0).
 pub fn parse() -> Cli {
     let args = watch::lab_is_meant(std::env::args_os());
+    if let Some(cli) = alone::parse(&args) {
+        return cli;
+    }
     let command = || match args.iter().any(|arg| arg == "--help") {
         true => Cli::command(),
         false => overview::first_help(Cli::command()),

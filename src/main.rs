@@ -11,7 +11,7 @@ begin_with!(run);
 fn run() -> i32 {
     process::prepare();
     let cli = cli::parse();
-    let options = cli.options();
+    let options = cli.place.options();
     match cmd::dispatch(cli) {
         Ok(code) => code,
         Err(error) => {

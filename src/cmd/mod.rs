@@ -116,12 +116,13 @@ pub fn dispatch(cli: Cli) -> Result<i32> {
 }
 
 fn run_command(cli: Cli) -> Result<i32> {
-    let options = cli.options();
-    let context = Context { root: Root::new(&std::path::absolute(&cli.root)?), lab: cli.lab, options };
-    if is_about_a_lab(&cli.command) {
+    let Cli { place, command } = cli;
+    let options = place.options();
+    let context = Context { root: Root::new(&std::path::absolute(&place.root)?), lab: place.lab, options };
+    if is_about_a_lab(&command) {
         facts::lab::check(&context.root, &context.lab)?;
     }
-    match cli.command {
+    match command {
         Command::Run(args) => run::run(&context, *args.0),
         Command::Replica(args) => replica::run(&context, &args),
         Command::Up(args) => up::run(&context, &args),
