@@ -8,7 +8,8 @@
 //! Which calls are permitted depends on the capabilities that the program keeps, and those are known when it starts. So
 //! a table here says for each call which capabilities open it, and what else happens: a verdict, in instructions.
 //!
-//! And it tells the linker where the program begins (`src/sys/entry.rs`).
+//! And it tells the linker where the program begins (`src/sys/entry.rs`), and which functions belong side by side
+//! (`src/order.ld`, by `scripts/order`).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
@@ -19,6 +20,7 @@ use std::{env, fs};
 use serde::Deserialize;
 
 const PROFILE: &str = "src/sys/seccomp.json";
+const ORDER: &str = "src/order.ld";
 const EPERM: u32 = 1;
 const ENOSYS: u32 = 38;
 
@@ -102,7 +104,18 @@ fn main() {
     let out = Path::new(&env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("seccomp.rs");
     fs::write(&out, code).unwrap_or_else(|e| panic!("write {}: {e}", out.display()));
     if arch == "x86_64" {
-        println!("cargo:rustc-link-arg-bin=pgbox=-Wl,--entry=pgbox_entry");
+        link(&env::var("PROFILE").expect("cargo sets the profile"));
+    }
+}
+
+fn link(profile: &str) {
+    println!("cargo:rustc-link-arg-bin=pgbox=-Wl,--entry=pgbox_entry");
+    println!("cargo:rerun-if-changed={ORDER}");
+    // mold reads no such script.
+    let is_mold = env::var("CARGO_ENCODED_RUSTFLAGS").is_ok_and(|flags| flags.contains("mold"));
+    if profile == "release" && !is_mold {
+        let order = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join(ORDER);
+        println!("cargo:rustc-link-arg-bin=pgbox=-Wl,-T,{}", order.display());
     }
 }
 

@@ -41,6 +41,7 @@ const SELF: &CStr = c"/proc/self/exe";
 
 // The stack pointer is what the kernel hands over, and rdx (x86-64 psABI, 3.4.1); the C library's `_start` wants both.
 global_asm!(
+    ".pushsection .text.pgbox_entry, \"ax\", @progbits",
     ".globl pgbox_entry",
     "pgbox_entry:",
     "mov rbx, rsp",
@@ -52,6 +53,7 @@ global_asm!(
     "mov rdx, r12",
     "xor ebp, ebp",
     "jmp _start",
+    ".popsection",
     before = sym before_libc,
 );
 
