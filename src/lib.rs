@@ -5,8 +5,8 @@
 //!
 //! Everything pgbox does to a machine is a list of steps, decided in [`plan`] before the first one runs:
 //!
-//! * **host steps** ([`step::host`]) on the host: bundle, bridge, network namespace, veth, address, NAT
-//!   table, cgroup, volume. Each has an `undo`; undoing them in reverse order is roll-back, `rm` and
+//! * **host steps** ([`step::host`]) on the host: bundle, volume, network namespace, cgroup, and while pid 1 is at
+//!   work already bridge, veth, address, NAT table. Each has an `undo`; undoing them in reverse order is roll-back, `rm` and
 //!   crash recovery.
 //! * **inner steps** ([`step::inner`]) inside the new namespaces, before the payload starts: mounts,
 //!   overlay, volumes, /proc, /dev, /sys, hostname, pivot_root. The kernel takes them back when pid 1 ends.

@@ -162,7 +162,14 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     }];
     let volumes = mounts.iter().filter(|m| m.create);
     steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
-    steps.extend(network_steps(spec, facts, names));
+    steps.push(HostStep::CreateNetns { name: names.netns.clone() });
+    if !spec.offline {
+        steps.push(HostStep::AddHostName {
+            file: facts.root.hosts_file(&spec.lab),
+            address: facts.address.addr(),
+            name: spec.node.to_string(),
+        });
+    }
     if let Some(upstream) = &facts.upstream {
         // Not from standbys: they can't write, and have got the role from the primary.
         steps.push(HostStep::CreateRole { server: upstream.primary.clone(), secret: node.replicator_file() });
@@ -174,14 +181,14 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
         directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
     });
     steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
+    if !spec.offline {
+        steps.extend(network_steps(spec, facts, names));
+    }
     steps
 }
 
-/// The network is done before the process exists: the namespace is pinned by its name.
+/// What connects the namespace, while pid 1 is at work in it.
 fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<HostStep> {
-    if spec.offline {
-        return vec![HostStep::CreateNetns { name: names.netns.clone() }];
-    }
     let mut steps = vec![
         HostStep::CreateBridge {
             name: names.bridge.clone(),
@@ -190,7 +197,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
             address: facts.gateway,
             own_netns: names.netns.clone(),
         },
-        HostStep::CreateNetns { name: names.netns.clone() },
         HostStep::CreateVeth {
             name: names.veth.clone(),
             alias: names.veth_alias.clone(),
@@ -219,11 +225,6 @@ fn network_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames) -> Vec<Hos
         steps.push(HostStep::EnableForwarding { bridge: names.bridge.clone() });
     }
     steps.extend(publish_ports(spec, names, facts.address.addr()));
-    steps.push(HostStep::AddHostName {
-        file: facts.root.hosts_file(&spec.lab),
-        address: facts.address.addr(),
-        name: spec.node.to_string(),
-    });
     steps
 }
 
@@ -245,9 +246,7 @@ pub fn set_publish(
 ) -> Option<HostStep> {
     let is_it = |step: &mut HostStep| matches!(step, HostStep::PublishPorts { .. });
     let old = plan.host.extract_if(.., is_it).next();
-    let place = plan.host.iter().position(|step| matches!(step, HostStep::AddHostName { .. }));
-    let at = place.unwrap_or(plan.host.len());
-    plan.host.splice(at..at, publish_ports(spec, names, address));
+    plan.host.extend(publish_ports(spec, names, address));
     old
 }
 

@@ -25,6 +25,7 @@ use nix::{
     sys::{
         signal::{SigSet, SigmaskHow, Signal},
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
+        wait::waitpid,
     },
     unistd::pipe2,
 };
@@ -74,6 +75,48 @@ pub struct Spawned {
     release: OwnedFd,
 }
 
+/// A pid 1 that has been made, and may not have come into its cgroup yet. It mounts on, and waits for the word before
+/// anything of the image runs.
+pub struct Newborn {
+    child: Child,
+    reports: OwnedFd,
+    release: OwnedFd,
+    group: Cgroup,
+}
+
+impl Newborn {
+    /// Waits until it has gone into its v1 cgroups, and checks that it is in all of them.
+    ///
+    /// # Errors
+    /// [`InnerFailed`] if it has ended and said why. It is ended then.
+    pub fn settle(self) -> Result<Spawned> {
+        match self.in_its_cgroup() {
+            Ok(init) => {
+                let Self { child, reports, release, .. } = self;
+                Ok(Spawned { init, child, reports: Reports::new(reports), terminal: None, release })
+            }
+            Err(error) => {
+                process::signal(self.child.pidfd.as_fd(), Signal::SIGKILL)?;
+                Err(first_report(self.reports).unwrap_or(error))
+            }
+        }
+    }
+
+    fn in_its_cgroup(&self) -> Result<ProcessId> {
+        let read = nix::unistd::read(&self.release, &mut [0]).context("read from pid 1")?;
+        anyhow::ensure!(read == 1, "pid 1 ended before it was in its cgroup");
+        self.group.verify(self.child.pid)?;
+        ProcessId::of(self.child.pid)
+    }
+
+    /// Ends it, and with it all that it has mounted.
+    pub fn end(self) {
+        // One that has ended already is as good; the undo of its cgroup names whoever is left.
+        let _ = process::signal(self.child.pidfd.as_fd(), Signal::SIGKILL);
+        let _ = waitpid(self.child.pid, None);
+    }
+}
+
 impl Spawned {
     /// Lets pid 1 go on to the payload; it waits for this when all else is done. Should the caller be killed
     /// before, pid 1 ends: nothing runs that nobody has written down.
@@ -89,8 +132,8 @@ impl Spawned {
     }
 }
 
-/// Starts pid 1. When this returns, it is in its cgroup and at work on the inner steps.
-pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Result<Spawned> {
+/// Makes pid 1, which goes to work on the inner steps at once.
+pub fn spawn(node: &NodeDir, plan: &Plan, group: Cgroup, stdio: Stdio) -> Result<Newborn> {
     clone::ensure_single_threaded()?;
     let (reports, report) = pipe2(OFlag::O_CLOEXEC).context("pipe")?;
     // A socket, because writing to a pipe whose reader has failed ends the writer by SIGPIPE.
@@ -104,7 +147,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
         .context("open the network namespace")?;
     let ids = id_map(plan)?;
     let serves = matches!(plan.init.payload, Payload::Postgres(_));
-    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves, group)?);
+    let (tasks, files) = (group.tasks()?, Files::open(node, stdio, serves, &group)?);
     let birth = Birth { plan, stdio, netns, ids, tasks, report, go, files, upstream: OnceCell::new() };
     let directory = group.dir_fd()?;
     let flags = CloneFlags::CLONE_NEWNS
@@ -115,15 +158,7 @@ pub fn spawn(node: &NodeDir, plan: &Plan, group: &Cgroup, stdio: Stdio) -> Resul
     let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK).context("block signals")?;
     let child = clone::clone3(flags.bits() as u64, directory.as_ref().map(|d| d.as_fd()), || birth.live());
     mask.thread_set_mask().context("unblock signals")?;
-    let child = child?;
-    let init = match in_its_cgroup(&release, &child, group) {
-        Ok(init) => init,
-        Err(error) => {
-            process::signal(child.pidfd.as_fd(), Signal::SIGKILL)?;
-            return Err(first_report(reports).unwrap_or(error));
-        }
-    };
-    Ok(Spawned { init, child, reports: Reports::new(reports), terminal: None, release })
+    Ok(Newborn { child: child?, reports, release, group })
 }
 
 /// The user namespace that carries the map of the data directory's mount; made here, because /proc shows our pid namespace.
@@ -133,15 +168,6 @@ fn id_map(plan: &Plan) -> Result<Option<OwnedFd>> {
         _ => None,
     });
     map.map_or(Ok(None), |map| idmap::carrier(&map.uids(), &map.gids()))
-}
-
-/// Waits until the child has gone into its v1 cgroups, and checks that it is in all of them. It mounts on meanwhile,
-/// and waits for the word before anything of the image runs.
-fn in_its_cgroup(release: &OwnedFd, child: &Child, group: &Cgroup) -> Result<ProcessId> {
-    let read = nix::unistd::read(release, &mut [0]).context("read from pid 1")?;
-    anyhow::ensure!(read == 1, "pid 1 ended before it was in its cgroup");
-    group.verify(child.pid)?;
-    ProcessId::of(child.pid)
 }
 
 /// A child that fails at once is gone before it says where it is: its own report is the reason.

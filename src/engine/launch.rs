@@ -2,6 +2,7 @@
 //! A failure at any point takes everything back and becomes one error.
 
 use std::{
+    ops::Range,
     os::fd::AsFd,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
@@ -10,7 +11,7 @@ use anyhow::{Context, Error, Result};
 use nix::sys::signal::Signal;
 
 use super::{
-    At, Reach, StepFailed,
+    At, Reach, StepFailed, birth,
     follower::Follower,
     holder,
     interrupt::Interrupts,
@@ -36,7 +37,8 @@ pub trait Talk {
     fn note(&mut self, text: &str);
 }
 
-/// Applies the host steps and starts pid 1. The caller holds the lab's lock and has saved the state.
+/// Applies the host steps and starts pid 1, which is at work on its own steps while those that connect it are applied.
+/// The caller holds the lab's lock and has saved the state.
 ///
 /// # Errors
 /// [`StepFailed`], after everything within `reach` was taken back.
@@ -49,19 +51,29 @@ pub fn bring_up(
 ) -> Result<Spawned> {
     let node = root.node(&state.spec.lab, &state.spec.node);
     let journal = node.progress()?;
-    let count = total(&state.plan);
-    let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
-    super::apply(&state.plan, reach, &journal, &mut tell)
-        .map_err(|failure| super::roll_back(root, state, reach, failure))?;
+    let (count, birth) = (total(&state.plan), birth(&state.plan));
+    let mut apply = |state: &NodeState, steps: Range<usize>| {
+        let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
+        super::apply(&state.plan, steps, reach, &journal, &mut tell)
+    };
+    apply(state, 0..birth).map_err(|failure| super::roll_back(root, state, reach, failure))?;
     let given = state.postgres().map_or(Ok(()), |postgres| node.give_orders(&postgres.orders));
-    let born = given.and_then(|()| spawn::spawn(&node, &state.plan, &cgroup_of(state)?, stdio));
-    born.and_then(|spawned| remember(&node, state, spawned, stdio)).map_err(|error| {
-        let at = match error.downcast_ref::<spawn::InnerFailed>() {
-            Some(failed) => At::Inner(failed.index),
-            None => At::Birth,
-        };
-        give_up(root, state, reach, Failure { at, error, code: 125, stays: None })
-    })
+    let made = given.and_then(|()| spawn::spawn(&node, &state.plan, cgroup_of(state)?, stdio));
+    let newborn = made.map_err(|error| unborn(root, state, reach, error))?;
+    if let Err(failure) = apply(state, birth..state.plan.host.len()) {
+        newborn.end();
+        return Err(super::roll_back(root, state, reach, failure));
+    }
+    let born = newborn.settle().and_then(|spawned| remember(&node, state, spawned, stdio));
+    born.map_err(|error| unborn(root, state, reach, error))
+}
+
+fn unborn(root: &Root, state: &NodeState, reach: Reach, error: Error) -> Error {
+    let at = match error.downcast_ref::<spawn::InnerFailed>() {
+        Some(failed) => At::Inner(failed.index),
+        None => At::Birth,
+    };
+    give_up(root, state, reach, Failure { at, error, code: 125, stays: None })
 }
 
 fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {

@@ -33,7 +33,7 @@ pub mod sync;
 pub mod takeover;
 pub mod timelines;
 
-use std::{fmt, fs, io};
+use std::{fmt, fs, io, ops::Range};
 
 use anyhow::{Error, Result};
 
@@ -72,7 +72,7 @@ impl std::error::Error for StepFailed {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
     Host(usize),
-    /// All host steps are done, and pid 1 is not there yet.
+    /// What pid 1 needs is there, and it is not.
     Birth,
     Inner(usize),
     After(usize),
@@ -84,7 +84,8 @@ impl At {
         let index = match self {
             Self::Host(index) => index,
             Self::Birth => {
-                return format!("pid 1 was not made, between steps {host} and {} of {total}", host + 1);
+                let before = birth(plan);
+                return format!("pid 1 was not made, between steps {before} and {} of {total}", before + 1);
             }
             Self::Inner(index) => host + index,
             Self::After(index) => host + plan.inner.len() + index,
@@ -97,6 +98,11 @@ impl At {
 /// The number of steps of a plan.
 pub fn total(plan: &Plan) -> usize {
     plan.host.len() + plan.inner.len() + plan.after.len()
+}
+
+/// How many host steps come before pid 1 is made; the others are done beside its own.
+pub fn birth(plan: &Plan) -> usize {
+    plan.host.iter().rposition(HostStep::precedes_birth).map_or(0, |last| last + 1)
 }
 
 /// The lessons of a plan, in the order of its steps.
@@ -128,13 +134,14 @@ impl Reach {
     }
 }
 
-/// Applies the host steps in order, telling each title before it.
+/// Applies these host steps in order, telling each title before it.
 ///
 /// Steps whose result a stopped node keeps are applied as well: they find it there, or make what a killed command
 /// had not come to. What is to be done on another node was done when this one was made, and that one may be down: who
 /// starts this one again asks it before (see [`follower::admit`]).
 pub fn apply(
     plan: &Plan,
+    steps: Range<usize>,
     reach: Reach,
     journal: &Progress,
     talk: &mut dyn FnMut(usize, &HostStep),
@@ -143,7 +150,7 @@ pub fn apply(
         Reach::All => 0,
         Reach::Running => Progress::ALL,
     };
-    for (index, step) in plan.host.iter().enumerate() {
+    for (index, step) in plan.host.iter().enumerate().take(steps.end).skip(steps.start) {
         let failed = |error| Interrupted { index, error };
         begun = begun.max(index + 1);
         journal.set(begun).map_err(failed)?;
@@ -151,6 +158,9 @@ pub fn apply(
         if reach == Reach::All || !step.is_elsewhere() {
             step.apply().map_err(failed)?;
         }
+    }
+    if steps.end < plan.host.len() {
+        return Ok(());
     }
     journal.set(Progress::ALL).map_err(|error| Interrupted { index: plan.host.len() - 1, error })
 }

@@ -133,6 +133,21 @@ impl HostStep {
         matches!(self, Self::CreateRole { .. } | Self::CreateSlot { .. })
     }
 
+    /// Whether pid 1 can't be made without it, or comes by what it makes. All else, its limits and its way to the world, has
+    /// to be there before something of the image runs, and is done while pid 1 mounts.
+    pub fn precedes_birth(&self) -> bool {
+        !matches!(
+            self,
+            Self::SetLimits { .. }
+                | Self::CreateBridge { .. }
+                | Self::CreateVeth { .. }
+                | Self::AssignAddress { .. }
+                | Self::CreateNat { .. }
+                | Self::EnableForwarding { .. }
+                | Self::PublishPorts { .. }
+        )
+    }
+
     pub fn apply(&self) -> Result<()> {
         match self {
             Self::CreateBundle { dir, files } => work::create_bundle(dir, files),
@@ -291,7 +306,7 @@ impl HostStep {
             Self::CreateNetns { name } => Lesson {
                 title: format!("create the network namespace {name}"),
                 why: "A namespace lives as long as something refers to it. Pinned to a file by a bind mount it exists \
-                      before the container does, so all networking is done when the first process starts.",
+                      before the container does, and can be connected while the first process is still mounting.",
                 see: "network_namespaces(7), ip-netns(8)",
                 shell: format!("ip netns add {name}"),
                 look: format!("ip netns exec {name} ip addr"),
