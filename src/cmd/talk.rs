@@ -6,53 +6,69 @@ use std::io::IsTerminal;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Context;
-use crate::{engine::launch::Talk, hint, postgres::report::Phase, spec::quantity::human_bytes};
+use crate::{
+    engine::launch::Talk, hint, postgres::report::Phase, spec::quantity::human_bytes, step::HostStep,
+};
 
 /// Progress of a node that comes up.
 pub struct Progress {
-    bar: ProgressBar,
+    /// On a terminal only: to make one that shows nothing is work, too.
+    bar: Option<ProgressBar>,
     options: String,
 }
 
 impl Progress {
     pub fn new(context: &Context) -> Self {
-        let bar =
-            if std::io::stderr().is_terminal() { ProgressBar::new_spinner() } else { ProgressBar::hidden() };
-        bar.set_style(ProgressStyle::with_template("{wide_msg}").unwrap_or(ProgressStyle::default_spinner()));
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{wide_msg}");
+            ProgressBar::new_spinner().with_style(style.unwrap_or(ProgressStyle::default_spinner()))
+        });
         Self { bar, options: context.options.clone() }
+    }
+
+    /// A line that comes soon after others is not drawn by itself, and what it tells of may last.
+    fn draw(&self, text: impl FnOnce() -> String) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(text());
+            bar.force_draw();
+        }
     }
 }
 
 impl Talk for Progress {
-    fn step(&mut self, number: usize, total: usize, title: &str) {
-        self.bar.set_message(format!("{number}/{total} {title}"));
+    fn step(&mut self, number: usize, total: usize, step: &HostStep) {
+        if let Some(bar) = &self.bar {
+            bar.set_message(format!("{number}/{total} {}", step.lesson().title));
+        }
     }
 
     fn phase(&mut self, phase: Phase) {
-        self.bar.set_message(phase.word().to_owned());
-        // A line that comes soon after others is not drawn by itself, and a phase may last.
-        self.bar.force_draw();
+        self.draw(|| phase.word().to_owned());
     }
 
     fn copied(&mut self, bytes: u64, total: u64) {
         let percent = (bytes * 100).checked_div(total).unwrap_or(0).min(100);
         let width = 30;
         let full = width * percent as usize / 100;
-        let (bytes, total) = (human_bytes(bytes), human_bytes(total));
-        let bar = format!("{}{}", "#".repeat(full), ".".repeat(width - full));
-        self.bar.set_message(format!("base backup {bar} {percent} %  {bytes} of {total}"));
-        self.bar.force_draw();
+        self.draw(|| {
+            let (bytes, total) = (human_bytes(bytes), human_bytes(total));
+            let bar = format!("{}{}", "#".repeat(full), ".".repeat(width - full));
+            format!("base backup {bar} {percent} %  {bytes} of {total}")
+        });
     }
 
     fn note(&mut self, text: &str) {
         let text = hint::with_options(text, &self.options);
-        self.bar.suspend(|| errln!("note: {text}"));
+        match &self.bar {
+            Some(bar) => bar.suspend(|| errln!("note: {text}")),
+            None => errln!("note: {text}"),
+        }
     }
 }
 
 impl Drop for Progress {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
     }
 }
 

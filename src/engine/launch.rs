@@ -30,7 +30,7 @@ use crate::{
 
 /// What a caller shows while a node comes up.
 pub trait Talk {
-    fn step(&mut self, number: usize, total: usize, title: &str);
+    fn step(&mut self, number: usize, total: usize, step: &HostStep);
     fn phase(&mut self, phase: Phase);
     /// How many bytes of how many a base backup has copied.
     fn copied(&mut self, bytes: u64, total: u64);
@@ -53,7 +53,7 @@ pub fn bring_up(
     let journal = node.progress()?;
     let (count, birth) = (total(&state.plan), birth(&state.plan));
     let mut apply = |state: &NodeState, steps: Range<usize>| {
-        let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, &step.lesson().title);
+        let mut tell = |index: usize, step: &HostStep| talk.step(index + 1, count, step);
         super::apply(&state.plan, steps, reach, &journal, &mut tell)
     };
     apply(state, 0..birth).map_err(|failure| super::roll_back(root, state, reach, failure))?;

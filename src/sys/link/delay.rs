@@ -13,7 +13,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::tc::{TcAttribute, TcHandle, TcMessage};
 use nix::errno::Errno;
 
-use super::{find, lookup, open, socket::Rtnl};
+use super::{index, lookup, open, socket::Rtnl};
 use crate::sys::netns;
 
 /// The handle of the class with this number, for a packet's priority.
@@ -48,7 +48,7 @@ pub fn missing() -> Result<Option<&'static str>> {
 /// `ENODEV` without the interface; `ENOENT` in a kernel without htb or netem. Nothing is changed then.
 pub fn delay(link: &str, number: u16, time: Duration) -> Result<()> {
     let mut rtnl = open()?;
-    let index = find(&mut rtnl, link)?.index as i32;
+    let index = index(&rtnl, link)? as i32;
     let context = |what| format!("delay on {link}: {what}");
     let root = message(index, ROOT, TcHandle::ROOT, "htb", htb_options());
     present(rtnl.change(RouteNetlinkMessage::NewQueueDiscipline(root), NLM_F_CREATE | NLM_F_EXCL))

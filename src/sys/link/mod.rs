@@ -30,7 +30,7 @@ use rtnetlink::{
 
 use super::netns;
 pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, routes, stats};
-use read::{find, lookup};
+use read::{find, index, lookup};
 use socket::Rtnl;
 
 /// How long a name may stay taken by a link that is ours and on its way out.
@@ -105,7 +105,7 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
     if !link.up {
         up(&mut rtnl, name)?;
     }
-    give_address(&mut rtnl, &link, bridge.address, bridge.prefix)?;
+    give_address(&mut rtnl, (name, link.index), bridge.address, bridge.prefix)?;
     Ok(created)
 }
 
@@ -119,7 +119,7 @@ pub fn create_bridge(bridge: &Bridge) -> Result<Created> {
 /// `ENODEV` when the bridge is missing; `EEXIST` when one of the two names belongs to something else.
 pub fn create_veth(veth: &Veth) -> Result<()> {
     let mut rtnl = open()?;
-    let controller = find(&mut rtnl, &veth.bridge)?.index;
+    let controller = index(&rtnl, &veth.bridge)?;
     let deadline = Instant::now() + DYING;
     loop {
         let error = match add(&mut rtnl, veth_message(veth, controller)) {
@@ -158,17 +158,16 @@ pub fn configure(
     gateway: Option<Ipv4Addr>,
 ) -> Result<()> {
     let mut rtnl = netns::run_in(netns, open)??;
-    let link = find(&mut rtnl, dev)?;
+    let index = index(&rtnl, dev)?;
     let up = |name: &str| (RouteNetlinkMessage::NewLink(LinkUnspec::new_with_name(name).up().build()), 0);
     // The address first: from the first moment that packets can arrive it answers for itself.
     let mut changes = vec![
         (up("lo"), "bring lo up: RTM_NEWLINK".to_owned()),
-        (new_address(&link, address, prefix), told_address(&link, address, prefix)),
+        (new_address(index, address, prefix), told_address(dev, address, prefix)),
         (up(dev), format!("bring {dev} up: RTM_NEWLINK")),
     ];
     if let Some(gateway) = gateway {
-        let route =
-            RouteMessageBuilder::<Ipv4Addr>::new().output_interface(link.index).gateway(gateway).build();
+        let route = RouteMessageBuilder::<Ipv4Addr>::new().output_interface(index).gateway(gateway).build();
         let message = (RouteNetlinkMessage::NewRoute(route), NLM_F_CREATE | NLM_F_REPLACE);
         changes.push((message, format!("set default route via {gateway} dev {dev}: RTM_NEWROUTE")));
     }
@@ -186,8 +185,8 @@ pub fn configure(
 /// `ENODEV` when there is no such interface.
 pub fn add_address(dev: &str, address: Ipv4Addr, prefix: u8) -> Result<()> {
     let mut rtnl = open()?;
-    let link = find(&mut rtnl, dev)?;
-    give_address(&mut rtnl, &link, address, prefix)
+    let index = index(&rtnl, dev)?;
+    give_address(&mut rtnl, (dev, index), address, prefix)
 }
 
 /// Takes an address from an interface. Without the address, or the interface, there is nothing to do.
@@ -262,21 +261,21 @@ fn up(rtnl: &mut Rtnl, name: &str) -> Result<()> {
         .with_context(|| format!("bring {name} up: RTM_NEWLINK"))
 }
 
-fn give_address(rtnl: &mut Rtnl, link: &Link, address: Ipv4Addr, prefix: u8) -> Result<()> {
-    let (message, flags) = new_address(link, address, prefix);
+fn give_address(rtnl: &mut Rtnl, (dev, index): (&str, u32), address: Ipv4Addr, prefix: u8) -> Result<()> {
+    let (message, flags) = new_address(index, address, prefix);
     match rtnl.change(message, flags) {
         Err(Errno::EEXIST) => Ok(()), // on this very interface
-        other => other.with_context(|| told_address(link, address, prefix)),
+        other => other.with_context(|| told_address(dev, address, prefix)),
     }
 }
 
-fn new_address(link: &Link, address: Ipv4Addr, prefix: u8) -> (RouteNetlinkMessage, u16) {
-    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(link.index).address(address, prefix).build();
+fn new_address(index: u32, address: Ipv4Addr, prefix: u8) -> (RouteNetlinkMessage, u16) {
+    let message = AddressMessageBuilder::<Ipv4Addr>::new().index(index).address(address, prefix).build();
     (RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-fn told_address(link: &Link, address: Ipv4Addr, prefix: u8) -> String {
-    format!("add address {address}/{prefix} to {}: RTM_NEWADDR", link.name)
+fn told_address(dev: &str, address: Ipv4Addr, prefix: u8) -> String {
+    format!("add address {address}/{prefix} to {dev}: RTM_NEWADDR")
 }
 
 /// By index, not by name: between looking and removing, the name may have passed to another link.

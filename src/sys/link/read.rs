@@ -157,6 +157,14 @@ pub(super) fn lookup(rtnl: &mut Rtnl, name: &str) -> Result<Option<Link>> {
     Ok(message(rtnl, name, without_counters())?.map(|message| link(&message)))
 }
 
+/// Its index alone.
+pub(super) fn index(rtnl: &Rtnl, name: &str) -> Result<u32> {
+    rtnl.index(name).map_err(|error| match error {
+        Errno::ENODEV => absent(name),
+        error => anyhow::Error::new(error).context(format!("look up {name}: SIOCGIFINDEX")),
+    })
+}
+
 pub(super) fn find(rtnl: &mut Rtnl, name: &str) -> Result<Link> {
     lookup(rtnl, name)?.ok_or_else(|| absent(name))
 }

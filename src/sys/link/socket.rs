@@ -13,6 +13,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::{Socket, protocols::NETLINK_ROUTE};
 use nix::{Result, errno::Errno};
+use rustix::net::netdevice::name_to_index;
 
 /// The kernel fills no datagram of a dump beyond this.
 const LARGEST: usize = 32 << 10;
@@ -31,6 +32,15 @@ impl Rtnl {
     pub(super) fn open() -> Result<Rtnl> {
         let socket = Socket::new(NETLINK_ROUTE).map_err(errno)?;
         Ok(Rtnl { socket, sequence: 0, buffer: Vec::new() })
+    }
+
+    /// The index of an interface, by which messages name it, without all else that the kernel would tell. netdevice(7),
+    /// SIOCGIFINDEX
+    ///
+    /// # Errors
+    /// `ENODEV` when there is none of that name.
+    pub(super) fn index(&self, name: &str) -> Result<u32> {
+        name_to_index(&self.socket, name).map_err(|error| Errno::from_raw(error.raw_os_error()))
     }
 
     /// Has the kernel change something. `flags` come on top of REQUEST and ACK.
