@@ -111,9 +111,11 @@ fn main() {
 fn link(profile: &str) {
     println!("cargo:rustc-link-arg-bin=pgbox=-Wl,--entry=pgbox_entry");
     println!("cargo:rerun-if-changed={ORDER}");
-    // mold reads no such script.
+    // lld, which rustc brings along, and GNU ld read such a script; mold and gold do not.
+    println!("cargo:rerun-if-env-changed=PGBOX_ORDER");
     let is_mold = env::var("CARGO_ENCODED_RUSTFLAGS").is_ok_and(|flags| flags.contains("mold"));
-    if profile == "release" && !is_mold {
+    let is_wanted = env::var("PGBOX_ORDER").as_deref() != Ok("no");
+    if profile == "release" && is_wanted && !is_mold {
         let order = Path::new(&env::var_os("CARGO_MANIFEST_DIR").expect("cargo sets it")).join(ORDER);
         println!("cargo:rustc-link-arg-bin=pgbox=-Wl,-T,{}", order.display());
     }

@@ -162,6 +162,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     }];
     let volumes = mounts.iter().filter(|m| m.create);
     steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
+    // First what pid 1 is made with or binds, its cgroup last, so that it is not there before anybody can be in it.
     steps.push(HostStep::CreateNetns { name: names.netns.clone() });
     if !spec.offline {
         steps.push(HostStep::AddHostName {
@@ -170,19 +171,21 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
             name: spec.node.to_string(),
         });
     }
-    if let Some(upstream) = &facts.upstream {
-        // Not from standbys: they can't write, and have got the role from the primary.
-        steps.push(HostStep::CreateRole { server: upstream.primary.clone(), secret: node.replicator_file() });
-        steps.push(follow::create_slot(&upstream.server, &spec.node));
-    }
     let cgroup = cgroup::Cgroup::new(&facts.cgroups, &names.cgroup);
     steps.push(HostStep::CreateCgroup {
         path: names.cgroup.clone(),
         directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
     });
+    // In an empty group: pid 1 itself may need more than what is asked for, and is to say so.
     steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
     if !spec.offline {
         steps.extend(network_steps(spec, facts, names));
+    }
+    if let Some(upstream) = &facts.upstream {
+        // Last, to be taken back first: without the bridge the slot's server would be looked for in the world.
+        // The role not from standbys: they can't write, and have got it from the primary.
+        steps.push(HostStep::CreateRole { server: upstream.primary.clone(), secret: node.replicator_file() });
+        steps.push(follow::create_slot(&upstream.server, &spec.node));
     }
     steps
 }

@@ -25,7 +25,7 @@ use nix::{
     sys::{
         signal::{SigSet, SigmaskHow, Signal},
         socket::{AddressFamily, MsgFlags, SockFlag, SockType, send, socketpair},
-        wait::waitpid,
+        wait::{WaitPidFlag, waitpid},
     },
     unistd::pipe2,
 };
@@ -95,25 +95,26 @@ impl Newborn {
                 let Self { child, reports, release, .. } = self;
                 Ok(Spawned { init, child, reports: Reports::new(reports), terminal: None, release })
             }
-            Err(error) => {
-                process::signal(self.child.pidfd.as_fd(), Signal::SIGKILL)?;
-                Err(first_report(self.reports).unwrap_or(error))
-            }
+            Err(error) => Err(first_report(self.end()).unwrap_or(error)),
         }
     }
 
     fn in_its_cgroup(&self) -> Result<ProcessId> {
         let read = nix::unistd::read(&self.release, &mut [0]).context("read from pid 1")?;
-        anyhow::ensure!(read == 1, "pid 1 ended before it was in its cgroup");
+        // One that has ended is in no cgroup any more.
+        let ended = read == 0 || process::has_ended(self.child.pidfd.as_fd(), Duration::ZERO)?;
+        anyhow::ensure!(!ended, "pid 1 ended before it had mounted all, and left no word");
         self.group.verify(self.child.pid)?;
         ProcessId::of(self.child.pid)
     }
 
-    /// Ends it, and with it all that it has mounted.
-    pub fn end(self) {
-        // One that has ended already is as good; the undo of its cgroup names whoever is left.
+    /// Ends it, and with it all that it has mounted. Gives what it has said.
+    pub fn end(self) -> OwnedFd {
+        // One that hangs in a mount does not hear even this: whoever undoes its cgroup names it.
         let _ = process::signal(self.child.pidfd.as_fd(), Signal::SIGKILL);
-        let _ = waitpid(self.child.pid, None);
+        let _ = process::has_ended(self.child.pidfd.as_fd(), Duration::from_secs(10));
+        let _ = waitpid(self.child.pid, Some(WaitPidFlag::WNOHANG));
+        self.reports
     }
 }
 
@@ -170,7 +171,7 @@ fn id_map(plan: &Plan) -> Result<Option<OwnedFd>> {
     map.map_or(Ok(None), |map| idmap::carrier(&map.uids(), &map.gids()))
 }
 
-/// A child that fails at once is gone before it says where it is: its own report is the reason.
+/// The report of a pid 1 that has ended is the reason why it is not where it should be.
 fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     match Reports::new(pipe).next(Duration::from_millis(100), None) {
         Ok(Heard::Report(Report::StepFailed { index, error })) => Some(InnerFailed { index, error }.into()),
@@ -178,7 +179,7 @@ fn first_report(pipe: OwnedFd) -> Option<anyhow::Error> {
     }
 }
 
-/// An inner step that failed so early that pid 1 was gone before it was in its cgroup.
+/// An inner step that failed so early that pid 1 was gone before it was looked for in its cgroup.
 #[derive(Debug)]
 pub struct InnerFailed {
     /// Counted from 0 over the inner steps.

@@ -11,6 +11,7 @@ use std::{
 };
 
 use pgbox::{
+    engine,
     plan::{self, Facts, ImageFacts, PostgresFacts},
     postgres::launch::User,
     show::plan::{Depth, render},
@@ -354,6 +355,17 @@ fn the_plan_of_a_command_on_a_hybrid_host_without_nat_is_as_reviewed() {
     let plan = plan::plan(&spec, &facts).unwrap();
     assert!(plan.after.is_empty());
     assert_data_eq!(render(&plan, Depth::Commands), file!["snapshots/dry-run-command.txt"].raw());
+}
+
+/// All that can be done beside pid 1's own steps is, or each run of a node waits for it.
+#[test]
+fn only_what_pid_1_needs_comes_before_it() {
+    let command = plan::plan(&spec(&["true"]), &facts(HYBRID, "")).unwrap();
+    for plan in [full(), command] {
+        let needed = plan.host.iter().filter(|step| step.precedes_birth()).count();
+        assert_eq!(engine::birth(&plan), needed, "{:?}", plan.host);
+        assert!(needed < plan.host.len());
+    }
 }
 
 #[test]

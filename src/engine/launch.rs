@@ -59,21 +59,24 @@ pub fn bring_up(
     apply(state, 0..birth).map_err(|failure| super::roll_back(root, state, reach, failure))?;
     let given = state.postgres().map_or(Ok(()), |postgres| node.give_orders(&postgres.orders));
     let made = given.and_then(|()| spawn::spawn(&node, &state.plan, cgroup_of(state)?, stdio));
-    let newborn = made.map_err(|error| unborn(root, state, reach, error))?;
+    let newborn = made.map_err(|error| unborn(root, state, reach, birth, error))?;
     if let Err(failure) = apply(state, birth..state.plan.host.len()) {
         newborn.end();
         return Err(super::roll_back(root, state, reach, failure));
     }
     let born = newborn.settle().and_then(|spawned| remember(&node, state, spawned, stdio));
-    born.map_err(|error| unborn(root, state, reach, error))
+    born.map_err(|error| unborn(root, state, reach, state.plan.host.len(), error))
 }
 
-fn unborn(root: &Root, state: &NodeState, reach: Reach, error: Error) -> Error {
+/// There is no pid 1, or none that anybody knows of. `begun` host steps are taken back.
+fn unborn(root: &Root, state: &NodeState, reach: Reach, begun: usize, error: Error) -> Error {
     let at = match error.downcast_ref::<spawn::InnerFailed>() {
         Some(failed) => At::Inner(failed.index),
         None => At::Birth,
     };
-    give_up(root, state, reach, Failure { at, error, code: 125, stays: None })
+    end_all(state);
+    let host = taken_back(root, state, reach, begun);
+    told(state, Failure { at, error, code: 125, stays: None }, host, Vec::new())
 }
 
 fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {

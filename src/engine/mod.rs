@@ -72,7 +72,7 @@ impl std::error::Error for StepFailed {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum At {
     Host(usize),
-    /// What pid 1 needs is there, and it is not.
+    /// What pid 1 needs is there. It could not be made, or was lost before it was written down.
     Birth,
     Inner(usize),
     After(usize),
@@ -85,7 +85,10 @@ impl At {
             Self::Host(index) => index,
             Self::Birth => {
                 let before = birth(plan);
-                return format!("pid 1 was not made, between steps {before} and {} of {total}", before + 1);
+                return format!(
+                    "pid 1 did not come to life, between steps {before} and {} of {total}",
+                    before + 1
+                );
             }
             Self::Inner(index) => host + index,
             Self::After(index) => host + plan.inner.len() + index,
@@ -167,8 +170,15 @@ pub fn apply(
 
 /// Undoes the first `begun` host steps, last first. One that can't be undone does not keep the others from
 /// it; all errors come back.
+///
+/// What is the lab's is looked at even if it was not begun: as long as this node's namespace was there, the removal of the
+/// last other node left it.
 pub fn undo(plan: &Plan, reach: Reach, begun: usize) -> Vec<Error> {
-    let steps = plan.host.iter().take(begun).rev().filter(|s| reach.includes(s));
+    let concerned = |(index, step): &(usize, &HostStep)| {
+        let begun = *index < begun || begun > 0 && step.is_the_labs();
+        begun && reach.includes(step)
+    };
+    let steps = plan.host.iter().enumerate().rev().filter(concerned).map(|(_, step)| step);
     steps.filter_map(|step| step.undo().err().map(|e| e.context(step.lesson().title))).collect()
 }
 

@@ -67,10 +67,8 @@ pub fn follow(
 ) {
     let node = state.spec.node.clone();
     leave(&mut state.plan);
-    let before = state.plan.host.iter().position(|step| matches!(step, HostStep::CreateCgroup { .. }));
-    let at = before.unwrap_or(state.plan.host.len());
     let role = HostStep::CreateRole { server: upstream.primary.clone(), secret: replicator };
-    state.plan.host.splice(at..at, [role, create_slot(&upstream.server, &node)]);
+    state.plan.host.extend([role, create_slot(&upstream.server, &node)]);
     state.plan.after.push(wait_until_streaming(&upstream.server, &node));
     let mut inner = state.plan.inner.iter();
     let before = inner.position(|step| matches!(step, InnerStep::PivotRoot { .. })).unwrap_or(0);

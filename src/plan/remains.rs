@@ -9,7 +9,8 @@ use crate::{
 };
 
 /// The host steps of a node of which nothing is remembered, for their `undo` alone: that goes by names, which
-/// follow from root, lab and node. Addresses and contents in them mean nothing. Volumes are not among them.
+/// follow from root, lab and node. Addresses and contents in them mean nothing. Volumes are not among them. The cgroup is last,
+/// to be undone first: whoever is in it, a server perhaps, ends while others can still be told.
 pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
     let names = ObjectNames::new(root.path(), lab, node);
     let nowhere = Ipv4Net::default();

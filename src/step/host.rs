@@ -133,19 +133,25 @@ impl HostStep {
         matches!(self, Self::CreateRole { .. } | Self::CreateSlot { .. })
     }
 
-    /// Whether pid 1 can't be made without it, or comes by what it makes. All else, its limits and its way to the world, has
-    /// to be there before something of the image runs, and is done while pid 1 mounts.
+    /// Whether pid 1 can't be made without it, or comes by what it makes. All else, its way to the world and to the server
+    /// that it follows, has to be there before something of the image runs, and is done while pid 1 mounts.
     pub fn precedes_birth(&self) -> bool {
         !matches!(
             self,
-            Self::SetLimits { .. }
-                | Self::CreateBridge { .. }
+            Self::CreateBridge { .. }
                 | Self::CreateVeth { .. }
                 | Self::AssignAddress { .. }
                 | Self::CreateNat { .. }
                 | Self::EnableForwarding { .. }
                 | Self::PublishPorts { .. }
+                | Self::CreateRole { .. }
+                | Self::CreateSlot { .. }
         )
+    }
+
+    /// Whether it is shared by all nodes of the lab, and taken back with the last one.
+    pub fn is_the_labs(&self) -> bool {
+        matches!(self, Self::CreateBridge { .. } | Self::CreateNat { .. })
     }
 
     pub fn apply(&self) -> Result<()> {

@@ -139,7 +139,7 @@ impl InnerStep {
                 title: "create the pid, mount, uts, ipc and cgroup namespaces".to_owned(),
                 why: "One clone3 makes the process and its namespaces, inside its cgroup. It is pid 1 of its own pid \
                       namespace: when it ends, the kernel kills all the others. `run` does this as soon as there is \
-                      the cgroup, and makes limits and network while it mounts; before it starts anything, they hold.",
+                      the cgroup, and connects the namespace while it mounts; before it starts anything, that is done.",
                 see: "namespaces(7), clone(2), pid_namespaces(7)",
                 shell: format!(
                     "exec nsenter --net={} unshare --fork --kill-child --pid --mount --uts --ipc --cgroup bash -eu <<'INNER'",

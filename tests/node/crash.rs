@@ -31,6 +31,18 @@ fn run_killed_at_any_moment_can_be_taken_back() {
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }
 
+/// Whoever is removed meanwhile leaves it bridge and table, which it has not come to yet.
+#[test]
+fn what_a_lab_shares_goes_with_its_last_node_however_far_that_came() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "-d", "kept", "tiny", "--", "sleep", "600"]);
+    // The first one is pid 1's: its namespace is there, its cable is not.
+    host.killed_at("socketpair", 1, &["run", "-d", "n", "tiny", "--", "sleep", "600"]);
+    host.pgbox(&["rm", "--force", "kept"]);
+    host.pgbox(&["rm", "--force", "n"]);
+    host.is_forgotten();
+}
+
 /// Milliseconds after which a command is killed: most are over within the last ones.
 const MOMENTS: [u64; 12] = [0, 4, 8, 12, 17, 23, 30, 40, 55, 80, 120, 200];
 

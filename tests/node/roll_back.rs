@@ -37,13 +37,36 @@ fn a_failure_between_the_host_steps_and_pid_1_is_rolled_back_and_is_no_steps() {
     std::fs::remove_file(&orders).unwrap();
     std::fs::create_dir(&orders).unwrap();
     let said = host.fails(1, &["start", "n"]);
-    for words in ["pid 1 was not made, between steps", "orders.json", "EISDIR", "`n` is stopped"] {
+    let stopped = "steps 6-1 undone, `n` is stopped";
+    for words in ["did not come to life, between steps 6 and 7", "orders.json", "EISDIR", stopped] {
         assert!(said.contains(words), "{words:?} is not in: {said}");
     }
     host.is_clean();
     std::fs::remove_dir(&orders).unwrap();
     host.pgbox(&["start", "n"]);
     assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
+}
+
+/// As it is on disk since a pgbox that connected a node before it made pid 1.
+#[test]
+fn a_plan_in_another_order_is_walked_as_it_is() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "postgres:15", "-p", "5433:5432"]);
+    host.pgbox(&["stop", "n"]);
+    let file = host.root.join("labs/default/nodes/n/state.json");
+    let mut state: serde_json::Value = serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
+    let steps = state["plan"]["host"].as_array_mut().unwrap();
+    // bundle, volume, then namespace, hosts file, cgroup and limits, which go behind the network; its bridge is first.
+    let needed: Vec<_> = steps.drain(2..6).collect();
+    steps.insert(3, needed[0].clone());
+    steps.extend_from_slice(&needed[1..]);
+    std::fs::write(&file, state.to_string()).unwrap();
+    host.pgbox(&["start", "n"]);
+    assert_eq!(host.sql("n", &["--published"], "SELECT 1"), "1");
+    host.pgbox(&["stop", "n"]);
+    host.is_clean();
+    host.pgbox(&["rm", "-v", "n"]);
+    host.is_forgotten();
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub fn enable_forwarding(bridge: &str) -> Result<()> {
 
 /// The bridge goes with its last node.
 pub fn remove_unused_bridge(name: &str, alias: &str, mac: [u8; 6], own_netns: &str) -> Result<()> {
-    // In this order: while the kernel takes the node's own namespace apart, whoever asks for a link waits for it.
+    // In this order: while the kernel takes a namespace apart, whoever asks for a link waits for it.
     if is_in_use(own_netns)? {
         return Ok(());
     }
