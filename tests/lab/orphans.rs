@@ -2,6 +2,8 @@
 
 use std::{
     fs,
+    io::ErrorKind,
+    net::TcpListener,
     path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     thread,
@@ -46,6 +48,22 @@ fn without_successor(host: &Host) {
     host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
     until("7", || text(&host.try_pgbox(&["psql", "r2", "-Atc", "SELECT i FROM t"]).stdout));
     host.pgbox(&["rm", "-f", "-v", "r1"]);
+}
+
+/// While no bridge leads to it, the address of a lab's server is a stranger's.
+#[test]
+fn a_standby_of_a_stopped_lab_is_removed_without_a_word_to_others() {
+    let Some(host) = Host::new() else { return };
+    pair(&host);
+    host.pgbox(&["stop", "--all"]);
+    run("ip", &["route", "add", "local", "10.213.0.0/16", "dev", "lo"]);
+    let stranger = TcpListener::bind("0.0.0.0:5432").unwrap();
+    stranger.set_nonblocking(true).unwrap();
+    host.pgbox(&["rm", "-v", "r1"]);
+    assert_eq!(stranger.accept().unwrap_err().kind(), ErrorKind::WouldBlock);
+    run("ip", &["route", "del", "local", "10.213.0.0/16", "dev", "lo"]);
+    host.pgbox(&["start", "primary"]);
+    assert_eq!(host.sql("primary", &[], "SELECT count(*) FROM pg_replication_slots"), "0");
 }
 
 #[test]

@@ -29,7 +29,7 @@ use rtnetlink::{
 };
 
 use super::netns;
-pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, list, routes, stats};
+pub use read::{Address, Link, LinkStats, Route, addresses, exists, get, is_on_link, list, routes, stats};
 use read::{find, index, lookup};
 use socket::Rtnl;
 

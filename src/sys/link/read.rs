@@ -5,6 +5,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result, anyhow};
+use ipnet::Ipv4Net;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
 use netlink_packet_route::link::{LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteMessage};
@@ -104,6 +105,12 @@ pub fn addresses() -> Result<Vec<Address>> {
         Some(Address { dev, address: own, prefix: message.header.prefix_len })
     };
     Ok(replies.iter().filter_map(address).collect())
+}
+
+/// Whether what is sent to the address goes through no router: an interface of this host has one in the same network.
+pub fn is_on_link(address: Ipv4Addr) -> Result<bool> {
+    let network = |own: &Address| Ipv4Net::new(own.address, own.prefix);
+    Ok(addresses()?.iter().any(|own| network(own).is_ok_and(|network| network.contains(&address))))
 }
 
 /// The IPv4 routes of the main table, what `ip -4 route` shows.
