@@ -25,6 +25,17 @@ fn a_command_runs_alone_and_its_exit_code_comes_back() {
     host.is_clean();
 }
 
+/// The network is made while pid 1 is at its mounts, and here for half a second after them.
+#[test]
+fn nothing_of_the_image_runs_before_there_is_a_network() {
+    let Some(host) = Host::new() else { return };
+    let slow = "delay_enter=200000";
+    let output =
+        host.tampered("setns", slow, &["run", "--rm", "t", "tiny", "--", "cat", "/proc/net/fib_trie"]);
+    let routes = text(&output.stdout);
+    assert!(routes.contains("10.213."), "{routes}{}", text(&output.stderr));
+}
+
 #[test]
 fn a_name_is_free_as_soon_as_its_node_has_gone() {
     let Some(host) = Host::new() else { return };

@@ -105,14 +105,19 @@ impl Host {
     /// The same; false if it did not come to that.
     #[track_caller]
     pub fn try_killed_at(&self, call: &str, nth: u32, args: &[&str]) -> bool {
-        let inject = format!("inject={call}:signal=SIGKILL:when={nth}");
-        let mut command = Command::new("strace");
-        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, PGBOX]);
-        command.args(args).env("PGBOX_ROOT", &self.root).env_remove("PGBOX_LAB");
-        let output = command.stdin(Stdio::null()).output().expect("start strace");
+        let output = self.tampered(call, &format!("signal=SIGKILL:when={nth}"), args);
         // strace ends as what it traces.
         assert!(matches!(output.status.code(), None | Some(0)), "pgbox {args:?}: {}", text(&output.stderr));
         output.status.code().is_none()
+    }
+
+    /// Runs pgbox, and does something to all processes of it where they make a system call: strace(1), `-e inject`.
+    pub fn tampered(&self, call: &str, what: &str, args: &[&str]) -> Output {
+        let inject = format!("inject={call}:{what}");
+        let mut command = Command::new("strace");
+        command.args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}"), "-e", &inject, PGBOX]);
+        command.args(args).env("PGBOX_ROOT", &self.root).env_remove("PGBOX_LAB");
+        command.stdin(Stdio::null()).output().expect("start strace")
     }
 
     #[track_caller]
