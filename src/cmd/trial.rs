@@ -141,7 +141,8 @@ fn sweep(context: &Context) -> Result<()> {
             halt::remove(&context.root, &node)?;
         }
     }
-    Ok(())
+    // One that was killed while it wrote down its plan is no node yet.
+    context.root.sweep_lab(&context.lab)
 }
 
 fn name(text: &str) -> Result<Name> {

@@ -99,6 +99,8 @@ fn what_a_killed_trial_of_settings_has_left_goes_with_the_next_one() {
             .any(|_| killed() || !host.try_pgbox(&["rm", "-f", "-v", "n"]).status.success() && names() > 0)
     );
     assert_eq!(host.pgbox(&["ps", "-q"]), "");
+    // Another one was killed before it had its name.
+    fs::create_dir_all(trials.join(".trial-9999999.new")).unwrap();
     until("what the killed one has begun has ended", 20, || {
         host.pgbox(&["run", "--rm", "m", "tiny", "--", "true"]);
         host.pgbox(&["run", "n", "postgres:15", "-c", "work_mem=8MB"]);
