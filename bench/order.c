@@ -6,7 +6,6 @@
 // executes is let go.
 #define _GNU_SOURCE
 #include <err.h>
-#include <errno.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdio.h>
@@ -94,8 +93,6 @@ int main(int argc, char **argv) {
     read_functions(argv[1]);
     called = fopen(argv[2], "ae");
     if (!called) err(1, "%s", argv[2]);
-    // Several may write to one file.
-    setvbuf(called, NULL, _IOLBF, 0);
     struct stat program;
     if (stat(argv[3], &program) != 0) err(1, "%s", argv[3]);
     pid_t first = fork();

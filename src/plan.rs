@@ -162,7 +162,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     }];
     let volumes = mounts.iter().filter(|m| m.create);
     steps.extend(volumes.map(|m| HostStep::CreateVolume { dir: m.source.clone() }));
-    // First what pid 1 is made with or binds, its cgroup last, so that it is not there before anybody can be in it.
+    // First what pid 1 is made with or binds: all that comes behind its limits is done while it mounts.
     steps.push(HostStep::CreateNetns { name: names.netns.clone() });
     if !spec.offline {
         steps.push(HostStep::AddHostName {
@@ -176,7 +176,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
         path: names.cgroup.clone(),
         directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
     });
-    // In an empty group: pid 1 itself may need more than what is asked for, and is to say so.
+    // While the group is empty: it would not take a limit below what pid 1 itself has.
     steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
     if !spec.offline {
         steps.extend(network_steps(spec, facts, names));

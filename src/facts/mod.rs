@@ -58,7 +58,7 @@ fn damaged(node: &Name, error: &anyhow::Error) -> anyhow::Error {
     )
 }
 
-/// The addresses of a lab's nodes: all that a new one has to know of them, and a tenth of the work of reading them whole.
+/// The addresses of a lab's nodes: all that a new one has to know of them. Their plans, most of what is remembered, are skipped.
 fn addresses(root: &Root, lab: &Name) -> Result<BTreeSet<Ipv4Addr>> {
     #[derive(Deserialize)]
     struct Addressed {
