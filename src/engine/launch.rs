@@ -23,7 +23,7 @@ use crate::{
     postgres::report::{Phase, Reason, Report},
     spawn::{self, Spawned, Stdio},
     spec::Name,
-    state::{NodeDir, NodeState, Root},
+    state::{Life, NodeDir, NodeState, Progress, Root},
     step::HostStep,
     sys::{cgroup, process, tail},
 };
@@ -64,7 +64,7 @@ pub fn bring_up(
         newborn.end();
         return Err(super::roll_back(root, state, reach, failure));
     }
-    let born = newborn.settle().and_then(|spawned| remember(&node, state, spawned, stdio));
+    let born = newborn.settle().and_then(|spawned| remember(&journal, state, spawned, stdio));
     born.map_err(|error| unborn(root, state, reach, state.plan.host.len(), error))
 }
 
@@ -79,11 +79,15 @@ fn unborn(root: &Root, state: &NodeState, reach: Reach, begun: usize, error: Err
     told(state, Failure { at, error, code: 125, stays: None }, host, Vec::new())
 }
 
-fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
-    state.init = Some(spawned.init);
-    state.boot_id = process::boot_id()?.to_owned();
-    state.started = now();
-    node.save(state)?;
+fn remember(
+    journal: &Progress,
+    state: &mut NodeState,
+    mut spawned: Spawned,
+    stdio: Stdio,
+) -> Result<Spawned> {
+    let life = Life { init: spawned.init, boot_id: process::boot_id()?.to_owned(), started: now() };
+    journal.born(&life)?;
+    state.live(life);
     if stdio == Stdio::Terminal {
         spawned.receive_terminal()?;
     }

@@ -1,7 +1,7 @@
 //! The directory of one node, and the files in it.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, OpenOptions},
     io,
     net::SocketAddrV4,
     os::unix::fs::{FileExt, OpenOptionsExt},
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context, Result};
 
-use super::{NodeState, load, remove_tree, save};
+use super::{NodeState, Progress, load, remove_tree, save};
 use crate::{
     postgres::{launch::Orders, report::Status},
     sql::Login,
@@ -111,7 +111,11 @@ impl NodeDir {
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {
-        load(&self.state_file())
+        let Some(mut state) = load::<NodeState>(&self.state_file())? else { return Ok(None) };
+        if let Some(life) = Progress::life(&self.progress_file())? {
+            state.live(life);
+        }
+        Ok(Some(state))
     }
 
     pub fn save(&self, state: &NodeState) -> Result<()> {
@@ -147,38 +151,12 @@ impl NodeDir {
         self.0.with_file_name(format!(".{name}.new"))
     }
 
+    fn progress_file(&self) -> PathBuf {
+        self.0.join("progress")
+    }
+
     /// The journal of a walk through the host steps.
     pub fn progress(&self) -> Result<Progress> {
-        let path = self.0.join("progress");
-        let file = OpenOptions::new().create(true).truncate(false).read(true).write(true).open(&path);
-        Ok(Progress { file: file.with_context(|| format!("open {}", path.display()))?, path })
-    }
-}
-
-/// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number, and it may be too
-/// large, because undoing an absent thing is Ok. It counts in the list that the plan had when the node was made: of one that
-/// was whole, or that got another plan, it says no more than [`ALL`](Self::ALL).
-pub struct Progress {
-    file: File,
-    path: PathBuf,
-}
-
-impl Progress {
-    /// More steps than any plan has.
-    pub const ALL: usize = 9999;
-
-    pub fn set(&self, begun: usize) -> Result<()> {
-        let text = format!("{begun:4}\n");
-        self.file.write_all_at(text.as_bytes(), 0).with_context(|| format!("write {}", self.path.display()))
-    }
-
-    pub fn get(&self) -> Result<usize> {
-        let mut text = [0; 4];
-        match self.file.read_exact_at(&mut text, 0) {
-            Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Ok(0),
-            other => other.with_context(|| format!("read {}", self.path.display()))?,
-        }
-        let text = String::from_utf8_lossy(&text);
-        text.trim().parse().with_context(|| format!("{} holds `{text}`", self.path.display()))
+        Progress::open(self.progress_file())
     }
 }
