@@ -12,7 +12,7 @@
 //! * it gets no capability and no system call that the container's own processes don't have;
 //! * it does not outlive us.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::io::{IsTerminal, Read, Write, stderr, stdin, stdout};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,7 +37,7 @@ use crate::sys::cgroup;
 use crate::sys::child;
 use crate::sys::clone::{self, Child};
 use crate::sys::credentials::Credentials;
-use crate::sys::execute::{self, DEFAULT_PATH, c_string};
+use crate::sys::execute::{self, DEFAULT_PATH};
 use crate::sys::process::{ProcessId, has_ended};
 use crate::sys::seccomp;
 use crate::sys::tty::{self, Pty, Winsize};
@@ -192,9 +192,7 @@ struct Stdio<'a> {
 
 /// An [`EnterRequest`] in the form the kernel wants, made before there is a child.
 struct Command {
-    paths: Vec<CString>,
-    argv: Vec<CString>,
-    env: Vec<CString>,
+    program: execute::Command,
     cwd: PathBuf,
     credentials: Credentials,
     filter: Vec<libc::sock_filter>,
@@ -206,17 +204,11 @@ impl Command {
         let env = environment(request);
         let path =
             env.iter().find(|(key, _)| key == "PATH").map_or(OsStr::new(DEFAULT_PATH), |(_, value)| value);
+        let words = request.argv.iter().map(|arg| arg.as_bytes().to_vec());
+        let vars = env.iter().map(|(key, value)| [key.as_bytes(), b"=", value.as_bytes()].concat());
         let user = &request.user;
         Ok(Command {
-            paths: execute::candidates(program, path)
-                .iter()
-                .map(|file| c_string(file.as_os_str().as_bytes()))
-                .collect::<Result<_>>()?,
-            argv: request.argv.iter().map(|arg| c_string(arg.as_bytes())).collect::<Result<_>>()?,
-            env: env
-                .iter()
-                .map(|(key, value)| c_string(&[key.as_bytes(), b"=", value.as_bytes()].concat()))
-                .collect::<Result<_>>()?,
+            program: execute::Command::new(&execute::candidates(program, path), words, vars)?,
             cwd: request.cwd.clone(),
             credentials: Credentials {
                 uid: user.uid,
@@ -247,7 +239,7 @@ impl Command {
 
     fn start(&self, failure: &OwnedFd) -> NotStarted {
         match self.change_directory().and_then(|()| self.drop_privileges(failure).map_err(ours)) {
-            Ok(()) => not_executed(&self.argv[0], execute::execute(&self.paths, &self.argv, &self.env)),
+            Ok(()) => not_executed(&self.program.word(), self.program.execute()),
             Err(error) => error,
         }
     }
@@ -304,8 +296,7 @@ fn ours(error: anyhow::Error) -> NotStarted {
     NotStarted { code: 125, message: format!("{error:#}") }
 }
 
-fn not_executed(program: &CString, errno: Errno) -> NotStarted {
-    let program = program.to_string_lossy();
+fn not_executed(program: &str, errno: Errno) -> NotStarted {
     match errno {
         Errno::ENOENT => NotStarted { code: 127, message: format!("{program}: not found in the container") },
         errno => {

@@ -3,10 +3,8 @@
 //! The rule that surprises people: fork copies pid 1's protection from the OOM killer. Only the postmaster
 //! keeps it (and takes it from its backends by `PG_OOM_ADJUST_*`); every other program gets 0 back.
 
-use std::convert::Infallible;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -14,7 +12,7 @@ use nix::unistd::Pid;
 
 use super::Init;
 use crate::postgres::launch::User;
-use crate::sys::execute::{self, DEFAULT_PATH, c_string};
+use crate::sys::execute::{self, DEFAULT_PATH};
 use crate::sys::{child, tty};
 
 /// A program to start.
@@ -58,7 +56,8 @@ impl Init<'_> {
             output.unwrap_or(stderr.as_fd()),
         ];
         fds.extend(&program.extra);
-        child::spawn(fds.len(), || {
+        let command = command(&program.argv, &program.env)?;
+        child::spawn(|| {
             match terminal {
                 true => tty::begin_session(fds[0])?,
                 false => drop(nix::unistd::setsid().context("setsid")?),
@@ -66,7 +65,7 @@ impl Init<'_> {
             become_payload(&config.cwd, &config.user, assume, unshield)?;
             child::place_fds(&fds)?;
             child::unblock_signals()?;
-            execute(&program.argv, &program.env)
+            Err(command.execute()).with_context(|| format!("execute {}", command.word()))
         })
     }
 
@@ -105,15 +104,12 @@ fn become_payload(cwd: &Path, user: &User, assume: super::Assume<'_>, unshield: 
     assume(user)
 }
 
-fn execute(argv: &[String], env: &[(String, String)]) -> Result<Infallible> {
+/// argv and environment as execve(2) takes them.
+fn command(argv: &[String], env: &[(String, String)]) -> Result<execute::Command> {
     let word = argv.first().context("an empty command")?;
     let path = variable(env, "PATH").unwrap_or(DEFAULT_PATH);
-    let files = execute::candidates(word.as_ref(), path.as_ref());
-    let files = files.iter().map(|file| c_string(file.as_os_str().as_bytes())).collect::<Result<Vec<_>>>()?;
-    let words = argv.iter().map(|word| c_string(word.as_bytes())).collect::<Result<Vec<_>>>()?;
-    let vars =
-        env.iter().map(|(k, v)| c_string(format!("{k}={v}").as_bytes())).collect::<Result<Vec<_>>>()?;
-    Err(execute::execute(&files, &words, &vars)).with_context(|| format!("execute {word}"))
+    let vars = env.iter().map(|(key, value)| format!("{key}={value}"));
+    execute::Command::new(&execute::candidates(word.as_ref(), path.as_ref()), argv.iter().cloned(), vars)
 }
 
 /// The value of a variable; of several the last.

@@ -1,21 +1,22 @@
 //! Starting a program in a child, with every failure before the execve reported to the parent exactly.
-//! fork(2), execve(2), close_range(2), signal(7).
+//! fork(2), vfork(2), execve(2), close_range(2), signal(7).
 //!
 //! The rule that surprises people: signal dispositions "ignored" and the blocked mask survive execve. A parent
 //! that blocks everything for signalfd(2), or Rust's ignored SIGPIPE, would pass both on.
 
 use std::convert::Infallible;
 use std::fmt;
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
+use nix::sched::{CloneFlags, clone};
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{dumpable_behavior, set_dumpable_behavior};
 
 /// Descriptor numbers from here on are out of the way of those that [`place_fds`] gives out.
 const OUT_OF_THE_WAY: RawFd = 64;
@@ -58,40 +59,43 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// Forks a child whose `body` ends in an execve. Returns once the new program runs, or with what `body`
-/// failed at as a [`SpawnError`] (the child is reaped then). `placed` is how many descriptors `body` places.
-pub fn spawn(placed: usize, body: impl FnOnce() -> Result<Infallible>) -> Result<Pid> {
-    // The end of file below comes when nobody has a writing end any more, the parent included: `writer`
-    // goes with the closure.
-    let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).context("pipe2")?;
-    let writer = match writer.as_raw_fd() < placed as RawFd {
-        // place_fds() in the child would overwrite it.
-        true => fcntl_dupfd_cloexec(&writer, OUT_OF_THE_WAY).context("fcntl(F_DUPFD_CLOEXEC)")?,
-        false => writer,
-    };
-    let pid = fork(|| {
-        let Err(error) = catch_unwind(AssertUnwindSafe(body))
-            .unwrap_or_else(|_| Err(anyhow::anyhow!("panic before the execve")));
-        // Nobody is left to be told if this fails; the exit code still is.
-        let _ = io::Write::write_all(&mut std::fs::File::from(writer), &encode(&error));
+/// How much stack the child of [`spawn`] has; of what it leaves alone, nothing is taken.
+const STACK: usize = 256 << 10;
+
+/// Starts a child whose `body` ends in an execve. Returns once the new program runs, or with what `body` failed at as a
+/// [`SpawnError`] (the child is reaped then).
+///
+/// Until its execve the child has the memory of this process, which waits (vfork(2)): a copy of it, and of every page that
+/// either of them writes to, would be most of what a start costs. So `body` leaves nothing on the heap that is not there
+/// before it, and no other thread changes its user or group meanwhile. Whatever a change of user makes of the memory's
+/// dumpable flag is undone.
+pub fn spawn(body: impl Fn() -> Result<Infallible>) -> Result<Pid> {
+    let dumpable = dumpable_behavior().context("prctl(PR_GET_DUMPABLE)")?;
+    let mut failed = None;
+    let mut stack = vec![0; STACK];
+    let live = Box::new(|| {
+        let ended = catch_unwind(AssertUnwindSafe(&body));
+        let Err(error) = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("panic before the execve")));
+        failed = Some(error);
         127
-    })?;
-    let report = super::fs::read_fd(reader.as_fd()).context("read what the child reports")?;
-    match report.is_empty() {
-        true => Ok(pid),
-        false => {
+    });
+    let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
+    // SAFETY: this process goes on when the child has executed or ended, and is done with its stack and with `failed`.
+    let pid = unsafe { clone(live, &mut stack, flags, Some(libc::SIGCHLD)) }.context("clone")?;
+    set_dumpable_behavior(dumpable).context("prctl(PR_SET_DUMPABLE)")?;
+    match failed {
+        None => Ok(pid),
+        Some(error) => {
             nix::sys::wait::waitpid(pid, None).context("waitpid")?;
-            Err(decode(&report).into())
+            Err(SpawnError::of(&error).into())
         }
     }
 }
 
-fn encode(error: &anyhow::Error) -> Vec<u8> {
-    let errno = error.chain().find_map(errno_of).unwrap_or(0);
-    let mut bytes = errno.to_ne_bytes().to_vec();
-    // Writing to a Vec never fails.
-    let _ = write!(bytes, "{error:#}");
-    bytes
+impl SpawnError {
+    fn of(error: &anyhow::Error) -> Self {
+        Self { errno: error.chain().find_map(errno_of).unwrap_or(0), message: format!("{error:#}") }
+    }
 }
 
 fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
@@ -99,12 +103,6 @@ fn errno_of(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let rustix = || error.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error());
     let std = || error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     nix.or_else(rustix).or_else(std)
-}
-
-fn decode(report: &[u8]) -> SpawnError {
-    let (errno, message) = report.split_at(report.len().min(4));
-    let errno = errno.try_into().map_or(0, i32::from_ne_bytes);
-    SpawnError { errno, message: String::from_utf8_lossy(message).into_owned() }
 }
 
 /// Makes `fds` the descriptors 0, 1, 2, … of this process, open across execve, and all others
@@ -195,7 +193,10 @@ fn ignored_signals() -> u64 {
 mod tests {
     use super::*;
     use nix::sys::signal::{SigHandler, Signal};
+    use rustix::pipe::{PipeFlags, pipe_with};
+    use rustix::process::DumpableBehavior;
     use std::io::Read;
+    use std::os::fd::AsFd;
     use std::sync::Mutex;
 
     /// One at a time: a sibling's child would hold the pipes of this one open for a while.
@@ -209,7 +210,7 @@ mod tests {
     #[test]
     fn an_exec_failure_comes_back_with_errno_and_context() {
         let _one = ONE.lock();
-        let error = spawn(0, || {
+        let error = spawn(|| {
             let words: [std::ffi::CString; 0] = [];
             nix::unistd::execve(c"/nonexistent", &words, &words).context("execute /nonexistent")
         })
@@ -220,12 +221,33 @@ mod tests {
     }
 
     #[test]
+    fn what_the_child_does_to_the_dumpable_flag_is_undone() {
+        let _one = ONE.lock();
+        let before = dumpable_behavior().unwrap();
+        for (flag, other) in [
+            (DumpableBehavior::Dumpable, DumpableBehavior::NotDumpable),
+            (DumpableBehavior::NotDumpable, DumpableBehavior::Dumpable),
+        ] {
+            set_dumpable_behavior(flag).unwrap();
+            let pid = spawn(|| {
+                set_dumpable_behavior(other)?;
+                sh("exit 7")
+            })
+            .unwrap();
+            assert_eq!(dumpable_behavior().unwrap(), flag);
+            let ended = nix::sys::wait::waitpid(pid, None).unwrap();
+            assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(pid, 7));
+        }
+        set_dumpable_behavior(before).unwrap();
+    }
+
+    #[test]
     fn the_program_has_the_descriptors_given_and_no_other() {
         let _one = ONE.lock();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
         let null = std::fs::File::open("/dev/null").unwrap();
         let leak = rustix::io::dup(&null).unwrap(); // not close-on-exec
-        let pid = spawn(4, || {
+        let pid = spawn(|| {
             place_fds(&[null.as_fd(), writer.as_fd(), null.as_fd(), writer.as_fd()])?;
             sh("cd /proc/self/fd; echo * >&3")
         })
@@ -243,7 +265,7 @@ mod tests {
     fn the_program_has_default_signals() {
         let _one = ONE.lock();
         let (reader, writer) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let pid = spawn(3, || {
+        let pid = spawn(|| {
             // SAFETY: SIG_IGN runs no code of ours.
             unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn)? };
             block_signals()?;

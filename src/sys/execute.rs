@@ -4,15 +4,16 @@
 //! The rule that surprises people: a file that may not be executed does not end the search, but is remembered: if no
 //! later directory has a better one, the error is EACCES and not ENOENT.
 
+use std::borrow::Cow;
 use std::env;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString, c_char};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::ptr;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
-use nix::unistd::execve;
 
 /// The PATH where none is set.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -34,23 +35,69 @@ pub fn find(program: &str, path: &str) -> Option<PathBuf> {
     candidates(program.as_ref(), path.as_ref()).into_iter().find(is_program)
 }
 
-/// What execve(2) takes: no NUL byte may be in it.
-pub fn c_string(bytes: &[u8]) -> Result<CString> {
+fn c_string(bytes: &[u8]) -> Result<CString> {
     CString::new(bytes).with_context(|| format!("a NUL byte in {:?}", OsString::from_vec(bytes.to_vec())))
 }
 
-/// Executes the first candidate that there is. Returns only if none could be executed, and then why.
-pub fn execute(candidates: &[CString], argv: &[CString], env: &[CString]) -> Errno {
-    let mut worst = Errno::ENOENT;
-    for path in candidates {
-        let Err(errno) = execve(path, argv, env);
-        match errno {
-            Errno::ENOENT | Errno::ENOTDIR => {}
-            Errno::EACCES => worst = errno,
-            other => return other,
-        }
+/// A program with its arguments and environment, in the form that execve(2) takes. Made before there is a child, which then
+/// takes nothing more from the heap: that may be its parent's (vfork(2)), and what lies on it at the execve lies there for good.
+pub struct Command {
+    candidates: Vec<CString>,
+    argv: Strings,
+    env: Strings,
+}
+
+/// Strings, and the pointers to them with a null behind.
+struct Strings {
+    strings: Vec<CString>,
+    pointers: Vec<*const c_char>,
+}
+
+impl Strings {
+    fn new(strings: Vec<CString>) -> Self {
+        let pointers = strings.iter().map(|string| string.as_ptr()).chain([ptr::null()]).collect();
+        Self { strings, pointers }
     }
-    worst
+}
+
+impl Command {
+    /// # Errors
+    /// When there is a NUL byte in any of the words.
+    pub fn new<W: AsRef<[u8]>>(
+        candidates: &[PathBuf],
+        argv: impl IntoIterator<Item = W>,
+        env: impl IntoIterator<Item = W>,
+    ) -> Result<Self> {
+        let files = candidates.iter().map(|file| c_string(file.as_os_str().as_bytes()));
+        let strings = |words: &mut dyn Iterator<Item = W>| {
+            words.map(|word| c_string(word.as_ref())).collect::<Result<Vec<_>>>().map(Strings::new)
+        };
+        Ok(Self {
+            candidates: files.collect::<Result<_>>()?,
+            argv: strings(&mut argv.into_iter())?,
+            env: strings(&mut env.into_iter())?,
+        })
+    }
+
+    /// The name that the program is called by.
+    pub fn word(&self) -> Cow<'_, str> {
+        self.argv.strings.first().map_or(Cow::Borrowed(""), |word| word.to_string_lossy())
+    }
+
+    /// Executes the first candidate that there is. Returns only if none could be executed, and then why.
+    pub fn execute(&self) -> Errno {
+        let mut worst = Errno::ENOENT;
+        for path in &self.candidates {
+            // SAFETY: a C string, and arrays of pointers to C strings that end with a null; `self` owns them all.
+            unsafe { libc::execve(path.as_ptr(), self.argv.pointers.as_ptr(), self.env.pointers.as_ptr()) };
+            match Errno::last() {
+                Errno::ENOENT | Errno::ENOTDIR => {}
+                Errno::EACCES => worst = Errno::EACCES,
+                other => return other,
+            }
+        }
+        worst
+    }
 }
 
 #[cfg(test)]
