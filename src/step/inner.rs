@@ -6,6 +6,7 @@
 //! symlink of a hostile image can lead nowhere but into the image.
 
 use std::{
+    fs, io,
     os::{
         fd::{AsFd, BorrowedFd},
         unix::fs::MetadataExt,
@@ -220,15 +221,16 @@ fn mount_shm(size: u64) -> Result<()> {
 fn mask(paths: &[PathBuf]) -> Result<()> {
     let mut empty: Option<&PathBuf> = None;
     for path in paths {
-        // What is there says so itself: a file can't lie over a directory (mount(2), ENOTDIR).
-        let masked = match (mount::bind(Path::new("/dev/null"), path, false), empty) {
-            (Err(Errno::ENOENT), _) => continue,
-            (Err(Errno::ENOTDIR), Some(first)) => mount::bind(first, path, false).map_err(Error::from),
-            (Err(Errno::ENOTDIR), None) => {
+        // Asked first: a file can't lie over a directory, and of a mount that fails the kernel waits to be rid.
+        let masked = match (fs::metadata(path).map(|there| there.is_dir()), empty) {
+            (Err(error), _) if error.kind() == io::ErrorKind::NotFound => continue,
+            (Err(error), _) => Err(Error::from(error)),
+            (Ok(false), _) => mount::bind(Path::new("/dev/null"), path, false).map_err(Error::from),
+            (Ok(true), Some(first)) => mount::bind(first, path, false).map_err(Error::from),
+            (Ok(true), None) => {
                 empty = Some(path);
                 mount::mount_new("tmpfs", path, "size=0", Attributes { read_only: true, ..Attributes::INERT })
             }
-            (laid, _) => laid.map_err(Error::from),
         };
         masked.with_context(|| format!("mask {}", path.display()))?;
     }

@@ -15,7 +15,9 @@ use cgroups_rs::{
 use nix::errno::Errno;
 
 use super::limits::{V1Memory, memory_limit, ordered, parse_limit};
-use super::{Cgroup, Controller, Limits, UNLIMITED, Unmet, Value, Write, crate_error, os, read, stats};
+use super::{
+    Cgroup, Controller, Limits, UNLIMITED, Unmet, Value, Write, crate_error, os, read, read_record, stats,
+};
 use crate::sys::memory::page_size;
 
 impl Cgroup {
@@ -50,7 +52,8 @@ impl Cgroup {
         for write in writes {
             let dir = self.dir_of(write.controller)?;
             let file = self.file_of(write)?;
-            if write.optional() && dir.is_dir() && !file.exists() {
+            let exists = file.exists();
+            if write.optional() && !exists && dir.is_dir() {
                 unmet.push(match write.file {
                     "memory.oom.group" => Unmet::Missing(file),
                     _ => Unmet::SwapAccounting(file),
@@ -60,8 +63,12 @@ impl Cgroup {
             if let ("memory.max", Value::Bytes { bytes, .. }) = (write.file, write.value) {
                 self.make_room(bytes)?;
             }
-            set(&dir, &file, write)?;
-            let got = read(&file)?;
+            if !exists {
+                // Asked here because cgroups-rs opens with O_CREAT, which turns "no such file" into EACCES.
+                return Err(Errno::ENOENT).with_context(|| told(&file, write));
+            }
+            set(&dir, &file, write).with_context(|| told(&file, write))?;
+            let got = read_record(&file)?;
             if !write.value.matches(&got, page_size()) {
                 bail!(
                     "{}: the kernel did not take the limit: wanted {}, got {}",
@@ -113,12 +120,8 @@ impl Cgroup {
 
 /// Writes one limit, through the typed controller of cgroups-rs where it has one.
 fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
-    if !file.exists() {
-        // Asked here because cgroups-rs opens with O_CREAT, which turns "no such file" into EACCES.
-        return Err(Errno::ENOENT).with_context(|| format!("set {} to {}", file.display(), write.value));
-    }
     let dir = dir.to_owned();
-    let done = match (write.file, write.value) {
+    match (write.file, write.value) {
         ("memory.max" | "memory.limit_in_bytes", Value::Bytes { bytes, v2 }) => {
             MemController::new(dir, v2).set_limit(signed(bytes)).map_err(crate_error)
         }
@@ -142,8 +145,11 @@ fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
         }
         // It has nothing for memory.oom.group.
         (_, value) => std::fs::write(file, value.to_string()).map_err(os),
-    };
-    done.with_context(|| format!("set {} to {}", file.display(), write.value))
+    }
+}
+
+fn told(file: &Path, write: &Write) -> String {
+    format!("set {} to {}", file.display(), write.value)
 }
 
 /// The crate's "no limit" is -1.

@@ -21,7 +21,7 @@ use anyhow::{Context, Result};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkMessage,
+    InfoBridgePort, InfoData, InfoPortData, InfoPortKind, InfoVeth, LinkAttribute, LinkMessage,
 };
 use nix::errno::Errno;
 use rtnetlink::{
@@ -217,10 +217,18 @@ fn add(rtnl: &mut Rtnl, link: LinkMessage) -> nix::Result<()> {
     rtnl.change(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL)
 }
 
+/// With one queue an end: the kernel would make one for each CPU, and a directory of files for each, but without XDP all
+/// packets of a veth take the same way.
 fn veth_message(veth: &Veth, controller: u32) -> LinkMessage {
-    let mut here = LinkVeth::new(&veth.name, &veth.peer_name).controller(controller).up();
+    let mut here = LinkVeth::new(&veth.name, &veth.peer_name)
+        .controller(controller)
+        .up()
+        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1));
     let mut there = LinkMessageBuilder::<LinkUnspec>::new()
         .name(veth.peer_name.clone())
+        .append_extra_attribute(LinkAttribute::NumTxQueues(1))
+        .append_extra_attribute(LinkAttribute::NumRxQueues(1))
         .address(veth.peer_mac.to_vec())
         .setns_by_fd(veth.netns.as_raw_fd());
     if let Some(mtu) = veth.mtu {
