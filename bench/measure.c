@@ -145,6 +145,10 @@ int main(int argc, char **argv)
 		}
 	for (int i = 0; i < count; i++) {
 		struct command *c = &commands[i];
+		if (c->failures >= rounds) {
+			fprintf(stderr, "measure: failed in every round: %s\n", c->line);
+			continue;
+		}
 		double wall = median(c->wall + 1, rounds);
 		printf("%s\t%.2f\t%.2f\t%.2f\t%ld\t%d\n", c->label, wall, median(c->cpu + 1, rounds), c->wall[1], c->peak, c->failures);
 	}

@@ -263,7 +263,6 @@ impl Command {
         // Once it has no more power than the container's root, that root could otherwise read our memory and the host's
         // environment in it, until the execve.
         set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
-        child::block_signals()?;
         child::unblock_signals()?;
         umask(Mode::from_bits_truncate(0o022));
         self.credentials.assume()?;

@@ -81,7 +81,7 @@ pub fn spawn(body: impl Fn() -> Result<Infallible>) -> Result<Pid> {
     });
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
     // SAFETY: this process goes on when the child has executed or ended, and is done with its stack and with `failed`.
-    let pid = unsafe { clone(live, &mut stack, flags, Some(libc::SIGCHLD)) }.context("clone")?;
+    let pid = unsafe { clone(live, &mut stack, flags, Some(libc::SIGCHLD)) }.context("fork")?;
     set_dumpable_behavior(dumpable).context("prctl(PR_SET_DUMPABLE)")?;
     match failed {
         None => Ok(pid),
@@ -159,16 +159,18 @@ fn close_range(first: u32, last: u32, flags: u32) -> Result<()> {
     Errno::result(rc).map(drop).with_context(|| format!("close_range({first}, {last})"))
 }
 
-/// Blocks no signal. For a child of a process that has called [`block_signals`]: the actions are the default ones
-/// since then, and a fork copies them.
+/// Blocks no signal.
 pub fn unblock_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("sigprocmask")
 }
 
-/// Gives every ignored signal its default action and blocks all of them; they stay pending for a signalfd(2), also
-/// those that were pending before.
+/// Blocks all signals; they stay pending for a signalfd(2), also those that were pending before.
 pub fn block_signals() -> Result<()> {
-    SigSet::all().thread_set_mask().context("sigprocmask")?;
+    SigSet::all().thread_set_mask().context("sigprocmask")
+}
+
+/// Gives every ignored signal its default action, as [`clone3`](super::clone::clone3) does to its child.
+pub fn ignore_no_signal() {
     /// `struct sigaction` as the kernel has it, large enough on every architecture: all zero is SIG_DFL.
     const DEFAULT: [u64; 4] = [0; 4];
     let ignored = ignored_signals();
@@ -178,7 +180,6 @@ pub fn block_signals() -> Result<()> {
         // have ignored as well as any other.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0, 8) };
     }
-    Ok(())
 }
 
 /// The signals that this process ignores, as a mask: of all actions only this one survives an execve. All of them
@@ -269,6 +270,7 @@ mod tests {
             // SAFETY: SIG_IGN runs no code of ours.
             unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn)? };
             block_signals()?;
+            ignore_no_signal();
             unblock_signals()?;
             place_fds(&[writer.as_fd(), writer.as_fd(), writer.as_fd()])?;
             sh("grep -E 'Sig(Blk|Ign)' /proc/self/status")

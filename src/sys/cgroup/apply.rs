@@ -52,8 +52,7 @@ impl Cgroup {
         for write in writes {
             let dir = self.dir_of(write.controller)?;
             let file = self.file_of(write)?;
-            let exists = file.exists();
-            if write.optional() && !exists && dir.is_dir() {
+            if write.optional() && !file.exists() && dir.is_dir() {
                 unmet.push(match write.file {
                     "memory.oom.group" => Unmet::Missing(file),
                     _ => Unmet::SwapAccounting(file),
@@ -63,11 +62,7 @@ impl Cgroup {
             if let ("memory.max", Value::Bytes { bytes, .. }) = (write.file, write.value) {
                 self.make_room(bytes)?;
             }
-            if !exists {
-                // Asked here because cgroups-rs opens with O_CREAT, which turns "no such file" into EACCES.
-                return Err(Errno::ENOENT).with_context(|| told(&file, write));
-            }
-            set(&dir, &file, write).with_context(|| told(&file, write))?;
+            set(&dir, &file, write)?;
             let got = read_record(&file)?;
             if !write.value.matches(&got, page_size()) {
                 bail!(
@@ -121,7 +116,7 @@ impl Cgroup {
 /// Writes one limit, through the typed controller of cgroups-rs where it has one.
 fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
     let dir = dir.to_owned();
-    match (write.file, write.value) {
+    let done = match (write.file, write.value) {
         ("memory.max" | "memory.limit_in_bytes", Value::Bytes { bytes, v2 }) => {
             MemController::new(dir, v2).set_limit(signed(bytes)).map_err(crate_error)
         }
@@ -145,11 +140,13 @@ fn set(dir: &Path, file: &Path, write: &Write) -> Result<()> {
         }
         // It has nothing for memory.oom.group.
         (_, value) => std::fs::write(file, value.to_string()).map_err(os),
-    }
-}
-
-fn told(file: &Path, write: &Write) -> String {
-    format!("set {} to {}", file.display(), write.value)
+    };
+    done.map_err(|error| match file.exists() {
+        true => error,
+        // cgroups-rs opens with O_CREAT, which turns "no such file" into EACCES.
+        false => Errno::ENOENT.into(),
+    })
+    .with_context(|| format!("set {} to {}", file.display(), write.value))
 }
 
 /// The crate's "no limit" is -1.
