@@ -25,8 +25,8 @@ mod volume;
 pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use lock::Lock;
-pub use node_dir::NodeDir;
-pub use progress::{Life, Progress};
+pub use node_dir::{NodeDir, Stamp};
+pub use progress::{LastStart, Progress};
 pub use secret::{read_secret, replace_secret, write_secret};
 pub use volume::{VolumeState, load_volume, remove_volume, save_volume};
 
@@ -69,7 +69,7 @@ pub struct NodeState {
     pub data: Option<PathBuf>,
     pub plan: Plan,
     /// pid 1 of the node when it was started last. This, [`boot_id`](Self::boot_id) and [`started`](Self::started) are what the
-    /// journal has of its [`Life`].
+    /// journal has as its [`LastStart`].
     pub init: Option<ProcessId>,
     /// The boot in which it was started last.
     pub boot_id: String,
@@ -120,9 +120,9 @@ impl Role {
 impl NodeState {
     pub const VERSION: u32 = VERSION;
 
-    /// Takes over what the journal has of the node's life.
-    pub fn live(&mut self, life: Life) {
-        (self.init, self.boot_id, self.started) = (Some(life.init), life.boot_id, life.started);
+    /// Takes over what the journal has.
+    pub fn was_started(&mut self, start: LastStart) {
+        (self.init, self.boot_id, self.started) = (Some(start.init), start.boot_id, start.started);
     }
 
     pub fn role(&self) -> Role {
@@ -329,10 +329,12 @@ mod tests {
     }
 
     #[test]
-    fn a_life_is_the_last_one_and_lasts_while_steps_are_counted() {
+    fn a_start_is_the_last_one_and_stands_while_steps_are_counted() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("progress");
-        let last = || Progress::life(&path).unwrap().map(|life| (life.init.pid, life.boot_id, life.started));
+        let last = || {
+            Progress::last_start(&path).unwrap().map(|start| (start.init.pid, start.boot_id, start.started))
+        };
         assert_eq!(last(), None);
         let journal = Progress::open(path.clone()).unwrap();
         journal.set(1).unwrap();
@@ -340,7 +342,7 @@ mod tests {
         let boot_id = "ed9cbbb6-e5a9-4ff2-90f4-fadd1c4f1f2e".to_owned();
         for (pid, start_time, started) in [(i32::MAX, u64::MAX, u64::MAX), (2, 3, 4)] {
             let init = ProcessId { pid, start_time };
-            journal.born(&Life { init, boot_id: boot_id.clone(), started }).unwrap();
+            journal.started(&LastStart { init, boot_id: boot_id.clone(), started }).unwrap();
             journal.set(Progress::ALL).unwrap();
             assert_eq!(last(), Some((pid, boot_id.clone(), started)));
         }

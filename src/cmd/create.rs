@@ -120,6 +120,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let mut progress = talk::Progress::new(context);
     let mut spawned = launch::bring_up(&context.root, &mut state, Reach::All, stdio, &mut progress)?;
     endpoint::settle_for(context, &state);
+    let stamp = context.root.node(&context.lab, &state.spec.node).stamp().ok();
     drop(lock);
     let patience = Patience { timeout: how.timeout, stream: how.timeout, interrupts: &interrupts };
     let answer =
@@ -128,7 +129,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     drop(progress);
     settle_in(context, &state, origin, &answer)?;
     if how.foreground || stdio != Stdio::Log {
-        let attention = Attention { remove: how.remove, shown: 0 };
+        let attention = Attention { remove: how.remove, shown: 0, stamp };
         return foreground::attend(context, &state, spawned, &interrupts, &attention);
     }
     announce(context, &state);

@@ -19,7 +19,7 @@ use crate::{
     enter,
     facts::{node, volume},
     spawn::Spawned,
-    state::NodeState,
+    state::{NodeState, Stamp},
     sys::process,
 };
 
@@ -29,6 +29,8 @@ pub struct Attention {
     pub remove: bool,
     /// So many bytes of its log are not shown.
     pub shown: u64,
+    /// Of its state when the lab's lock was let go, if that is known.
+    pub stamp: Option<Stamp>,
 }
 
 /// Stays with a node until it ends, passing signals on; gives its exit code.
@@ -46,7 +48,8 @@ pub fn attend(
     let dir = context.root.node(&state.spec.lab, &state.spec.node);
     let _lock = context.lock()?;
     // Another command may have removed it, or started it again.
-    let Some(now) = dir.load()?.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
+    let now = dir.load_again(state, attention.stamp)?;
+    let Some(now) = now.filter(|now| now.init == Some(spawned.init)) else { return Ok(code) };
     let node = node::look(&context.root, &state.spec.lab, &state.spec.node, now)?;
     if attention.remove
         && let Err(error) = volume::refuse_loss(&node)

@@ -126,7 +126,8 @@ fn start_in_foreground(context: &Context, name: &Name, timeout: Duration) -> Res
     let shown = fs::metadata(node.dir.log()).map_or(0, |meta| meta.len());
     match bring_up(context, name, stdio, &patience)? {
         Some((state, spawned)) => {
-            foreground::attend(context, &state, spawned, &interrupts, &Attention { remove: false, shown })
+            let attention = Attention { remove: false, shown, stamp: None };
+            foreground::attend(context, &state, spawned, &interrupts, &attention)
         }
         None => Err(advise(
             format!("`{name}` runs already"),

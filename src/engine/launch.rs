@@ -23,7 +23,7 @@ use crate::{
     postgres::report::{Phase, Reason, Report},
     spawn::{self, Spawned, Stdio},
     spec::Name,
-    state::{Life, NodeDir, NodeState, Progress, Root},
+    state::{LastStart, NodeDir, NodeState, Progress, Root},
     step::HostStep,
     sys::{cgroup, process, tail},
 };
@@ -85,9 +85,9 @@ fn remember(
     mut spawned: Spawned,
     stdio: Stdio,
 ) -> Result<Spawned> {
-    let life = Life { init: spawned.init, boot_id: process::boot_id()?.to_owned(), started: now() };
-    journal.born(&life)?;
-    state.live(life);
+    let start = LastStart { init: spawned.init, boot_id: process::boot_id()?.to_owned(), started: now() };
+    journal.started(&start)?;
+    state.was_started(start);
     if stdio == Stdio::Terminal {
         spawned.receive_terminal()?;
     }

@@ -4,7 +4,7 @@ use std::{
     fs::{self, OpenOptions},
     io,
     net::SocketAddrV4,
-    os::unix::fs::{FileExt, OpenOptionsExt},
+    os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
@@ -20,6 +20,13 @@ use crate::{
 /// The directory of one node.
 #[derive(Debug, Clone)]
 pub struct NodeDir(pub(super) PathBuf);
+
+/// Which of the files it was that a node's state has been in: each change of it makes a new one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stamp {
+    inode: u64,
+    written: (i64, i64),
+}
 
 impl NodeDir {
     pub fn path(&self) -> &Path {
@@ -111,11 +118,29 @@ impl NodeDir {
     }
 
     pub fn load(&self) -> Result<Option<NodeState>> {
-        let Some(mut state) = load::<NodeState>(&self.state_file())? else { return Ok(None) };
-        if let Some(life) = Progress::life(&self.progress_file())? {
-            state.live(life);
+        load(&self.state_file())?.map(|state| self.with_last_start(state)).transpose()
+    }
+
+    fn with_last_start(&self, mut state: NodeState) -> Result<NodeState> {
+        if let Some(start) = Progress::last_start(&self.progress_file())? {
+            state.was_started(start);
         }
-        Ok(Some(state))
+        Ok(state)
+    }
+
+    /// The node as it is now, without reading all of it again if it is `known` from when its file had this stamp.
+    pub fn load_again(&self, known: &NodeState, stamp: Option<Stamp>) -> Result<Option<NodeState>> {
+        match stamp.is_some() && stamp == self.stamp().ok() {
+            true => self.with_last_start(known.clone()).map(Some),
+            false => self.load(),
+        }
+    }
+
+    /// Tells the state file that is there from any other. For whoever holds the lab's lock.
+    pub fn stamp(&self) -> Result<Stamp> {
+        let path = self.state_file();
+        let meta = fs::metadata(&path).with_context(|| format!("stat {}", path.display()))?;
+        Ok(Stamp { inode: meta.ino(), written: (meta.mtime(), meta.mtime_nsec()) })
     }
 
     pub fn save(&self, state: &NodeState) -> Result<()> {

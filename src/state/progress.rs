@@ -1,4 +1,4 @@
-//! The journal of a node: how far its making has come, and its last life. Written in place, a short line at a time.
+//! The journal of a node: how far its making has come, and its last start. Written in place, a short line at a time.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::{self, process::ProcessId};
 
-/// What is known of a node's life once its pid 1 is there. It ends with the boot at the latest, so that it need not outlive a
+/// When a node was started last, and what came of it. No later than with the boot that is over, so that it need not outlive a
 /// power cut, and is no part of the state, which must.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub struct Life {
+pub struct LastStart {
     pub init: ProcessId,
-    /// The boot in which it began.
+    /// The boot in which it was.
     pub boot_id: String,
     /// In seconds since 1970.
     pub started: u64,
@@ -25,8 +25,8 @@ pub struct Life {
 
 /// The bytes of the count, with the end of its line.
 const COUNT: usize = 5;
-/// At least the bytes of any [`Life`].
-const LIFE: usize = 160;
+/// At least the bytes of any [`LastStart`].
+const LINE: usize = 160;
 
 /// How many host steps were begun. Written *before* a step is applied: whatever may exist is in the number, and it may be too
 /// large, because undoing an absent thing is Ok. It counts in the list that the plan had when the node was made: of one that
@@ -60,16 +60,17 @@ impl Progress {
         text.trim().parse().with_context(|| format!("{} holds `{text}`", self.path.display()))
     }
 
-    /// Writes down that the node lives, behind the count. What it had there of an earlier life is as long, or blanks cover it.
-    pub fn born(&self, life: &Life) -> Result<()> {
-        let line = format!("{:<LIFE$}\n", serde_json::to_string(life).context("a node's life")?);
+    /// Writes down that the node is started, behind the count. What stands there of an earlier start is as long, or blanks cover
+    /// it.
+    pub fn started(&self, start: &LastStart) -> Result<()> {
+        let line = format!("{:<LINE$}\n", serde_json::to_string(start).context("a node's start")?);
         self.file
             .write_all_at(line.as_bytes(), COUNT as u64)
             .with_context(|| format!("write {}", self.path.display()))
     }
 
-    /// The life that was written down last in the journal at `path`, if there is one.
-    pub(super) fn life(path: &Path) -> Result<Option<Life>> {
+    /// The start that was written down last in the journal at `path`, if there was one.
+    pub(super) fn last_start(path: &Path) -> Result<Option<LastStart>> {
         let text = match sys::fs::read_at_once(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("read {}", path.display()))?,
