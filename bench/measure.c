@@ -33,7 +33,7 @@ struct command {
 	char *label, *prepare, *line, *cleanup;
 	double wall[MAX_ROUNDS], cpu[MAX_ROUNDS];
 	long peak;
-	int failures;
+	int failures, told;
 };
 
 static FILE *said;
@@ -88,7 +88,10 @@ static void run(struct command *c, int round)
 	clock_gettime(CLOCK_MONOTONIC, &after);
 	posix_spawn_file_actions_destroy(&files);
 
-	if (status && c->failures++ == 0) {
+	if (status && round > 0)
+		c->failures++;
+	if (status && !c->told) {
+		c->told = 1;
 		char text[4096];
 		rewind(said);
 		size_t length = fread(text, 1, sizeof text, said);
@@ -145,7 +148,7 @@ int main(int argc, char **argv)
 		}
 	for (int i = 0; i < count; i++) {
 		struct command *c = &commands[i];
-		if (c->failures >= rounds) {
+		if (c->failures == rounds) {
 			fprintf(stderr, "measure: failed in every round: %s\n", c->line);
 			continue;
 		}

@@ -29,7 +29,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Uid, dup2_stderr, dup2_stdin, dup2_stdout, fchown, pipe2, setsid};
 use rustix::fs::{Mode as CreateMode, OFlags};
-use rustix::process::{DumpableBehavior, Signal, set_dumpable_behavior, set_parent_process_death_signal};
+use rustix::process::{Signal, set_parent_process_death_signal};
 
 use crate::image::user::{self, Ids};
 use crate::sys::capability::CapabilitySet;
@@ -260,9 +260,7 @@ impl Command {
     }
 
     fn drop_privileges(&self, parent: &OwnedFd) -> Result<()> {
-        // Once it has no more power than the container's root, that root could otherwise read our memory and the host's
-        // environment in it, until the execve.
-        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
+        child::block_signals()?;
         child::unblock_signals()?;
         umask(Mode::from_bits_truncate(0o022));
         self.credentials.assume()?;

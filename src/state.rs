@@ -1,5 +1,5 @@
 //! What pgbox remembers, on disk: small JSON files below the root, written whole and renamed into place, so
-//! that a reader sees the old one or the new one. Changes happen under the lab's lock, and under that of the root
+//! that a reader sees the old one or the new one; beside them a node's journal, short lines in place. Changes happen under the lab's lock, and under that of the root
 //! where they take something that all labs share (flock(2)).
 //!
 //! The rule that surprises people: what is *running* is never read from here; the kernel is asked (see `facts`).
@@ -347,6 +347,9 @@ mod tests {
             assert_eq!(last(), Some((pid, boot_id.clone(), started)));
         }
         assert_eq!(journal.get().unwrap(), Progress::ALL);
+        // As a power cut may leave it.
+        fs::write(&path, b"9999\n\0\0\0\0\0\0").unwrap();
+        assert_eq!(last(), None);
     }
 
     #[test]

@@ -392,7 +392,10 @@ fn another_unpacker_makes_the_tiny_image_run() {
     let text = output(
         Command::new("chroot").arg(&rootfs).args(["/bin/sh", "-c", script]).env("PATH", "/usr/sbin:/bin"),
     );
-    assert_eq!(text, "tiny\ngroup\nhostname\npasswd\n1777\n", "motd removed, hostname replaced");
+    assert_eq!(
+        text, "tiny\ngroup\nhostname\nhosts\npasswd\nresolv.conf\n1777\n",
+        "motd removed, hostname replaced"
+    );
 }
 
 #[test]

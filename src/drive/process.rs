@@ -187,9 +187,7 @@ fn detach(log: &PathBuf, pipe: &OwnedFd) -> Result<()> {
     drop((null, log));
     let (stdin, stdout, stderr) = (io::stdin(), io::stdout(), io::stderr());
     child::close_all_but(&[stdin.as_fd(), stdout.as_fd(), stderr.as_fd(), pipe.as_fd()])?;
-    child::block_signals()?;
-    child::ignore_no_signal();
-    Ok(())
+    child::block_signals()
 }
 
 /// A driver that is on record, with its ledgers.

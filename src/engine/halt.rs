@@ -9,7 +9,15 @@ use anyhow::{Error, Result, bail};
 use nix::sys::signal::Signal;
 
 use super::Reach;
-use crate::{facts::node::Node, hint::advise, plan, spec::Name, state::Root, step::HostStep, sys::process};
+use crate::{
+    facts::node::Node,
+    hint::advise,
+    plan,
+    spec::Name,
+    state::{Progress, Root},
+    step::HostStep,
+    sys::process,
+};
 
 /// How Postgres is asked to end; the signals that pid 1 understands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -78,15 +86,21 @@ pub fn thaw(root: &Root, node: &Node) -> Result<bool> {
 
 /// Takes back what a stopped node does not keep. Also right after a reboot or a crash.
 pub fn take_down(node: &Node) -> Result<()> {
-    let begun = node.dir.progress()?.get()?;
-    all_undone(super::undo(&node.state.plan, Reach::Running, begun), &node.name, "stop")
+    all_undone(super::undo(&node.state.plan, Reach::Running, begun(node)?), &node.name, "stop")
+}
+
+/// How many host steps there may be something of. All of a node that was ever started: a power cut may have taken its journal.
+fn begun(node: &Node) -> Result<usize> {
+    match node.state.init {
+        Some(_) => Ok(Progress::ALL),
+        None => node.dir.progress()?.get(),
+    }
 }
 
 /// Removes a node that does not run: its faults, every host step backwards, then its directory.
 pub fn remove(root: &Root, node: &Node) -> Result<()> {
     super::faults::forget(root, &node.lab, &node.name)?;
-    let begun = node.dir.progress()?.get()?;
-    all_undone(super::undo(&node.state.plan, Reach::All, begun), &node.name, "rm --force")?;
+    all_undone(super::undo(&node.state.plan, Reach::All, begun(node)?), &node.name, "rm --force")?;
     node.dir.remove()
 }
 

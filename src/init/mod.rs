@@ -90,8 +90,7 @@ pub type Assume<'a> = &'a dyn Fn(&User) -> Result<()>;
 ///
 /// To be called by root in the container's own namespaces and root directory, with a single thread, and with
 /// all signals blocked *since before the clone*: a signal that reaches a pid 1 which neither handles nor blocks
-/// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost. None is ignored: every program
-/// that it starts would ignore it, too.
+/// it is thrown away (pid_namespaces(7)), so a stop in the first milliseconds would be lost.
 /// It closes every descriptor that is not in `fds` and not a standard stream.
 pub fn run(config: &InitConfig, fds: InitFds, assume: Assume<'_>) -> i32 {
     let terminal = fds.terminal;
@@ -121,6 +120,7 @@ struct Ended {
 
 /// Lets go of everything that the caller had and this process must not have.
 fn prepare(fds: &InitFds) -> Result<()> {
+    child::block_signals()?;
     // Out of the caller's terminal: Ctrl-C there is for the caller, who passes on what it wants to. EPERM: it
     // was made a session leader already.
     let _ = nix::unistd::setsid();

@@ -115,24 +115,31 @@ impl Follow {
     }
 }
 
+/// Bytes with which pid 1 and a small program come to life, with room: with half a megabyte they do, with a fifth they are killed.
+const LEAST_MEMORY: u64 = 2 << 20;
+
 /// Where each server listens in its node.
 pub const SERVER_PORT: u16 = 5432;
 
 impl NodeSpec {
-    /// Why a server could not start under its limits, and what would do.
+    /// Why a server could not start under its limits, or a command, and what would do.
     pub fn too_little(&self) -> Option<(String, String)> {
-        let limits = Some(&self.limits).filter(|_| self.command().is_none())?;
-        let (what, least) = match (limits.memory, limits.pids) {
-            (Some(memory), _) if memory < tune::LEAST_MEMORY => {
-                let least = quantity::human_bytes(tune::LEAST_MEMORY).to_ascii_lowercase();
-                (format!("a memory limit of {}", quantity::human_bytes(memory)), format!("--memory {least}"))
+        let (whom, memory, pids) = match self.command() {
+            None => ("Postgres to start", tune::LEAST_MEMORY, tune::LEAST_PIDS),
+            // One process too few is told when it is there.
+            Some(_) => ("pid 1 and a command", LEAST_MEMORY, 0),
+        };
+        let (what, least) = match (self.limits.memory, self.limits.pids) {
+            (Some(given), _) if given < memory => {
+                let least = quantity::human_bytes(memory).to_ascii_lowercase();
+                (format!("a memory limit of {}", quantity::human_bytes(given)), format!("--memory {least}"))
             }
-            (_, Some(pids)) if pids < tune::LEAST_PIDS => {
-                (format!("a limit of {pids} processes"), format!("--pids {}", tune::LEAST_PIDS))
+            (_, Some(given)) if given < pids => {
+                (format!("a limit of {given} processes"), format!("--pids {pids}"))
             }
             _ => return None,
         };
-        Some((format!("{what} is too small for Postgres to start"), format!("give at least {least}")))
+        Some((format!("{what} is too small for {whom}"), format!("give at least {least}")))
     }
 
     /// What in it excludes something else in it.

@@ -12,8 +12,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::sys::{self, process::ProcessId};
 
-/// When a node was started last, and what came of it. No later than with the boot that is over, so that it need not outlive a
-/// power cut, and is no part of the state, which must.
+/// When a node was started last, and what came of it. All of it is over with the boot at the latest, so that it need not outlive
+/// a power cut, as the state must: that has it of the first start, and other ones change it here alone.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct LastStart {
     pub init: ProcessId,
@@ -69,18 +69,13 @@ impl Progress {
             .with_context(|| format!("write {}", self.path.display()))
     }
 
-    /// The start that was written down last in the journal at `path`, if there was one.
+    /// The start that was written down last in the journal at `path`, if there was one. What can't be read is none either: a
+    /// power cut may leave a file whose end was never written.
     pub(super) fn last_start(path: &Path) -> Result<Option<LastStart>> {
         let text = match sys::fs::read_at_once(path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
             other => other.with_context(|| format!("read {}", path.display()))?,
         };
-        let line = text.get(COUNT..).unwrap_or_default().trim_ascii();
-        match line.is_empty() {
-            true => Ok(None),
-            false => serde_json::from_slice(line)
-                .map(Some)
-                .with_context(|| format!("{} does not tell of pid 1", path.display())),
-        }
+        Ok(text.get(COUNT..).and_then(|line| serde_json::from_slice(line).ok()))
     }
 }

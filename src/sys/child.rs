@@ -5,18 +5,23 @@
 //! that blocks everything for signalfd(2), or Rust's ignored SIGPIPE, would pass both on.
 
 use std::convert::Infallible;
+use std::ffi::c_void;
 use std::fmt;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::ptr::NonNull;
+use std::slice;
 
 use anyhow::{Context, Result};
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, clone};
+use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, mprotect, munmap};
 use nix::sys::signal::SigSet;
 use nix::unistd::{ForkResult, Pid};
 use rustix::io::fcntl_dupfd_cloexec;
-use rustix::process::{dumpable_behavior, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, dumpable_behavior, set_dumpable_behavior};
 
 /// Descriptor numbers from here on are out of the way of those that [`place_fds`] gives out.
 const OUT_OF_THE_WAY: RawFd = 64;
@@ -59,9 +64,6 @@ pub fn exit_now(code: i32) -> ! {
     unsafe { libc::_exit(code) }
 }
 
-/// How much stack the child of [`spawn`] has; of what it leaves alone, nothing is taken.
-const STACK: usize = 256 << 10;
-
 /// Starts a child whose `body` ends in an execve. Returns once the new program runs, or with what `body` failed at as a
 /// [`SpawnError`] (the child is reaped then).
 ///
@@ -70,9 +72,13 @@ const STACK: usize = 256 << 10;
 /// before it, and no other thread changes its user or group meanwhile. Whatever a change of user makes of the memory's
 /// dumpable flag is undone.
 pub fn spawn(body: impl Fn() -> Result<Infallible>) -> Result<Pid> {
-    let dumpable = dumpable_behavior().context("prctl(PR_GET_DUMPABLE)")?;
+    let before = match dumpable_behavior().context("prctl(PR_GET_DUMPABLE)")? {
+        DumpableBehavior::Dumpable => DumpableBehavior::Dumpable,
+        // The third is the kernel's alone to set.
+        _ => DumpableBehavior::NotDumpable,
+    };
     let mut failed = None;
-    let mut stack = vec![0; STACK];
+    let mut stack = Stack::new()?;
     let live = Box::new(|| {
         let ended = catch_unwind(AssertUnwindSafe(&body));
         let Err(error) = ended.unwrap_or_else(|_| Err(anyhow::anyhow!("panic before the execve")));
@@ -81,14 +87,48 @@ pub fn spawn(body: impl Fn() -> Result<Infallible>) -> Result<Pid> {
     });
     let flags = CloneFlags::CLONE_VM | CloneFlags::CLONE_VFORK;
     // SAFETY: this process goes on when the child has executed or ended, and is done with its stack and with `failed`.
-    let pid = unsafe { clone(live, &mut stack, flags, Some(libc::SIGCHLD)) }.context("fork")?;
-    set_dumpable_behavior(dumpable).context("prctl(PR_SET_DUMPABLE)")?;
+    let pid = unsafe { clone(live, stack.usable(), flags, Some(libc::SIGCHLD)) }.context("fork")?;
+    // Neither of the two is ever refused, and the child is there.
+    let _ = set_dumpable_behavior(before);
     match failed {
         None => Ok(pid),
         Some(error) => {
             nix::sys::wait::waitpid(pid, None).context("waitpid")?;
             Err(SpawnError::of(&error).into())
         }
+    }
+}
+
+/// Memory for the child of [`spawn`] to call functions on. What it leaves alone is never taken, and below it lies a page that
+/// ends whoever touches it.
+struct Stack(NonNull<c_void>);
+
+impl Stack {
+    const SIZE: usize = 256 << 10;
+    const GUARD: usize = 64 << 10; // of the largest pages that there are
+
+    fn new() -> Result<Self> {
+        let all = NonZeroUsize::new(Self::SIZE + Self::GUARD).context("no stack at all")?;
+        // SAFETY: new memory, where the kernel has room; the guard is a part of it that nobody uses.
+        unsafe {
+            let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK;
+            let access = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
+            let stack = Self(mmap_anonymous(None, all, access, flags).context("mmap a stack")?);
+            mprotect(stack.0, Self::GUARD, ProtFlags::PROT_NONE).context("mprotect")?;
+            Ok(stack)
+        }
+    }
+
+    fn usable(&mut self) -> &mut [u8] {
+        // SAFETY: it was mapped so, all zero, and lives as long as `self`.
+        unsafe { slice::from_raw_parts_mut(self.0.as_ptr().cast::<u8>().add(Self::GUARD), Self::SIZE) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: nobody has a reference to it any more. A failure would leave it mapped.
+        let _ = unsafe { munmap(self.0, Self::SIZE + Self::GUARD) };
     }
 }
 
@@ -159,18 +199,16 @@ fn close_range(first: u32, last: u32, flags: u32) -> Result<()> {
     Errno::result(rc).map(drop).with_context(|| format!("close_range({first}, {last})"))
 }
 
-/// Blocks no signal.
+/// Blocks no signal. For a child of a process that has called [`block_signals`]: the actions are the default ones
+/// since then, and a fork copies them.
 pub fn unblock_signals() -> Result<()> {
     SigSet::empty().thread_set_mask().context("sigprocmask")
 }
 
-/// Blocks all signals; they stay pending for a signalfd(2), also those that were pending before.
+/// Gives every ignored signal its default action and blocks all of them; they stay pending for a signalfd(2), also
+/// those that were pending before.
 pub fn block_signals() -> Result<()> {
-    SigSet::all().thread_set_mask().context("sigprocmask")
-}
-
-/// Gives every ignored signal its default action, as [`clone3`](super::clone::clone3) does to its child.
-pub fn ignore_no_signal() {
+    SigSet::all().thread_set_mask().context("sigprocmask")?;
     /// `struct sigaction` as the kernel has it, large enough on every architecture: all zero is SIG_DFL.
     const DEFAULT: [u64; 4] = [0; 4];
     let ignored = ignored_signals();
@@ -180,6 +218,7 @@ pub fn ignore_no_signal() {
         // have ignored as well as any other.
         unsafe { libc::syscall(libc::SYS_rt_sigaction, number, DEFAULT.as_ptr(), 0, 8) };
     }
+    Ok(())
 }
 
 /// The signals that this process ignores, as a mask: of all actions only this one survives an execve. All of them
@@ -195,7 +234,6 @@ mod tests {
     use super::*;
     use nix::sys::signal::{SigHandler, Signal};
     use rustix::pipe::{PipeFlags, pipe_with};
-    use rustix::process::DumpableBehavior;
     use std::io::Read;
     use std::os::fd::AsFd;
     use std::sync::Mutex;
@@ -270,7 +308,6 @@ mod tests {
             // SAFETY: SIG_IGN runs no code of ours.
             unsafe { nix::sys::signal::signal(Signal::SIGHUP, SigHandler::SigIgn)? };
             block_signals()?;
-            ignore_no_signal();
             unblock_signals()?;
             place_fds(&[writer.as_fd(), writer.as_fd(), writer.as_fd()])?;
             sh("grep -E 'Sig(Blk|Ign)' /proc/self/status")

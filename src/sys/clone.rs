@@ -18,9 +18,6 @@ use super::child;
 /// stay in its parent's cgroup.
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 
-/// Every signal gets its default action in the child (Linux 5.5). In libc it is 0 for the same reason.
-const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-
 /// A child process, held by a descriptor that can't come to mean another process.
 #[derive(Debug)]
 pub struct Child {
@@ -54,13 +51,13 @@ pub fn ensure_single_threaded() -> Result<()> {
 /// Starts a child that runs `body` and exits with what it returns, born in the cgroup-v2 directory `cgroup` if there
 /// is one (0.1 ms; joining it later costs about 10).
 ///
-/// `flags` are CLONE_* bits, `CLONE_NEW*` among them; the child shares no memory with us, and ignores no signal: a program
-/// that it executes would go on to. The caller has a single thread, see [`ensure_single_threaded`].
+/// `flags` are CLONE_* bits, `CLONE_NEW*` among them; the child shares no memory with us. The caller has a single
+/// thread, see [`ensure_single_threaded`].
 pub fn clone3(flags: u64, cgroup: Option<BorrowedFd<'_>>, body: impl FnOnce() -> i32) -> Result<Child> {
     let mut pidfd: RawFd = -1;
     // SAFETY: a clone_args of zeroes is valid: each field is a number or a null pointer.
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = flags | libc::CLONE_PIDFD as u64 | CLONE_CLEAR_SIGHAND;
+    args.flags = flags | libc::CLONE_PIDFD as u64;
     args.pidfd = &raw mut pidfd as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     if let Some(directory) = cgroup {

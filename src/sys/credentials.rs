@@ -6,6 +6,7 @@
 
 use anyhow::{Context, Result, ensure};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 
 use super::capability::{self, CapabilitySet};
 
@@ -25,7 +26,7 @@ pub struct Credentials {
 impl Credentials {
     /// Turns the calling thread into this user, with `no_new_privs` set. There is no way back.
     ///
-    /// It also clears the parent-death signal and the dumpable flag (prctl(2)): set those afterwards.
+    /// It also clears the parent-death signal and the dumpable flag (prctl(2)), up to the next execve: set the first afterwards.
     pub fn assume(&self) -> Result<()> {
         // To the system call -1 means "leave it as it is": the process would stay root.
         ensure!(self.uid != u32::MAX && self.gid != u32::MAX, "4294967295 is not a user or group id");
@@ -35,6 +36,10 @@ impl Credentials {
         setgroups(&groups).with_context(|| format!("setgroups({:?})", self.groups))?;
         setresgid(gid, gid, gid).with_context(|| format!("setresgid({gid})"))?;
         setresuid(uid, uid, uid).with_context(|| format!("setresuid({uid})"))?;
+        // Once it has no more power than they, whoever has the same id could otherwise read and write this memory, up to the
+        // execve: the host's environment is in it, and it may be pid 1's (`child::spawn`). Only now, because a change of user
+        // sets the flag where fs.suid_dumpable is 1.
+        set_dumpable_behavior(DumpableBehavior::NotDumpable).context("prctl(PR_SET_DUMPABLE)")?;
         let held = if uid.is_root() { self.keep } else { CapabilitySet::empty() };
         capability::set(held)?;
         capability::no_new_privs()

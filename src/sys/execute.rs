@@ -39,8 +39,8 @@ fn c_string(bytes: &[u8]) -> Result<CString> {
     CString::new(bytes).with_context(|| format!("a NUL byte in {:?}", OsString::from_vec(bytes.to_vec())))
 }
 
-/// A program with its arguments and environment, in the form that execve(2) takes. Made before there is a child, which then
-/// takes nothing more from the heap: that may be its parent's (vfork(2)), and what lies on it at the execve lies there for good.
+/// A program with its arguments and environment, in the form that execve(2) takes. Made before there is a child: its
+/// heap may be its parent's (vfork(2)), and what it has put there at the execve lies there for good.
 pub struct Command {
     candidates: Vec<CString>,
     argv: Strings,

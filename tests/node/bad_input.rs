@@ -251,10 +251,13 @@ fn limits_too_small_for_initdb_name_the_option() {
     let least = ["5 processes", "too small", "--pids 10"];
     refused_as(2, &host, &["run", "n", "postgres:15", "--pids", "5"], &least);
     refused_as(2, &host, &["run", "n", "postgres:15", "--memory", "8m"], &["too small", "--memory 64m"]);
-    let said = host.fails(125, &["run", "--rm", "t", "tiny", "--pids", "1", "--", "true"]);
+    let command = |option, value| ["run", "--rm", "t", "tiny", option, value, "--", "true"];
+    let said = host.fails(125, &command("--pids", "1"));
     assert!(said.contains("fork: EAGAIN") && said.contains("--pids"), "{said}");
-    host.pgbox(&["run", "--rm", "t", "tiny", "--pids", "2", "--", "true"]);
+    refused_as(125, &host, &command("--memory", "200k"), &["200K", "pid 1 and a command", "--memory 2m"]);
     // The least is enough.
+    host.pgbox(&command("--pids", "2"));
+    host.pgbox(&command("--memory", "2m"));
     host.pgbox(&["run", "n", "postgres:15", "--pids", "10"]);
     assert_eq!(host.sql("n", &[], "SELECT 1"), "1");
 }

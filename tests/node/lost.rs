@@ -91,13 +91,19 @@ fn start_after_a_reboot_makes_anew_what_the_kernel_has_forgotten() {
     for directory in node["cgroup"].as_array().unwrap() {
         fs::remove_dir(directory.as_str().unwrap()).unwrap();
     }
-    let state = host.root.join("labs/default/nodes/n/state.json");
+    let directory = host.root.join("labs/default/nodes/n");
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
-    let other = fs::read_to_string(&state).unwrap().replace(boot.trim(), "another-boot");
-    fs::write(&state, other).unwrap();
+    let state = fs::read_to_string(directory.join("state.json")).unwrap();
+    assert!(state.contains(boot.trim()), "it does not count as started without its journal: {state}");
+    fs::write(directory.join("state.json"), state.replace(boot.trim(), "another-boot")).unwrap();
+    fs::remove_file(directory.join("progress")).unwrap();
     assert_eq!(host.json(&["ps", "--json"])[0]["state"], "killed");
     host.pgbox(&["start", "n"]);
     assert_eq!(host.json(&["inspect", "--json", "n"])[0]["network"]["address"], network["address"]);
     assert_eq!(host.sql("n", &["--published"], "SELECT i FROM t"), "7");
     assert_eq!(host.json(&["stats", "--json", "n"])[0]["memory_max"], 256 << 20);
+    // And again: all of it goes, though nothing says how much there is.
+    host.pgbox(&["stop", "n"]);
+    fs::remove_file(directory.join("progress")).unwrap();
+    host.pgbox(&["rm", "-v", "n"]);
 }
