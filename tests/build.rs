@@ -388,7 +388,7 @@ fn another_unpacker_makes_the_tiny_image_run() {
     let dir = TempDir::new().unwrap();
     let built = build(&options(Recipe::Tiny, &dir.path().join("layout")), &mut |_| ()).unwrap();
     let rootfs = unpack(&built, &dir.path().join("bundle"));
-    let script = "/true && cat /etc/hostname && ls /etc && stat -c %a /tmp";
+    let script = "/true && cat /etc/hostname && ls /etc && stat -c %a /tmp && grep -q localhost /etc/hosts";
     let text = output(
         Command::new("chroot").arg(&rootfs).args(["/bin/sh", "-c", script]).env("PATH", "/usr/sbin:/bin"),
     );
