@@ -1,6 +1,6 @@
 //! What pgbox remembers, on disk: small JSON files below the root, written whole and renamed into place, so
-//! that a reader sees the old one or the new one; beside them a node's journal, short lines in place. Changes happen under the lab's lock, and under that of the root
-//! where they take something that all labs share (flock(2)).
+//! that a reader sees the old one or the new one; beside them a node's journal, short lines in place. Changes
+//! happen under the lab's lock, and under that of the root where they take something that all labs share (flock(2)).
 //!
 //! The rule that surprises people: what is *running* is never read from here; the kernel is asked (see `facts`).
 
@@ -350,6 +350,16 @@ mod tests {
         // As a power cut may leave it.
         fs::write(&path, b"9999\n\0\0\0\0\0\0").unwrap();
         assert_eq!(last(), None);
+    }
+
+    #[test]
+    fn a_state_file_has_another_stamp_once_it_was_saved() {
+        let dir = tempfile::tempdir().unwrap();
+        let node = NodeDir(dir.path().to_owned());
+        let saved = || save(&node.state_file(), &"the same", false).and_then(|()| node.stamp()).unwrap();
+        let first = saved();
+        assert_eq!(node.stamp().unwrap(), first);
+        assert_ne!(saved(), first);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 
 use pgbox::sys::capability::{self, CapabilitySet, Status};
 use pgbox::sys::credentials::Credentials;
-use rustix::process::Pid;
+use rustix::process::{DumpableBehavior, Pid, dumpable_behavior};
 
 const KEEP: CapabilitySet = CapabilitySet::CHOWN.union(CapabilitySet::SETUID).union(CapabilitySet::KILL);
 
@@ -66,6 +66,24 @@ fn an_ordinary_user_has_no_capability_and_only_its_own_groups() {
     assert_eq!(said, "4711\n4712\n4712 4713 4714\nUid:\t4711\t4711\t4711\t4711\ndone\n");
     assert_eq!([status.permitted, status.effective, status.ambient], [CapabilitySet::empty(); 3]);
     assert_eq!(status.bounding, KEEP);
+}
+
+/// Up to the execve it is a process with somebody else's memory. Of a change of user alone the kernel may say otherwise.
+#[test]
+fn nobody_looks_into_a_process_that_has_given_up_its_power() {
+    if !root() {
+        return;
+    }
+    for uid in [0, 4711] {
+        let child = pgbox::sys::child::fork(|| {
+            let credentials = Credentials { uid, gid: uid, groups: vec![], keep: KEEP };
+            let assumed = credentials.assume().is_ok();
+            i32::from(!assumed || dumpable_behavior().unwrap() != DumpableBehavior::NotDumpable)
+        })
+        .unwrap();
+        let ended = nix::sys::wait::waitpid(child, None).unwrap();
+        assert_eq!(ended, nix::sys::wait::WaitStatus::Exited(child, 0), "uid {uid}");
+    }
 }
 
 #[test]

@@ -255,6 +255,9 @@ fn a_veth_is_born_in_its_namespace_and_carries_packets() {
         assert!(here["flags"].as_array().unwrap().contains(&"UP".into()));
         assert_eq!(here["linkinfo"]["info_slave_data"]["hairpin"], true);
         let there = &json("ip -n n1 -j -d addr show eth0")[0];
+        for end in [here, there] {
+            assert_eq!([&end["num_tx_queues"], &end["num_rx_queues"]], [1, 1], "{end}");
+        }
         assert_eq!(there["address"], "02:00:00:00:00:02");
         assert_eq!(there["mtu"], 1400);
         assert_eq!(there["addr_info"][0]["local"], "10.89.7.2");

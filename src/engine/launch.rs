@@ -23,7 +23,7 @@ use crate::{
     postgres::report::{Phase, Reason, Report},
     spawn::{self, Spawned, Stdio},
     spec::Name,
-    state::{LastStart, NodeDir, NodeState, Root},
+    state::{LastStart, NodeDir, NodeState, Progress, Root},
     step::HostStep,
     sys::{cgroup, process, tail},
 };
@@ -64,7 +64,7 @@ pub fn bring_up(
         newborn.end();
         return Err(super::roll_back(root, state, reach, failure));
     }
-    let born = newborn.settle().and_then(|spawned| remember(&node, state, spawned, stdio));
+    let born = newborn.settle().and_then(|spawned| remember((&node, &journal), state, spawned, stdio));
     born.map_err(|error| unborn(root, state, reach, state.plan.host.len(), error))
 }
 
@@ -79,13 +79,18 @@ fn unborn(root: &Root, state: &NodeState, reach: Reach, begun: usize, error: Err
     told(state, Failure { at, error, code: 125, stays: None }, host, Vec::new())
 }
 
-fn remember(node: &NodeDir, state: &mut NodeState, mut spawned: Spawned, stdio: Stdio) -> Result<Spawned> {
+fn remember(
+    (node, journal): (&NodeDir, &Progress),
+    state: &mut NodeState,
+    mut spawned: Spawned,
+    stdio: Stdio,
+) -> Result<Spawned> {
     let is_first = state.init.is_none();
     // Whatever fails from here on, it is known whom to end.
     state.init = Some(spawned.init);
     let start = LastStart { init: spawned.init, boot_id: process::boot_id()?.to_owned(), started: now() };
     state.was_started(start.clone());
-    node.progress()?.started(&start)?;
+    journal.started(&start)?;
     if is_first && state.data.is_some() {
         // What was never started is half made, and a power cut takes the journal.
         node.save(state)?;

@@ -115,7 +115,7 @@ impl Follow {
     }
 }
 
-/// Bytes with which pid 1 and a small program come to life, with room: with half a megabyte they do, with a fifth they are killed.
+/// Bytes with which pid 1 and a small program come to life: with one megabyte they do, with half of one not each time.
 const LEAST_MEMORY: u64 = 2 << 20;
 
 /// Where each server listens in its node.

@@ -68,7 +68,7 @@ pub fn exit_now(code: i32) -> ! {
 /// [`SpawnError`] (the child is reaped then).
 ///
 /// Until its execve the child has the memory of this process, which waits (vfork(2)): a copy of it, and of every page that
-/// either of them writes to, would be most of what a start costs. So `body` leaves nothing on the heap that is not there
+/// either of them writes to, would be a good part of what a start costs. So `body` leaves nothing on the heap that is not there
 /// before it, and no other thread changes its user or group meanwhile. Whatever a change of user makes of the memory's
 /// dumpable flag is undone.
 pub fn spawn(body: impl Fn() -> Result<Infallible>) -> Result<Pid> {
