@@ -226,23 +226,23 @@ impl NatTable {
 }
 
 impl Gateway {
-    /// Before connection tracking (priority raw), where addresses are still those on the wire and
-    /// packets of every connection pass, not only the first.
+    /// Before connection tracking (priority raw), where addresses are still those on the wire and all packets
+    /// pass, not only the first of a connection: so what costs least to compare comes first.
     fn guard_rules(&self) -> Vec<Vec<Statement>> {
         let bridge = || self.bridge.clone();
         let (network, prefix) = self.network();
         vec![
             // route_localnet lets 127.0.0.1 go out to the bridge, and by the same switch lets what is on
             // the bridge reach services that listen on this machine's loopback only.
-            vec![Statement::In(bridge()), loopback(Statement::Destination), Statement::Drop],
+            vec![loopback(Statement::Destination), Statement::In(bridge()), Statement::Drop],
             // With forwarding on, this machine is a router: a neighbour that sets a route reaches the
             // addresses themselves, all ports of them, also what is published on 127.0.0.1 alone. Answers to
             // masqueraded and to published connections carry this machine's address here, and pass. So does what
             // this machine sends to an address of its own on the bridge: that comes in through `lo`.
             vec![
+                Statement::Destination(network, prefix),
                 Statement::InNot(bridge()),
                 Statement::InNot("lo".to_owned()),
-                Statement::Destination(network, prefix),
                 Statement::Drop,
             ],
         ]
@@ -328,8 +328,8 @@ mod tests {
 	comment "lab a, node b"
 	chain guard {
 		type filter hook prerouting priority raw; policy accept;
-		iifname "br0" ip daddr 127.0.0.0/8 drop
-		iifname != "br0" iifname != "lo" ip daddr 10.1.2.0/24 drop
+		ip daddr 127.0.0.0/8 iifname "br0" drop
+		ip daddr 10.1.2.0/24 iifname != "br0" iifname != "lo" drop
 	}
 
 	chain postrouting {

@@ -87,11 +87,11 @@ impl ServiceTable {
             chains.push(plain(service.name.clone(), service.dispatch_rules()));
             chains.push(plain(service.left(), service.left_rules()));
         }
-        chains.push(plain("moved".to_owned(), self.moved_rules()));
-        let moved =
-            || vec![vec![Statement::Tcp, Statement::CtStatusDnat, Statement::Jump("moved".to_owned())]];
-        chains.push(base("arriving", "filter", Hook::Prerouting, MANGLE, moved()));
-        chains.push(base("leaving", "filter", Hook::Output, MANGLE, moved()));
+        chains.push(plain("answers".to_owned(), self.answer_rules()));
+        let mut arriving = self.request_rules();
+        arriving.extend(self.arriving_answer_rules());
+        chains.push(base("arriving", "filter", Hook::Prerouting, MANGLE, arriving));
+        chains.push(base("leaving", "filter", Hook::Output, MANGLE, self.request_rules()));
         // Before all published ports, which on "every address of this machine" would catch these addresses as well.
         let at = || self.services.iter().map(Service::at_rule).collect();
         chains.push(base("prerouting", "nat", Hook::Prerouting, DSTNAT - 10, at()));
@@ -103,25 +103,50 @@ impl ServiceTable {
         chains
     }
 
-    /// What becomes of the packets of connections that exist.
-    fn moved_rules(&self) -> Vec<Vec<Statement>> {
-        let mut rules = vec![
-            // A reset must arrive, whoever sends it.
-            vec![Statement::TcpFlag(TcpFlag::Rst), Statement::Return],
-            // In the midst of a connection it makes its receiver answer where it is, see `conntrack::Tracker::reset`.
-            vec![Statement::CtEstablished, Statement::TcpFlag(TcpFlag::Syn), Statement::Return],
-        ];
+    /// What becomes of later packets from clients, whose addresses are here as the client means them. Every packet that
+    /// this machine gets or sends is asked this: what tells most of them apart comes first, and costs least.
+    fn request_rules(&self) -> Vec<Vec<Statement>> {
+        self.later_rules(|front| {
+            let mut to: Vec<_> = front.ip.map(|ip| Statement::Destination(ip, 32)).into_iter().collect();
+            to.push(Statement::TcpPort(front.port));
+            to
+        })
+    }
+
+    /// Of what is no request only answers of servers are looked at, and of those only such as may be too late.
+    fn arriving_answer_rules(&self) -> Vec<Vec<Statement>> {
+        let (network, prefix) = self.subnet;
+        let [first, others @ ..] = &self.services[..] else { return Vec::new() };
+        let stays_everywhere =
+            |ip: &Ipv4Addr| others.iter().all(|other| other.stays().any(|stays| stays == *ip));
+        let passes = |ip| vec![Statement::Source(ip, 32), Statement::Return];
+        let mut rules: Vec<_> = first.stays().filter(stays_everywhere).map(passes).collect();
+        rules.push(vec![Statement::Source(network, prefix), Statement::Jump("answers".to_owned())]);
+        rules
+    }
+
+    /// An answer's own addresses are those of the server and of whom it knows as its client: what that one meant is known to
+    /// connection tracking.
+    fn answer_rules(&self) -> Vec<Vec<Statement>> {
+        self.later_rules(|front| {
+            let mut to: Vec<_> = front.ip.map(Statement::CtOriginalDestination).into_iter().collect();
+            to.extend([Statement::Tcp, Statement::CtOriginalPort(front.port)]);
+            to
+        })
+    }
+
+    /// Packets of connections to each front, as `to` knows them, go on to who has left its service.
+    fn later_rules(&self, to: impl Fn(&Front) -> Vec<Statement>) -> Vec<Vec<Statement>> {
+        let mut rules = Vec::new();
         for service in &self.services {
             let at = Front { ip: Some(*service.at.ip()), port: service.at.port() };
             for front in [at].iter().chain(&service.published) {
-                let mut rule = Vec::new();
-                rule.extend(front.ip.map(Statement::CtOriginalDestination));
-                rule.extend([Statement::Tcp, Statement::CtOriginalPort(front.port)]);
+                let mut rule = to(front);
                 // A port on every address is known by who answers: other machines have such ports, too.
                 if front.ip.is_none() {
                     rule.push(Statement::CtReplySource(self.subnet.0, self.subnet.1));
                 }
-                rule.push(Statement::Goto(service.left()));
+                rule.extend([Statement::CtStatusDnat, Statement::Goto(service.left())]);
                 rules.push(rule);
             }
         }
@@ -157,7 +182,13 @@ impl Service {
     fn left_rules(&self) -> Vec<Vec<Statement>> {
         let stays = |ip| vec![Statement::CtReplySource(ip, 32), Statement::Return];
         let mut rules: Vec<_> = self.stays().map(stays).collect();
-        rules.push(vec![Statement::Reset]);
+        rules.extend([
+            // A reset must arrive, whoever sends it.
+            vec![Statement::TcpFlag(TcpFlag::Rst), Statement::Return],
+            // In the midst of a connection it makes its receiver answer where it is, see `conntrack::Tracker::reset`.
+            vec![Statement::CtEstablished, Statement::TcpFlag(TcpFlag::Syn), Statement::Return],
+            vec![Statement::Reset],
+        ]);
         rules
     }
 
@@ -241,6 +272,36 @@ mod tests {
         assert_eq!(chain("none"), "\t\treject with tcp reset\n");
         assert!(!chain("published").contains("127.0.0.1"), "{text}");
         assert!(chain("published-here").contains("127.0.0.1"), "{text}");
+    }
+
+    #[test]
+    fn packets_of_others_are_asked_for_their_addresses_only() {
+        let mut table = sample();
+        table.services.truncate(1);
+        let [a, b] = [2, 3].map(server);
+        let ro = Service {
+            name: "ro".to_owned(),
+            at: server(254),
+            published: vec![],
+            servers: vec![b],
+            keep: vec![*a.ip()],
+        };
+        table.services.push(ro);
+        let requests = "\
+            \t\tip daddr 10.1.2.253 tcp dport 5432 ct status dnat goto rw-left\n\
+            \t\ttcp dport 5440 ct reply ip saddr 10.1.2.0/24 ct status dnat goto rw-left\n\
+            \t\tip daddr 127.0.0.1 tcp dport 5441 ct status dnat goto rw-left\n\
+            \t\tip daddr 10.1.2.254 tcp dport 5432 ct status dnat goto ro-left\n";
+        let leaving = format!("type filter hook output priority mangle; policy accept;\n{requests}\t}}");
+        let arriving = format!(
+            "type filter hook prerouting priority mangle; policy accept;\n{requests}\
+             \t\tip saddr 10.1.2.2 return\n\t\tip saddr 10.1.2.0/24 jump answers\n\t}}"
+        );
+        let text = table.to_nft();
+        assert!(text.contains(&leaving) && text.contains(&arriving), "{text}");
+        // Who serves one of the two only may answer too late for the other.
+        table.services[1].keep.clear();
+        assert!(!table.to_nft().contains("\tip saddr 10.1.2.2 return"));
     }
 
     #[test]
