@@ -68,7 +68,8 @@ fn an_ordinary_user_has_no_capability_and_only_its_own_groups() {
     assert_eq!(status.bounding, KEEP);
 }
 
-/// Up to the execve it is a process with somebody else's memory. Of a change of user alone the kernel may say otherwise.
+/// Up to the execve it is a process with somebody else's memory. For another user the kernel sees to it, unless
+/// fs.suid_dumpable says otherwise: so root is tried as well.
 #[test]
 fn nobody_looks_into_a_process_that_has_given_up_its_power() {
     if !root() {

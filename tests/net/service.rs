@@ -223,7 +223,8 @@ fn from_the_move_on_nothing_reaches_the_old_server() {
         let (old, _new) = (server(&machine.node, NODE), server(&machine.other, OTHER));
         nft::replace(&services(&[NODE], &[])).unwrap();
         let mut sessions = old.sessions(&machine);
-        nft::replace(&services(&[OTHER], &[])).unwrap();
+        // Who stays in both passes as a server, not as a client.
+        nft::replace(&services(&[OTHER], &[OTHER])).unwrap();
         for (name, client, server) in &mut sessions {
             client.write_all(b"lost").unwrap();
             assert_eq!(ends(client).0, Some(ErrorKind::ConnectionReset), "{name}");
@@ -231,6 +232,29 @@ fn from_the_move_on_nothing_reaches_the_old_server() {
             assert_eq!(server.read(&mut [0; 8]).unwrap_err().kind(), ErrorKind::WouldBlock, "{name}");
         }
     });
+}
+
+/// An answer goes to the client's port, which may be the number of a published one, and that of an address.
+#[test]
+fn a_session_of_another_service_is_not_taken_for_one_of_a_published_port() {
+    isolated_with_nat(|| {
+        let Some(machine) = prepared(true) else { return };
+        let (_, other) = (server(&machine.node, NODE), server(&machine.other, OTHER));
+        let mut table = services(&[NODE], &[OTHER]);
+        table.services[0].published.push(Front { ip: None, port: PORT });
+        nft::replace(&table).unwrap();
+        exchange(connect(None, AT_ALL, PORT).unwrap(), &other.listener);
+        exchange(connect_from(PUBLISHED, AT_ALL, PORT), &other.listener);
+    });
+}
+
+/// A connection of this machine from that port.
+fn connect_from(port: u16, address: Ipv4Addr, to: u16) -> TcpStream {
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    let fd = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+    bind(&fd, &SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)).unwrap();
+    connect(&fd, &SocketAddrV4::new(address, to)).unwrap();
+    fd.into()
 }
 
 #[test]

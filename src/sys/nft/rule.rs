@@ -32,6 +32,8 @@ pub(super) enum Statement {
     CtStatusDnat,
     /// Packets went both ways.
     CtEstablished,
+    /// From who made the connection.
+    CtOriginal,
     /// The address and the port that the connection's client meant, whatever they were rewritten to. The port needs
     /// [`Statement::Tcp`] before it.
     CtOriginalDestination(Ipv4Addr),
@@ -145,6 +147,7 @@ impl Statement {
             Self::TcpFlag(TcpFlag::Syn) => "tcp flags syn".to_owned(),
             Self::TcpFlag(TcpFlag::Rst) => "tcp flags rst".to_owned(),
             Self::CtEstablished => "ct state established".to_owned(),
+            Self::CtOriginal => "ct direction original".to_owned(),
             Self::CtOriginalDestination(address) => format!("ct original ip daddr {address}"),
             Self::CtOriginalPort(port) => format!("ct original proto-dst {port}"),
             Self::CtReplySource(address, prefix) => {
@@ -188,6 +191,7 @@ impl Statement {
             ]),
             Self::CtStatusDnat => any_bit(ct(NFT_CT_STATUS), IPS_DST_NAT),
             Self::CtEstablished => any_bit(ct(NFT_CT_STATE), NF_CT_STATE_ESTABLISHED),
+            Self::CtOriginal => vec![ct(NFT_CT_DIRECTION), compare(NFT_CMP_EQ, &[IP_CT_DIR_ORIGINAL])],
             Self::CtOriginalDestination(address) => {
                 vec![ct_of(NFT_CT_DST_IP, IP_CT_DIR_ORIGINAL), compare(NFT_CMP_EQ, &address.octets())]
             }

@@ -72,9 +72,11 @@ impl ServiceTable {
         let mask = u32::from_be_bytes(super::rule::netmask(prefix));
         let inside = (server.to_bits() ^ network.to_bits()) & mask == 0;
         let meets = |front: &Front| front.port == to.port() && front.ip.map_or(inside, |ip| ip == *to.ip());
-        let own = |service: &&Service| service.at == to || service.published.iter().any(meets);
+        let own = |service: &&Service| service.at == to;
+        let published = |service: &&Service| service.published.iter().any(meets);
         let left = |service: &Service| !service.stays().any(|ip| ip == server);
-        self.services.iter().find(own).is_some_and(left)
+        let mut services = self.services.iter();
+        services.clone().find(own).or_else(|| services.find(published)).is_some_and(left)
     }
 
     fn table(&self) -> Table {
@@ -103,17 +105,18 @@ impl ServiceTable {
         chains
     }
 
-    /// What becomes of later packets from clients, whose addresses are here as the client means them. Every packet that
-    /// this machine gets or sends is asked this: what tells most of them apart comes first, and costs least.
+    /// Later packets from clients, by the addresses that they carry: here those are still what the client means. An answer may
+    /// go to a port of the same number. Every packet that this machine gets or sends is asked this: what tells most of
+    /// them apart comes first, and costs least.
     fn request_rules(&self) -> Vec<Vec<Statement>> {
         self.later_rules(|front| {
             let mut to: Vec<_> = front.ip.map(|ip| Statement::Destination(ip, 32)).into_iter().collect();
-            to.push(Statement::TcpPort(front.port));
+            to.extend([Statement::TcpPort(front.port), Statement::CtOriginal]);
             to
         })
     }
 
-    /// Of what is no request only answers of servers are looked at, and of those only such as may be too late.
+    /// What is no request may be an answer. Those of a server that stays in every service pass at once.
     fn arriving_answer_rules(&self) -> Vec<Vec<Statement>> {
         let (network, prefix) = self.subnet;
         let [first, others @ ..] = &self.services[..] else { return Vec::new() };
@@ -125,8 +128,8 @@ impl ServiceTable {
         rules
     }
 
-    /// An answer's own addresses are those of the server and of whom it knows as its client: what that one meant is known to
-    /// connection tracking.
+    /// An answer carries the address of the server, and what that takes for the client's. Which address the client meant, only
+    /// connection tracking knows.
     fn answer_rules(&self) -> Vec<Vec<Statement>> {
         self.later_rules(|front| {
             let mut to: Vec<_> = front.ip.map(Statement::CtOriginalDestination).into_iter().collect();
@@ -135,26 +138,32 @@ impl ServiceTable {
         })
     }
 
-    /// Packets of connections to each front, as `to` knows them, go on to who has left its service.
+    /// Packets of connections to each front, told by `to`, go to the chain that resets those whose server has left. A port on
+    /// every address would take those to the services' own addresses as well: it comes after them.
     fn later_rules(&self, to: impl Fn(&Front) -> Vec<Statement>) -> Vec<Vec<Statement>> {
-        let mut rules = Vec::new();
-        for service in &self.services {
-            let at = Front { ip: Some(*service.at.ip()), port: service.at.port() };
-            for front in [at].iter().chain(&service.published) {
-                let mut rule = to(front);
-                // A port on every address is known by who answers: other machines have such ports, too.
-                if front.ip.is_none() {
-                    rule.push(Statement::CtReplySource(self.subnet.0, self.subnet.1));
-                }
-                rule.extend([Statement::CtStatusDnat, Statement::Goto(service.left())]);
-                rules.push(rule);
+        let rule = |(service, front): (&Service, Front)| {
+            let mut rule = to(&front);
+            // It is known by who answers: other machines have such ports, too.
+            if front.ip.is_none() {
+                rule.push(Statement::CtReplySource(self.subnet.0, self.subnet.1));
             }
-        }
-        rules
+            rule.extend([Statement::CtStatusDnat, Statement::Goto(service.left())]);
+            rule
+        };
+        let own = self.services.iter().map(|service| (service, service.own_front()));
+        own.chain(self.services.iter().flat_map(Service::fronts)).map(rule).collect()
     }
 }
 
 impl Service {
+    fn own_front(&self) -> Front {
+        Front { ip: Some(*self.at.ip()), port: self.at.port() }
+    }
+
+    fn fronts(&self) -> impl Iterator<Item = (&Service, Front)> {
+        self.published.iter().map(move |front| (self, *front))
+    }
+
     fn left(&self) -> String {
         format!("{}-left", self.name)
     }
@@ -288,10 +297,10 @@ mod tests {
         };
         table.services.push(ro);
         let requests = "\
-            \t\tip daddr 10.1.2.253 tcp dport 5432 ct status dnat goto rw-left\n\
-            \t\ttcp dport 5440 ct reply ip saddr 10.1.2.0/24 ct status dnat goto rw-left\n\
-            \t\tip daddr 127.0.0.1 tcp dport 5441 ct status dnat goto rw-left\n\
-            \t\tip daddr 10.1.2.254 tcp dport 5432 ct status dnat goto ro-left\n";
+            \t\tip daddr 10.1.2.253 tcp dport 5432 ct direction original ct status dnat goto rw-left\n\
+            \t\tip daddr 10.1.2.254 tcp dport 5432 ct direction original ct status dnat goto ro-left\n\
+            \t\ttcp dport 5440 ct direction original ct reply ip saddr 10.1.2.0/24 ct status dnat goto rw-left\n\
+            \t\tip daddr 127.0.0.1 tcp dport 5441 ct direction original ct status dnat goto rw-left\n";
         let leaving = format!("type filter hook output priority mangle; policy accept;\n{requests}\t}}");
         let arriving = format!(
             "type filter hook prerouting priority mangle; policy accept;\n{requests}\
@@ -316,6 +325,13 @@ mod tests {
         assert!(table.resets(at([192, 0, 2, 1], 5440), old));
         assert!(!table.resets(at([192, 0, 2, 1], 5440), Ipv4Addr::new(10, 9, 9, 9)));
         assert!(table.resets(at([127, 0, 0, 1], 5441), old) && !table.resets(at([192, 0, 2, 1], 5441), old));
+        // One service published on the port of another one.
+        let mut same_port = sample();
+        same_port.services[0].published[0].port = 5432;
+        assert!(
+            !same_port.resets(server(254), *server(4).ip())
+                && same_port.resets(at([192, 0, 2, 1], 5432), old)
+        );
         // It gets no new ones, and keeps those that it has.
         let mut kept = sample();
         kept.services[0].keep = vec![old, *server(2).ip()];

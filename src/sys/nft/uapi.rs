@@ -67,6 +67,7 @@ pub(super) const NFTA_CT_DREG: u16 = 1;
 pub(super) const NFTA_CT_KEY: u16 = 2;
 pub(super) const NFTA_CT_DIRECTION: u16 = 3;
 pub(super) const NFT_CT_STATE: u32 = 0;
+pub(super) const NFT_CT_DIRECTION: u32 = 1;
 pub(super) const NFT_CT_STATUS: u32 = 2;
 pub(super) const NFT_CT_PROTO_DST: u32 = 12;
 pub(super) const NFT_CT_SRC_IP: u32 = 19;
