@@ -7,6 +7,7 @@
 //! overrule a `drop` in another (see [`forward_policy_drop`]).
 
 pub mod bridge;
+mod expression;
 mod rule;
 mod service;
 mod table;
