@@ -9,7 +9,7 @@ use std::{io, os::unix::process::CommandExt, process::Command};
 use anyhow::{Result, anyhow};
 
 use super::{Context, access, uri};
-use crate::{cli, facts, show};
+use crate::{cli, facts, postgres::quote::shell, show};
 
 /// What would lead somewhere else.
 const IN_THE_WAY: [&str; 5] =
@@ -24,7 +24,7 @@ pub fn env(context: &Context, args: &cli::Env) -> Result<i32> {
         return Ok(0);
     }
     outln!("unset {}", unset.join(" "));
-    set.iter().for_each(|(name, value)| outln!("export {name}={}", quoted(value)));
+    set.iter().for_each(|(name, value)| outln!("export {name}={}", shell(value)));
     Ok(0)
 }
 
@@ -71,26 +71,4 @@ fn variables(context: &Context, whom: &cli::Whom, by: &cli::As) -> Result<Variab
         None => unset.push("PGPASSFILE"),
     }
     Ok((set, unset))
-}
-
-/// A word for a shell; a plain one stays as it is.
-fn quoted(text: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,=".contains(c);
-    match !text.is_empty() && text.chars().all(plain) {
-        true => text.to_owned(),
-        false => format!("'{}'", text.replace('\'', "'\\''")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_value_is_more_than_one_word_for_a_shell() {
-        assert_eq!(quoted("10.0.0.2"), "10.0.0.2");
-        assert_eq!(quoted("my db"), "'my db'");
-        assert_eq!(quoted("it's $(x)"), "'it'\\''s $(x)'");
-        assert_eq!(quoted(""), "''");
-    }
 }

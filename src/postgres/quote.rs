@@ -28,9 +28,13 @@ pub fn setting(value: &str) -> Result<String> {
     Ok(format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''")))
 }
 
-/// A path or word for `sh`, in single quotes.
+/// A path or word for `sh`: in single quotes, unless it means the same without.
 pub fn shell(word: &str) -> String {
-    format!("'{}'", word.replace('\'', r"'\''"))
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@%:,=".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
 }
 
 /// Splits a line into words as a POSIX shell does: blanks separate; single quotes, double quotes and
@@ -94,6 +98,14 @@ mod tests {
         for open in ["'a", "\"a", "a\\", "\"a\\"] {
             assert!(split_words(open).is_err(), "{open}");
         }
+    }
+
+    #[test]
+    fn no_value_is_more_than_one_word_for_a_shell() {
+        assert_eq!(shell("10.0.0.2"), "10.0.0.2");
+        assert_eq!(shell("my db"), "'my db'");
+        assert_eq!(shell("it's $(x)"), r"'it'\''s $(x)'");
+        assert_eq!(shell(""), "''");
     }
 
     proptest! {
