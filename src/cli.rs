@@ -231,6 +231,12 @@ pub struct Run {
     /// Only print the steps, with the reason for each
     #[arg(long)]
     pub explain: bool,
+    /// Only print the steps as a bash script, which does the same by hand
+    #[arg(long, conflicts_with_all = ["dry_run", "explain"])]
+    pub emit_shell: bool,
+    /// With --emit-shell: the script that takes it back
+    #[arg(long, requires = "emit_shell")]
+    pub undo: bool,
     /// Options for postgres if they begin with `-`, else a command to run instead of it
     #[arg(last = true, value_name = "ARGS")]
     pub args: Vec<String>,

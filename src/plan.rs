@@ -175,6 +175,7 @@ fn host_steps(spec: &NodeSpec, facts: &Facts, names: &ObjectNames, mounts: &[Mou
     steps.push(HostStep::CreateCgroup {
         path: names.cgroup.clone(),
         directories: cgroup.as_ref().map(|c| c.directories()).unwrap_or_default(),
+        delegations: cgroup.as_ref().map(|c| c.delegations()).unwrap_or_default(),
     });
     // While the group is empty: it would not take a limit below what pid 1 itself has.
     steps.push(set_limits(&facts.cgroups, &names.cgroup, limits(spec)));
@@ -322,8 +323,10 @@ fn inner_steps(
         InnerStep::ProtectPaths { paths: PROTECTED.map(PathBuf::from).to_vec() },
         InnerStep::SetHostname { name: spec.node.to_string() },
         InnerStep::DropPrivileges { keep: CAPABILITIES.map(str::to_owned).to_vec() },
-        InnerStep::StartInit { command: shown_command(init), user: init.user.name.clone() },
     ]);
+    let serves = matches!(init.payload, Payload::Postgres(_));
+    steps.extend(serves.then_some(InnerStep::FillDataDirectory));
+    steps.push(InnerStep::StartInit { command: shown_command(init), user: init.user.name.clone() });
     steps
 }
 

@@ -25,7 +25,7 @@ mod volume;
 pub use hold::{Hold, LetGo};
 pub use lab::{Endpoint, LabState, Leads, PublishedEndpoints};
 pub use lock::Lock;
-pub use node_dir::{NodeDir, Stamp};
+pub use node_dir::{LOG, NodeDir, Stamp};
 pub use progress::{LastStart, Progress};
 pub use secret::{read_secret, replace_secret, write_secret};
 pub use volume::{VolumeState, load_volume, remove_volume, save_volume};

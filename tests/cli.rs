@@ -341,6 +341,29 @@ fn the_plan_of_a_postgres_is_as_reviewed() {
     assert_data_eq!(render(&full(), Depth::Reasons), file!["snapshots/explain.txt"].raw());
 }
 
+/// The README shows some steps, with their numbers, of a first `pgbox run primary -p 5433:5432`.
+#[test]
+fn the_readmes_steps_are_those_of_the_plan() {
+    let mut spec = spec(&[]);
+    spec.publish = vec!["5433:5432".parse().unwrap()];
+    let plan = plan::plan(&spec, &facts(UNIFIED, "cpuset cpu io memory pids")).unwrap();
+    let all = render(&plan, Depth::Commands);
+    let readme = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/README.md")).unwrap();
+    let is_step = |line: &&str| {
+        line.trim_start().split_once(". ").is_some_and(|(number, _)| number.parse::<u8>().is_ok())
+    };
+    let shown: Vec<_> = readme.lines().filter(is_step).collect();
+    assert!(
+        shown.len() == 4 && shown.iter().all(|line| all.contains(&format!("{line}\n"))),
+        "{shown:?}\n{all}"
+    );
+    let total = engine::total(&plan);
+    let failed = readme.lines().find_map(|line| line.strip_prefix("error: step ")).unwrap();
+    let (number, title) = failed.split_once(&format!("/{total} failed: ")).expect("the number of steps");
+    assert!(all.contains(&format!(" {number}. {title}\n")), "{failed}\n{all}");
+    assert!(readme.contains(&format!("Four of the {total}:")), "{total}");
+}
+
 #[test]
 fn what_pid_1_is_told_is_as_reviewed() {
     let init = serde_json::to_string_pretty(&full().init).unwrap();

@@ -30,17 +30,17 @@ use crate::{
         launch::{Payload, RenewHow},
         settings, tune,
     },
-    show::{self, plan::Depth},
+    show::{plan::Depth, plan::render, script},
     spawn::Stdio,
     spec::{NodeSpec, SERVER_PORT, VolumeSource},
-    state::{self, NodeState},
+    state::{self, NodeState, Plan},
 };
 
 /// How a node is to be created.
 #[derive(Default)]
 pub struct How {
     /// Only to print the steps.
-    pub shown: Option<Depth>,
+    pub shown: Option<Shown>,
     /// How long the first answer may take.
     pub timeout: Duration,
     pub foreground: bool,
@@ -60,11 +60,28 @@ pub struct How {
 }
 
 /// What is to be printed instead of a node that is made.
-pub fn shown(dry_run: bool, explain: bool) -> Option<Depth> {
-    match (dry_run, explain) {
-        (_, true) => Some(Depth::Reasons),
-        (true, false) => Some(Depth::Commands),
-        (false, false) => None,
+#[derive(Debug, Clone, Copy)]
+pub enum Shown {
+    Steps(Depth),
+    Script,
+    WayBack,
+}
+
+impl Shown {
+    pub fn steps(dry_run: bool, explain: bool) -> Option<Self> {
+        match (dry_run, explain) {
+            (_, true) => Some(Self::Steps(Depth::Reasons)),
+            (true, false) => Some(Self::Steps(Depth::Commands)),
+            (false, false) => None,
+        }
+    }
+
+    fn text(self, plan: &Plan) -> String {
+        match self {
+            Self::Steps(depth) => render(plan, depth),
+            Self::Script => script::script(plan),
+            Self::WayBack => script::way_back(plan),
+        }
     }
 }
 
@@ -88,8 +105,8 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let facts = facts::gather(&context.root, &spec, image)?;
     let mut plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
-    if let Some(depth) = how.shown {
-        out!("{}", show::plan::render(&plan, depth));
+    if let Some(shown) = how.shown {
+        out!("{}", shown.text(&plan));
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);

@@ -6,7 +6,7 @@ use anyhow::Result;
 
 use super::{
     Context,
-    create::{How, create, shown},
+    create::{How, Shown, create},
     limit, need_root, rejoin, set, trial,
 };
 use crate::{
@@ -35,7 +35,7 @@ pub fn run(context: &Context, args: &cli::Replica) -> Result<i32> {
     need_root("pgbox replica")?;
     crate::sys::exe::reexec_read_only()?;
     let how = How {
-        shown: shown(args.dry_run, args.explain),
+        shown: Shown::steps(args.dry_run, args.explain),
         timeout: args.timeout,
         force: args.force,
         tell_of_data: true,

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result};
 
 use super::{
     Context,
-    create::{How, create, shown},
+    create::{How, Shown, create},
     limit, need_root, set, trial,
 };
 use crate::{
@@ -35,7 +35,7 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
     crate::sys::exe::reexec_read_only()?;
     let (spec, secret) = asked(context, args)?;
     let how = How {
-        shown: shown(args.dry_run, args.explain),
+        shown: shown(args),
         timeout: args.timeout,
         foreground: args.foreground,
         remove: args.rm,
@@ -49,6 +49,14 @@ fn from_args(context: &Context, args: &cli::Run) -> Result<i32> {
         trial::check(context, &spec, &spec.settings)?;
     }
     create(context, spec, secret, &how)
+}
+
+fn shown(args: &cli::Run) -> Option<Shown> {
+    match (args.emit_shell, args.undo) {
+        (true, true) => Some(Shown::WayBack),
+        (true, false) => Some(Shown::Script),
+        (false, _) => Shown::steps(args.dry_run, args.explain),
+    }
 }
 
 /// What the user asked for, and the password apart from it.

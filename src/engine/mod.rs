@@ -33,7 +33,7 @@ pub mod sync;
 pub mod takeover;
 pub mod timelines;
 
-use std::{fmt, fs, io, ops::Range};
+use std::{fmt, fs, io, ops::Range, path::PathBuf};
 
 use anyhow::{Error, Result};
 
@@ -41,8 +41,8 @@ use crate::{
     facts::volume,
     hint,
     spec::Name,
-    state::{self, NodeState, Plan, Progress, Root},
-    step::{HostStep, Lesson},
+    state::{self, LOG, NodeState, Plan, Progress, Root},
+    step::{Around, HostStep, Lesson},
 };
 
 /// A step that failed, and the state in which that left the host.
@@ -111,8 +111,21 @@ pub fn birth(plan: &Plan) -> usize {
 /// The lessons of a plan, in the order of its steps.
 pub fn lessons(plan: &Plan) -> impl Iterator<Item = Lesson> {
     let host = plan.host.iter().map(HostStep::lesson);
-    let inner = plan.inner.iter().map(|s| s.lesson());
+    let around = around(plan);
+    let inner = plan.inner.iter().map(move |s| s.lesson(&around));
     host.chain(inner).chain(plan.after.iter().map(|s| s.lesson()))
+}
+
+fn around(plan: &Plan) -> Around<'_> {
+    let (mut cgroup, mut log) = (&[][..], PathBuf::new());
+    for step in &plan.host {
+        match step {
+            HostStep::CreateBundle { dir, .. } => log = dir.join(LOG),
+            HostStep::CreateCgroup { directories, .. } => cgroup = directories,
+            _ => {}
+        }
+    }
+    Around { init: &plan.init, cgroup, log }
 }
 
 /// Why the host steps stopped, before anything was taken back.

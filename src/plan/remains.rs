@@ -46,6 +46,6 @@ pub fn remains(root: &Root, lab: &Name, node: &Name) -> Vec<HostStep> {
             publish: Vec::new(),
         },
         HostStep::AddHostName { file: root.hosts_file(lab), address: nowhere.addr(), name: node.to_string() },
-        HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new() },
+        HostStep::CreateCgroup { path: names.cgroup, directories: Vec::new(), delegations: Vec::new() },
     ]
 }

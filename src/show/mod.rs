@@ -4,4 +4,5 @@ pub mod changes;
 pub mod error;
 pub mod lab;
 pub mod plan;
+pub mod script;
 pub mod table;

@@ -48,7 +48,7 @@ fn commands(shell: &str) -> String {
     let mut end: Option<&str> = None;
     let mut text = String::new();
     for line in shell.lines() {
-        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do"].contains(&line) {
+        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do", "fi", "INNER"].contains(&line) {
             "$ "
         } else {
             "  "
@@ -56,10 +56,8 @@ fn commands(shell: &str) -> String {
         text += &format!("    {prompt}{line}\n");
         end = match end {
             Some(mark) if line == mark => None,
-            None => line
-                .rsplit_once("<<'")
-                .and_then(|(_, mark)| mark.strip_suffix('\''))
-                .filter(|m| *m != "INNER"),
+            // Not where more follows on the line: what the new pid 1 is told is a list of steps as well.
+            None => line.rsplit_once("<<'").and_then(|(_, mark)| mark.strip_suffix('\'')),
             open => open,
         };
     }

@@ -28,13 +28,16 @@ pub struct Stamp {
     written: (i64, i64),
 }
 
+/// The log of a node, in its directory.
+pub const LOG: &str = "log";
+
 impl NodeDir {
     pub fn path(&self) -> &Path {
         &self.0
     }
 
     pub fn log(&self) -> PathBuf {
-        self.0.join("log")
+        self.0.join(LOG)
     }
 
     /// Where the log goes when it has reached its size.

@@ -26,7 +26,7 @@ impl AfterStep {
                       listens on no network address.",
                 see: "PostgreSQL manual, 55.2 Message Flow",
                 shell: format!(
-                    "until psql -h {} -p {} -U {user} -d {database} -Atc 'SELECT 1'; do sleep 0.1; done",
+                    "until psql -h {} -p {} -U {user} -d {database} -Atc 'SELECT 1'; do kill -0 $!; sleep 0.1; done",
                     address.ip(),
                     address.port()
                 ),

@@ -13,6 +13,7 @@ use ipnet::Ipv4Net;
 use serde::{Deserialize, Serialize};
 
 mod lesson;
+mod way_back;
 mod work;
 
 use crate::{
@@ -92,10 +93,13 @@ pub enum HostStep {
         server: Login,
         slot: String,
     },
-    /// `directories` is where it appears, one for each hierarchy.
+    /// `directories` is where it appears, one for each hierarchy; `delegations` are the files of its parents, with their
+    /// texts, that give it controllers on cgroup v2.
     CreateCgroup {
         path: PathBuf,
         directories: Vec<PathBuf>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        delegations: Vec<(PathBuf, String)>,
     },
     /// `files` is what that comes to on this host: file and text.
     SetLimits {

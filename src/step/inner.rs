@@ -19,6 +19,9 @@ use nix::errno::Errno;
 use serde::{Deserialize, Serialize};
 
 mod lesson;
+mod payload;
+
+pub use payload::Around;
 
 use super::IdMap;
 use crate::sys::{
@@ -82,6 +85,8 @@ pub enum InnerStep {
     DropPrivileges {
         keep: Vec<String>,
     },
+    /// A server's first start: initdb, or a standby's base backup. Done by pid 1 where the data directory is empty.
+    FillDataDirectory,
     /// The last one: from here on this process is the node's init.
     StartInit {
         command: Vec<String>,
@@ -117,6 +122,7 @@ impl InnerStep {
             Self::EnterNamespaces { .. }
             | Self::OpenUpstream { .. }
             | Self::DropPrivileges { .. }
+            | Self::FillDataDirectory
             | Self::StartInit { .. } => Ok(()),
             Self::MakeMountsPrivate => mount::make_private(),
             Self::MountOverlay { lowers, upper, work, merged } => mount_overlay(lowers, upper, work, merged),

@@ -9,10 +9,14 @@ pub mod host;
 pub mod id_map;
 pub mod inner;
 
+use std::path::Path;
+
+use crate::postgres::quote::shell;
+
 pub use after::AfterStep;
 pub use host::HostStep;
 pub use id_map::{IdMap, Owner};
-pub use inner::InnerStep;
+pub use inner::{Around, InnerStep};
 
 /// What a step teaches. It has no `Default`: a step that explains nothing does not compile.
 pub struct Lesson {
@@ -26,4 +30,9 @@ pub struct Lesson {
     pub shell: String,
     /// A command that shows the result.
     pub look: String,
+}
+
+/// A path as a word of a shell.
+fn path(path: &Path) -> String {
+    shell(&path.display().to_string())
 }

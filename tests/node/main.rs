@@ -6,6 +6,7 @@
 //! PGBOX_TEST_STORE).
 
 mod bad_input;
+mod by_hand;
 mod command;
 mod contract;
 mod crash;

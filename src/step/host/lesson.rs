@@ -2,9 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{super::Lesson, HostStep, NODE_INTERFACE};
+use super::{
+    super::{Lesson, path},
+    BUNDLE_DIRS, HostStep, NODE_INTERFACE,
+    work::HOSTS_HEAD,
+};
 use crate::{
-    postgres::{hba::REPLICATOR, standby},
+    postgres::{hba::REPLICATOR, quote::shell, standby},
     spec::Publish,
     sql::Login,
 };
@@ -12,21 +16,21 @@ use crate::{
 impl HostStep {
     pub fn lesson(&self) -> Lesson {
         match self {
-            Self::CreateBundle { dir, .. } => Lesson {
+            Self::CreateBundle { dir, files } => Lesson {
                 title: format!("create the bundle {}", dir.display()),
                 why: "overlayfs keeps the image read-only and puts every change into `upper`. `work` is its scratch \
                       space and must be on the same file system; `merged` is where the union will be mounted.",
                 see: "https://docs.kernel.org/filesystems/overlayfs.html",
-                shell: format!("mkdir -p {0}/upper {0}/work {0}/merged", dir.display()),
-                look: format!("ls -l {}", dir.display()),
+                shell: bundle(dir, files),
+                look: format!("ls -l {}", path(dir)),
             },
             Self::CreateVolume { dir } => Lesson {
                 title: format!("create the volume {}", dir.display()),
                 why: "PGDATA must outlive the container, and is faster beside the overlay than in it: the first \
                       write to a file in a lower layer copies the whole file up.",
                 see: "PostgreSQL manual, 18.2 Creating a Database Cluster",
-                shell: format!("mkdir -p {}", dir.display()),
-                look: format!("ls -la {}", dir.display()),
+                shell: format!("mkdir -p {}", path(dir)),
+                look: format!("ls -la {}", path(dir)),
             },
             Self::CreateBridge { name, mac, address, alias, .. } => Lesson {
                 title: format!("create the bridge {name} with {address}"),
@@ -84,7 +88,7 @@ impl HostStep {
                     "ip -n {netns} link set lo up\n\
                      ip -n {netns} address add {address} dev {NODE_INTERFACE}\n\
                      ip -n {netns} link set {NODE_INTERFACE} up\n\
-                     ip -n {netns} route add default via {gateway}"
+                     ip -n {netns} route add default via {gateway} proto static"
                 ),
                 look: format!("ip -n {netns} route"),
             },
@@ -114,8 +118,12 @@ impl HostStep {
                 why: "All nodes of a lab see this one file as their /etc/hosts, so a new node is known everywhere at \
                       once, without a name server. It is edited in place: a bind mount follows the inode, not the name.",
                 see: "hosts(5)",
-                shell: format!("echo '{address} {name}' >>{}", file.display()),
-                look: format!("cat {}", file.display()),
+                shell: format!(
+                    "[ -s {0} ] || printf {1} >{0}\necho '{address} {name}' >>{0}",
+                    path(file),
+                    shell(&HOSTS_HEAD.replace('\n', "\\n")),
+                ),
+                look: format!("cat {}", path(file)),
             },
             Self::CreateRole { server, secret } => Lesson {
                 title: format!("make sure of the role {REPLICATOR} on {}", server.address),
@@ -139,19 +147,13 @@ impl HostStep {
                 shell: format!("{} -c \"{}\"", psql(server), standby::create_slot(slot)),
                 look: format!("{} -c 'SELECT * FROM pg_replication_slots'", psql(server)),
             },
-            Self::CreateCgroup { path, directories } => Lesson {
-                title: format!("create the cgroup {}", path.display()),
+            Self::CreateCgroup { path: group, directories, delegations } => Lesson {
+                title: format!("create the cgroup {}", group.display()),
                 why: "Limits belong to a cgroup, not to a process. It is there first, so that the container is born \
                       in it and never runs a moment without limits.",
                 see: "cgroups(7), https://docs.kernel.org/admin-guide/cgroup-v2.html",
-                shell: format!("mkdir -p {}", shown_paths(directories)),
-                look: format!(
-                    "cat {}",
-                    directories
-                        .last()
-                        .map(|d| d.join("cgroup.procs").display().to_string())
-                        .unwrap_or_default()
-                ),
+                shell: format!("mkdir -p {}{}", words(directories), echoes("\n", delegations)),
+                look: format!("cat {}", words(directories.last().map(|d| d.join("cgroup.procs")).as_slice())),
             },
             Self::SetLimits { files, .. } => Lesson {
                 title: match files.len() {
@@ -168,15 +170,11 @@ impl HostStep {
                 why: "Every value is read back after it was written: the kernel rounds some and refuses others, and \
                       a limit that is not there must be an error, not a surprise under load.",
                 see: "https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files",
-                shell: files
-                    .iter()
-                    .map(|(f, v)| format!("echo {v} >{}", f.display()))
-                    .collect::<Vec<_>>()
-                    .join("\n"),
-                look: format!(
-                    "grep . {}",
-                    shown_paths(&files.iter().map(|(f, _)| f.clone()).collect::<Vec<_>>())
-                ),
+                shell: echoes("", files),
+                look: match files.is_empty() {
+                    true => "cat /proc/self/cgroup".to_owned(),
+                    false => format!("grep . {}", words(files.iter().map(|(file, _)| file))),
+                },
             },
         }
     }
@@ -190,13 +188,31 @@ fn shown_ports(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-fn psql(server: &Login) -> String {
+pub fn psql(server: &Login) -> String {
     let (address, user, database) = (server.address, &server.user, &server.database);
     format!("psql -h {} -p {} -U {user} -d {database}", address.ip(), address.port())
 }
 
-fn shown_paths(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+fn bundle(dir: &Path, files: &[(String, String)]) -> String {
+    let dirs: Vec<_> = BUNDLE_DIRS.iter().map(|name| dir.join(name)).collect();
+    let file = |(name, text): &(String, String)| {
+        let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        format!("\ncat >{} <<'EOF'\n{text}{end}EOF", path(&dir.join(name)))
+    };
+    format!("mkdir -p {}{}", words(&dirs), files.iter().map(file).collect::<String>())
+}
+
+/// Texts for files of the kernel, a line each; `before` the first.
+fn echoes(before: &str, writes: &[(PathBuf, String)]) -> String {
+    let echo = |(file, text): &(PathBuf, String)| format!("echo {} >{}", shell(text), path(file));
+    match writes {
+        [] => String::new(),
+        writes => before.to_owned() + &writes.iter().map(echo).collect::<Vec<_>>().join("\n"),
+    }
+}
+
+fn words<'p>(paths: impl IntoIterator<Item = &'p PathBuf>) -> String {
+    paths.into_iter().map(|p| path(p)).collect::<Vec<_>>().join(" ")
 }
 
 fn file_name(path: &Path) -> String {

@@ -113,7 +113,8 @@ pub fn edit_hosts(file: &Path, name: &str, address: Option<Ipv4Addr>) -> Result<
     write().with_context(|| format!("write {shown}"))
 }
 
-const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
+/// What the file of a lab begins with.
+pub const HOSTS_HEAD: &str = "127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n";
 
 pub fn set_limits(path: &Path, limits: &cgroup::Limits) -> Result<()> {
     let hierarchy = cgroup::detect()?;

@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
-use super::{super::Lesson, BindPlace, DEV_LINKS, DEVICES, InnerStep};
+use super::{
+    super::{Lesson, path},
+    Around, BindPlace, DEV_LINKS, DEVICES, InnerStep, payload,
+};
 
 impl InnerStep {
-    pub fn lesson(&self) -> Lesson {
+    pub fn lesson(&self, around: &Around) -> Lesson {
         match self {
             Self::EnterNamespaces { netns } => Lesson {
                 title: "create the pid, mount, uts, ipc and cgroup namespaces".to_owned(),
@@ -13,10 +16,7 @@ impl InnerStep {
                       namespace: when it ends, the kernel kills all the others. `run` does this as soon as there is \
                       the cgroup, and connects the namespace while it mounts; before it starts anything, that is done.",
                 see: "namespaces(7), clone(2), pid_namespaces(7)",
-                shell: format!(
-                    "exec nsenter --net={} unshare --fork --kill-child --pid --mount --uts --ipc --cgroup bash -eu <<'INNER'",
-                    netns.display()
-                ),
+                shell: payload::begin(around, netns),
                 look: "lsns".to_owned(),
             },
             Self::MakeMountsPrivate => Lesson {
@@ -35,12 +35,12 @@ impl InnerStep {
                 see: "https://docs.kernel.org/filesystems/overlayfs.html",
                 shell: format!(
                     "rm -rf {work}/work\nmount -t overlay overlay -o nodev,volatile,lowerdir={},upperdir={},workdir={work} {}",
-                    lowers.iter().map(|l| l.display().to_string()).collect::<Vec<_>>().join(":"),
-                    upper.display(),
-                    merged.display(),
-                    work = work.display(),
+                    lowers.iter().map(|l| path(l)).collect::<Vec<_>>().join(":"),
+                    path(upper),
+                    path(merged),
+                    work = path(work),
                 ),
-                look: format!("ls {}", merged.display()),
+                look: format!("ls {}", path(merged)),
             },
             Self::Bind { root, source, target, read_only, place, id_map } => Lesson {
                 title: format!(
@@ -70,18 +70,17 @@ impl InnerStep {
                     Some(_) => "mount_setattr(2), ID-mapped mounts; mount(8), X-mount.idmap",
                 },
                 shell: format!(
-                    "{} {root}{target}\nmount --rbind {}{}{} {root}{target}",
+                    "{} {there}\nmount --rbind {}{}{} {there}",
                     match place {
                         BindPlace::Directory => "mkdir -p",
                         BindPlace::File => "touch",
                     },
                     if *read_only { "-o ro " } else { "" },
                     id_map.map_or(String::new(), |map| format!("-o {} ", map.option())),
-                    source.display(),
-                    root = root.display(),
-                    target = target.display(),
+                    path(source),
+                    there = path(&root.join(target.strip_prefix("/").unwrap_or(target))),
                 ),
-                look: format!("findmnt {}", target.display()),
+                look: format!("findmnt {}", path(target)),
             },
             Self::OpenUpstream { node, top, rest } => Lesson {
                 title: format!("open the data of {node}, to clone them"),
@@ -91,15 +90,15 @@ impl InnerStep {
                       them, and the node's log says why. The tree is read-only, has no way out of it, and is closed \
                       before the server starts. No link on the way to it is followed: the other node may have made it.",
                 see: "ioctl_ficlone(2), PostgreSQL manual, 26.3.3 Making a Base Backup Using the Low Level API",
-                shell: format!("exec 9<{}", top.join(rest).display()),
-                look: format!("stat -f {}", top.display()),
+                shell: format!("exec 9<{}", path(&top.join(rest))),
+                look: format!("stat -f {}", path(top)),
             },
             Self::PivotRoot { root } => Lesson {
                 title: format!("make {} the root", root.display()),
                 why: "chroot changes where one process looks things up and can be left again; pivot_root swaps the \
                       root of the whole mount namespace, and the old one is detached: there is no way back to it.",
                 see: "pivot_root(2)",
-                shell: format!("cd {}\npivot_root . .\numount -l .\ncd /", root.display()),
+                shell: format!("cd {}\nmkdir .old\npivot_root . .old\ncd / && hash -r", path(root)),
                 look: "ls /".to_owned(),
             },
             Self::MountProc => Lesson {
@@ -107,7 +106,10 @@ impl InnerStep {
                 why: "/proc shows the processes of the pid namespace of whoever mounted it. The host's would show, and \
                       let one signal by number, strangers.",
                 see: "proc(5)",
-                shell: "mkdir -p /proc\nmount -t proc -o nosuid,nodev,noexec proc /proc".to_owned(),
+                shell: "mkdir -p /proc\n\
+                        mount -t proc -o nosuid,nodev,noexec proc /proc\n\
+                        umount -l /.old && rmdir /.old # the old root; umount(8) reads /proc/self/mountinfo"
+                    .to_owned(),
                 look: "ps -e".to_owned(),
             },
             Self::MountDev => Lesson {
@@ -171,28 +173,33 @@ impl InnerStep {
                       the container are taken from the bounding set, from which no exec can get them back, and the \
                       seccomp filter refuses system calls that make namespaces, mount, or load kernel code.",
                 see: "capabilities(7), seccomp(2)",
-                shell: format!(
-                    "# each process of the image starts with: setpriv --no-new-privs --bounding-set=-all,{}",
-                    keep.iter()
-                        .map(|c| format!("+{}", c.trim_start_matches("cap_")))
-                        .collect::<Vec<_>>()
-                        .join(",")
-                ),
+                shell: payload::limited(around.init, keep),
                 look: "grep -E 'Cap|Seccomp' /proc/self/status".to_owned(),
             },
+            Self::FillDataDirectory => payload::fill(around.init),
             Self::StartInit { command, user } => Lesson {
                 title: format!("start {} as {user}", command.first().map_or("", |c| c.as_str())),
                 why: "pid 1 stays pgbox's own small init. Postgres as pid 1 adopts orphans, and takes one that exits \
                       with code 2 for a crashed backend: every session is dropped. SIGTERM, which others send to stop, \
                       is Postgres' smart shutdown and waits for every client; this init sends SIGINT.",
                 see: "PostgreSQL manual, 19.5 Shutting Down the Server",
-                shell: format!(
-                    "exec setpriv --reuid={user} --regid={user} --init-groups {}\nINNER",
-                    command.join(" ")
-                ),
+                shell: payload::start(around.init, command),
                 look: "ps -ef".to_owned(),
             },
         }
+    }
+}
+
+impl InnerStep {
+    /// What one would type to take all of them back: when pid 1 ends, the kernel does the rest.
+    pub fn way_back(&self) -> String {
+        let Self::EnterNamespaces { netns } = self else { return String::new() };
+        let name = netns.file_name().unwrap_or_default().to_string_lossy();
+        format!(
+            "ip netns pids {name} | xargs -r kill -INT\n\
+             for _ in {{1..100}}; do [ \"$(ip netns pids {name})\" ] || break; sleep 0.1; done\n\
+             ip netns pids {name} | xargs -r kill -KILL"
+        )
     }
 }
 
@@ -209,5 +216,5 @@ fn shell_dev() -> String {
 }
 
 fn shown(paths: &[PathBuf]) -> String {
-    paths.iter().map(|p| p.display().to_string()).collect::<Vec<_>>().join(" ")
+    paths.iter().map(|p| path(p)).collect::<Vec<_>>().join(" ")
 }

@@ -141,6 +141,20 @@ impl Cgroup {
         Ok(())
     }
 
+    /// What [`create`](Self::create) writes on v2 so that the group has its controllers: files and texts, from the top down.
+    pub fn delegations(&self) -> Vec<(PathBuf, String)> {
+        let mut writes = Vec::new();
+        for mount in self.hierarchy.mounts().into_iter().filter(|mount| mount.v2) {
+            let request = request(&self.hierarchy.controllers_of(mount));
+            let above = self.relative.ancestors().skip(1).filter(|_| !request.is_empty());
+            let file =
+                |above: &Path| (mount.path.join(above).join("cgroup.subtree_control"), request.clone());
+            writes.extend(above.map(file));
+        }
+        writes.reverse();
+        writes
+    }
+
     /// A descriptor of the group's v2 directory for `clone_args.cgroup` of clone3(2); `None` on a v1 host.
     pub fn dir_fd(&self) -> Result<Option<OwnedFd>> {
         let Some(dir) = self.unified_dir() else { return Ok(None) };
@@ -275,14 +289,18 @@ fn enable(dir: &Path, controllers: &[Controller]) -> Result<()> {
         return Ok(()); // all that works where this file is not ours to write
     }
     let file = dir.join("cgroup.subtree_control");
-    let request: Vec<_> = wanted.iter().map(|c| format!("+{c}")).collect();
-    let request = request.join(" ");
+    let request = request(&wanted);
     std::fs::write(&file, &request).map_err(os).with_context(|| refused(dir, &file, &request))?;
     let still = missing(dir, controllers)?;
     if !still.is_empty() {
         bail!("{}: wrote `{request}`, but it reads without {still:?}", file.display());
     }
     Ok(())
+}
+
+/// What to write to cgroup.subtree_control to enable these.
+fn request(controllers: &[Controller]) -> String {
+    controllers.iter().map(|c| format!("+{c}")).collect::<Vec<_>>().join(" ")
 }
 
 /// Why cgroup.subtree_control did not take `request`, with the processes that stand in the way.
