@@ -18,6 +18,7 @@ use crate::{
         volume,
     },
     hint::{self, advise},
+    show::plan::commands,
     spec::Name,
     state,
     step::HostStep,
@@ -198,6 +199,7 @@ fn remove_remains(context: &Context, name: &Name, removal: &Removal<'_>, error: 
 fn foretell(context: &Context, node: &Node, removal: &Removal<'_>) {
     for step in node.state.plan.host.iter().rev().filter(|s| !matches!(s, HostStep::CreateVolume { .. })) {
         outln!("undo: {}", step.lesson().title);
+        out!("{}", commands(&step.way_back()));
     }
     for volume in volumes(context, node) {
         let what = if removal.volumes { "remove with all data, unless another node uses it" } else { "keep" };

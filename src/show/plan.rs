@@ -44,15 +44,16 @@ pub fn step(number: usize, lesson: &Lesson, depth: Depth) -> String {
 }
 
 /// Shell lines with a prompt each; the text of a here-document has none.
-fn commands(shell: &str) -> String {
+pub fn commands(shell: &str) -> String {
     let mut end: Option<&str> = None;
     let mut text = String::new();
     for line in shell.lines() {
-        let prompt = if end.is_none() && !line.starts_with(' ') && !["done", "do", "fi", "INNER"].contains(&line) {
-            "$ "
-        } else {
-            "  "
-        };
+        let prompt =
+            if end.is_none() && !line.starts_with(' ') && !["done", "do", "fi", "INNER"].contains(&line) {
+                "$ "
+            } else {
+                "  "
+            };
         text += &format!("    {prompt}{line}\n");
         end = match end {
             Some(mark) if line == mark => None,

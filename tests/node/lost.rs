@@ -13,7 +13,11 @@ fn a_dry_run_of_rm_refuses_what_rm_refuses() {
     assert!(refused.contains("node `n` runs"), "{refused}");
     assert!(host.pgbox(&["rm", "--force", "--dry-run", "n"]).contains("undo: "));
     host.pgbox(&["stop", "n"]);
-    assert!(host.pgbox(&["rm", "--dry-run", "n"]).contains("undo: "));
+    let foretold = host.pgbox(&["rm", "--dry-run", "n"]);
+    assert!(
+        foretold.contains("\nundo: create the network namespace")
+            && foretold.contains("\n    $ ip netns delete ")
+    );
 }
 
 #[test]

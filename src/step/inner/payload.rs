@@ -116,11 +116,9 @@ fn fill_shell(init: &InitConfig, postgres: &PostgresPayload) -> String {
         "install -d {user} /var/run/postgresql\n\
          if [ ! -e {data}/PG_VERSION ]; then\n\
          {first}  \
-           echo \"{}\" >>{data}/postgresql.conf\n  \
            sync -f {data}\n\
          fi\n\
          cat >{data}/{} <<'EOF'\n{settings}EOF",
-        settings::INCLUDE,
         settings::FILE,
     )
 }
@@ -164,6 +162,7 @@ fn initdb(postgres: &PostgresPayload, data: &str, user: &str) -> String {
     let hba = hba::lines(postgres.auth_method.as_deref(), postgres.replication_subnet.as_deref());
     let hba = hba.lines().filter(|line| !line.is_empty() && !line.starts_with('#'));
     lines.extend(hba.map(|line| format!("echo {} >>{data}/pg_hba.conf", shell(line))));
+    lines.push(format!("echo \"{}\" >>{data}/postgresql.conf", settings::INCLUDE));
     lines.join("\n")
 }
 
