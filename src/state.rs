@@ -41,7 +41,7 @@ use crate::{
 };
 
 /// The version of the files below; a newer one is refused, not guessed at.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Everything that was decided about a node before its first step.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -274,8 +274,8 @@ pub fn load<T: DeserializeOwned>(path: &Path) -> Result<Option<T>> {
     };
     let found: Versioned = serde_json::from_slice(&text)
         .with_context(|| format!("{} is not a state file of pgbox", path.display()))?;
-    if found.version != VERSION {
-        bail!("{} has version {}, this pgbox knows {VERSION}", path.display(), found.version);
+    if found.version > VERSION {
+        bail!("{} has version {}, this pgbox knows none beyond {VERSION}", path.display(), found.version);
     }
     serde_json::from_slice(&text).map(Some).with_context(|| format!("{} is damaged", path.display()))
 }

@@ -76,11 +76,11 @@ impl Shown {
         }
     }
 
-    fn text(self, plan: &Plan) -> String {
+    fn text(self, plan: &Plan) -> Result<String> {
         match self {
-            Self::Steps(depth) => render(plan, depth),
+            Self::Steps(depth) => Ok(render(plan, depth)),
             Self::Script => script::script(plan),
-            Self::WayBack => script::way_back(plan),
+            Self::WayBack => Ok(script::way_back(plan)),
         }
     }
 }
@@ -106,7 +106,7 @@ pub fn create(context: &Context, spec: NodeSpec, secret: Option<String>, how: &H
     let mut plan = planned(&spec, &facts, how)?;
     collation::check_upstream(context, &spec, &facts.image, how.force)?;
     if let Some(shown) = how.shown {
-        out!("{}", shown.text(&plan));
+        out!("{}", shown.text(&plan)?);
         return Ok(0);
     }
     let data = plan::data_on_host(&plan);

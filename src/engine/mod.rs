@@ -116,7 +116,8 @@ pub fn lessons(plan: &Plan) -> impl Iterator<Item = Lesson> {
     host.chain(inner).chain(plan.after.iter().map(|s| s.lesson()))
 }
 
-fn around(plan: &Plan) -> Around<'_> {
+/// What the lessons of the steps inside need to know of the others.
+pub fn around(plan: &Plan) -> Around<'_> {
     let (mut cgroup, mut log) = (&[][..], PathBuf::new());
     for step in &plan.host {
         match step {

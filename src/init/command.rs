@@ -11,8 +11,9 @@ use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 
 use super::events::Event;
-use super::program::{Program, set_variable, variable};
+use super::program::Program;
 use super::{Ended, Init};
+use crate::postgres::environment;
 use crate::postgres::report::{Exit, Phase, Reason};
 use crate::sys::child::SpawnError;
 
@@ -35,13 +36,9 @@ impl std::error::Error for NotExecuted {}
 impl Init<'_> {
     /// Runs a command to its end, passing every signal on to it.
     pub(super) fn command(&mut self, argv: &[String]) -> Result<Ended> {
-        let mut env = self.config.env.clone();
-        if variable(&env, "HOME").is_none_or(str::is_empty) {
-            set_variable(&mut env, "HOME", self.config.user.home.display().to_string());
-        }
         let word = argv.first().context("an empty command")?;
         let stdin = std::io::stdin();
-        let mut program = Program::new(argv.to_vec(), env);
+        let mut program = Program::new(argv.to_vec(), environment::with_home(self.config));
         program.stdin = Some(std::os::fd::AsFd::as_fd(&stdin));
         let pid = self.spawn(&program).map_err(|error| match error.downcast_ref::<SpawnError>() {
             Some(spawn) if spawn.message.starts_with("execute ") => not_executed(spawn.errno, word).into(),

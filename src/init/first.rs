@@ -15,14 +15,17 @@ use rustix::pipe::{PipeFlags, pipe_with};
 use super::aside::Replaced;
 use super::datadir::{DataDir, make_owned_dir};
 use super::events::Stopped;
-use super::program::{Program, set_variable, variable};
+use super::program::Program;
 use super::start::{Names, read};
 use super::{Init, at};
 use crate::postgres::contract::check_secret;
-use crate::postgres::initdb::{Initdb, LOCALES, Locale, locale_missing, locale_named, sample_candidates};
+use crate::postgres::environment::{self, set_variable};
+use crate::postgres::hba;
+use crate::postgres::initdb::{
+    Initdb, LOCALES, Locale, create_database, locale_missing, locale_named, sample_candidates,
+};
 use crate::postgres::launch::{Password, PostgresPayload, Source};
 use crate::postgres::report::{Exit, Phase};
-use crate::postgres::{hba, quote};
 
 /// What a first start works with.
 pub struct First<'a> {
@@ -140,9 +143,8 @@ impl Init<'_> {
             extra: &first.names.initdb_args,
         };
         let mut env = self.server_env(first.postgres);
-        // Without any of them initdb would make a cluster whose encoding is SQL_ASCII: no encoding at all.
-        if ["LC_ALL", "LC_CTYPE", "LANG"].iter().all(|name| variable(&env, name).is_none_or(str::is_empty)) {
-            set_variable(&mut env, "LANG", "C.UTF-8");
+        if let Some((name, value)) = environment::missing_locale(&env) {
+            set_variable(&mut env, name, value);
         }
         let mut program = Program::new(initdb.argv()?, env);
         program.extra = vec![first.data.fd()];
@@ -205,12 +207,4 @@ fn script_env(
         set_variable(&mut env, "PGPASSWORD", password);
     }
     env
-}
-
-/// `CREATE DATABASE` for a database that initdb does not make by itself.
-pub fn create_database(name: &str) -> Option<String> {
-    match name {
-        "postgres" | "template0" | "template1" => None,
-        name => Some(format!("CREATE DATABASE {};", quote::identifier(name))),
-    }
 }

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use nix::unistd::Pid;
 
 use super::Init;
+use crate::postgres::environment::variable;
 use crate::postgres::launch::User;
 use crate::sys::execute::{self, DEFAULT_PATH};
 use crate::sys::{child, tty};
@@ -110,15 +111,4 @@ fn command(argv: &[String], env: &[(String, String)]) -> Result<execute::Command
     let path = variable(env, "PATH").unwrap_or(DEFAULT_PATH);
     let vars = env.iter().map(|(key, value)| format!("{key}={value}"));
     execute::Command::new(&execute::candidates(word.as_ref(), path.as_ref()), argv.iter().cloned(), vars)
-}
-
-/// The value of a variable; of several the last.
-pub fn variable<'a>(env: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    env.iter().rev().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
-}
-
-/// Sets a variable in place of all of that name.
-pub fn set_variable(env: &mut Vec<(String, String)>, name: &str, value: impl Into<String>) {
-    env.retain(|(key, _)| key != name);
-    env.push((name.to_owned(), value.into()));
 }

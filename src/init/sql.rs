@@ -15,9 +15,11 @@ use nix::unistd::Pid;
 use rustix::fs::{MemfdFlags, memfd_create};
 use rustix::pipe::{PipeFlags, pipe_with};
 
-use super::first::{First, create_database};
-use super::program::{Program, variable};
+use super::first::First;
+use super::program::Program;
 use super::{Init, at};
+use crate::postgres::environment::variable;
+use crate::postgres::initdb::create_database;
 use crate::postgres::report::Exit;
 use crate::postgres::scripts::{Compression, Kind, classify, environment, psql, source};
 use crate::sys::child::SpawnError;

@@ -9,13 +9,12 @@ use anyhow::{Context, Result, bail};
 use super::aside::Leftover;
 use super::datadir::{Content, DataDir, make_owned_dir};
 use super::events::Event;
-use super::program::{set_variable, variable};
 use super::{Ended, Init, at, ownership};
-use crate::postgres::contract::{LARGEST_FILE, file_value, is_secret};
+use crate::postgres::contract::{LARGEST_FILE, file_value};
 use crate::postgres::launch::{PostgresPayload, Source, Standby};
 use crate::postgres::report::Phase;
-use crate::postgres::{control::Control, parameter, settings, standby, version};
-use crate::sys::{self, execute::DEFAULT_PATH};
+use crate::postgres::{control::Control, environment, parameter, settings, standby, version};
+use crate::sys;
 
 /// Where most builds of Postgres have their socket; only made if missing.
 const SOCKET_DIR: &str = "/var/run/postgresql";
@@ -87,20 +86,7 @@ impl Init<'_> {
 
     /// The environment of the server: the container's, without passwords.
     pub(super) fn server_env(&self, postgres: &PostgresPayload) -> Vec<(String, String)> {
-        let mut env: Vec<_> = self.config.env.iter().filter(|(name, _)| !is_secret(name)).cloned().collect();
-        if variable(&env, "HOME").is_none_or(str::is_empty) {
-            set_variable(&mut env, "HOME", self.config.user.home.display().to_string());
-        }
-        let bindir = postgres.bindir.display().to_string();
-        let path = variable(&env, "PATH").unwrap_or(DEFAULT_PATH).to_owned();
-        if !path.split(':').any(|directory| directory == bindir) {
-            set_variable(&mut env, "PATH", format!("{bindir}:{path}"));
-        }
-        set_variable(&mut env, "PGDATA", postgres.pgdata.display().to_string());
-        // The postmaster may be protected from the OOM killer; its backends must not be.
-        set_variable(&mut env, "PG_OOM_ADJUST_FILE", "/proc/self/oom_score_adj");
-        set_variable(&mut env, "PG_OOM_ADJUST_VALUE", "0");
-        env
+        environment::of_server(self.config, postgres)
     }
 
     /// The time that something may take to end after it was asked to.

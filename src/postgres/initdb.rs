@@ -82,6 +82,14 @@ impl Initdb<'_> {
     }
 }
 
+/// `CREATE DATABASE` for a database that initdb does not make by itself.
+pub fn create_database(name: &str) -> Option<String> {
+    match name {
+        "postgres" | "template0" | "template1" => None,
+        name => Some(format!("CREATE DATABASE {};", quote::identifier(name))),
+    }
+}
+
 /// True if initdb's output says that the locale of the environment is not installed.
 pub fn locale_missing(output: &str) -> bool {
     [

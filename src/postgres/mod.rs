@@ -12,6 +12,7 @@ pub mod content;
 pub mod contract;
 pub mod control;
 pub mod datadir;
+pub mod environment;
 pub mod hba;
 pub mod initdb;
 pub mod launch;

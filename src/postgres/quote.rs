@@ -37,6 +37,19 @@ pub fn shell(word: &str) -> String {
     }
 }
 
+/// The same for bash, and never more than a line: what looks like the end of a here-document ends none.
+pub fn bash(word: &str) -> String {
+    if !word.contains(char::is_control) {
+        return shell(word);
+    }
+    let escaped = word.chars().map(|c| match c {
+        '\'' | '\\' => format!("\\{c}"),
+        c if c.is_ascii_control() => format!("\\x{:02x}", c as u32),
+        c => c.to_string(),
+    });
+    format!("$'{}'", escaped.collect::<String>())
+}
+
 /// Splits a line into words as a POSIX shell does: blanks separate; single quotes, double quotes and
 /// backslashes quote. Nothing is expanded. An open quote is an error.
 pub fn split_words(line: &str) -> Result<Vec<String>> {
@@ -106,6 +119,8 @@ mod tests {
         assert_eq!(shell("my db"), "'my db'");
         assert_eq!(shell("it's $(x)"), r"'it'\''s $(x)'");
         assert_eq!(shell(""), "''");
+        assert_eq!(bash("it's"), shell("it's"));
+        assert_eq!(bash("a\nINNER\n'\\t"), r"$'a\x0aINNER\x0a\'\\t'");
     }
 
     proptest! {

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 
 use serde::{Deserialize, Serialize};
 
-use super::Lesson;
+use super::{Lesson, psql};
 use crate::{postgres::standby, sql::Login};
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -26,9 +26,8 @@ impl AfterStep {
                       listens on no network address.",
                 see: "PostgreSQL manual, 55.2 Message Flow",
                 shell: format!(
-                    "until psql -h {} -p {} -U {user} -d {database} -Atc 'SELECT 1'; do kill -0 $!; sleep 0.1; done",
-                    address.ip(),
-                    address.port()
+                    "until {} -Atc 'SELECT 1'; do kill -0 $!; sleep 0.1; done",
+                    psql(*address, user, database)
                 ),
                 look: format!("pg_isready -h {} -p {}", address.ip(), address.port()),
             },
@@ -38,19 +37,13 @@ impl AfterStep {
                       never reaches its primary. Only the primary knows that its WAL arrives.",
                 see: "PostgreSQL manual, 28.2.4 pg_stat_replication",
                 shell: format!(
-                    "until psql -h {} -p {} -U {} -d {} -Atc \"{}\" | grep -q streaming; do sleep 0.1; done",
-                    server.address.ip(),
-                    server.address.port(),
-                    server.user,
-                    server.database,
+                    "until {} -Atc \"{}\" | grep -q streaming; do sleep 0.1; done",
+                    psql(server.address, &server.user, &server.database),
                     standby::stream_state(name)
                 ),
                 look: format!(
-                    "psql -h {} -p {} -U {} -d {} -xc 'SELECT * FROM pg_stat_replication'",
-                    server.address.ip(),
-                    server.address.port(),
-                    server.user,
-                    server.database
+                    "{} -xc 'SELECT * FROM pg_stat_replication'",
+                    psql(server.address, &server.user, &server.database)
                 ),
             },
         }

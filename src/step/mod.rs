@@ -9,9 +9,9 @@ pub mod host;
 pub mod id_map;
 pub mod inner;
 
-use std::path::Path;
+use std::{net::SocketAddrV4, path::Path};
 
-use crate::postgres::quote::shell;
+use crate::postgres::quote::bash;
 
 pub use after::AfterStep;
 pub use host::HostStep;
@@ -34,5 +34,11 @@ pub struct Lesson {
 
 /// A path as a word of a shell.
 fn path(path: &Path) -> String {
-    shell(&path.display().to_string())
+    bash(&path.display().to_string())
+}
+
+/// A session of psql, but for what it asks.
+fn psql(address: SocketAddrV4, user: &str, database: &str) -> String {
+    let (ip, port) = (address.ip(), address.port());
+    format!("psql -X -h {ip} -p {port} -U {} -d {}", bash(user), bash(database))
 }

@@ -101,7 +101,9 @@ fn a_script_makes_the_node_that_run_makes() {
     // A name that is more than one word for a shell that is not told otherwise.
     let dumps = host.scratch("my dumps");
     fs::write(dumps.join("file"), "mine\n").unwrap();
-    let volume = format!("{}:/dumps:ro", dumps.display());
+    // In Debian /var/run leads to /run, by an absolute link: to the host's, for a path that is not looked up inside.
+    let volume = format!("{}:/var/run/dumps:ro", dumps.display());
+    let file = format!("{}:/opt/x/file", dumps.join("file").display());
     // Debian's kernel for guests has no nf_tables.
     let publish: &[&str] = match nft(&["add table ip probe; delete table ip probe"]).status.success() {
         true => &["-p", "5433:5432"],
@@ -110,7 +112,18 @@ fn a_script_makes_the_node_that_run_makes() {
     let args = [
         &["run", "n", "postgres:15", "--memory", "300m", "--cpus", "0.5", "--pids", "100"][..],
         publish,
-        &["-e", "POSTGRES_USER=me", "-e", "POSTGRES_DB=shop", "-c", "work_mem=7MB", "-v", &volume],
+        &[
+            "-e",
+            "POSTGRES_USER=me",
+            "-e",
+            "POSTGRES_DB=shop",
+            "-c",
+            "work_mem=7MB",
+            "-v",
+            &volume,
+            "-v",
+            &file,
+        ],
     ]
     .concat();
     let [script, way_back] = [&["--emit-shell"][..], &["--emit-shell", "--undo"]]
@@ -144,26 +157,45 @@ fn a_script_makes_the_node_that_run_makes() {
     assert!(text(&checked.stderr).contains("password authentication failed"), "{checked:?}");
 
     bash(&host, &way_back);
-    host.is_clean();
+    host.is_forgotten();
     let version = fs::read_to_string(host.root.join("volumes/default/n/data/PG_VERSION"));
     assert_eq!(version.unwrap(), "15\n", "the data stay");
+
+    // What pgbox has made is not the script's to take back.
+    host.pgbox(&["run", "n", "tiny", "-d", "--", "sleep", "600"]);
+    let refused = bash(&host, &way_back);
+    assert!(!refused.status.success() && text(&refused.stderr).contains("pgbox rm"), "{refused:?}");
+    assert!(!bash(&host, &script).status.success());
+    assert!(host.pgbox(&["ps"]).contains("running"));
 }
 
 #[test]
 fn a_script_for_a_command_ends_as_the_command_does() {
     let Some(host) = Host::new() else { return };
+    // Whose name begins as the other one's.
+    host.pgbox(&["run", "n-2", "tiny", "-d", "--", "sleep", "600"]);
+    let shared =
+        || run("ip", &["-br", "link"]).contains("pgb-") && run("nft", &["list", "tables"]).contains("pgbox");
+    let nat = shared();
+    let outside = host.scratch("outside").join("file");
+    let hostile = format!("A=b c\nINNER\ntouch {}\n", outside.display());
+    let command = "echo \"${A%%INNER*}in $(hostname)\"; cat; exit 7\n#\nINNER\nexit 3";
     let args =
-        ["run", "n", "postgres:15", "-e", "A=b c", "--", "sh", "-c", "echo \"$A in $(hostname)\"; exit 7"];
+        ["run", "n", "postgres:15", "-e", &hostile, "-e", "PGPASSWORD=secret", "--", "sh", "-c", command];
     let with = |more: &[&str]| host.pgbox(&[&args[..2], more, &args[2..]].concat());
     let (script, way_back) = (with(&["--emit-shell"]), with(&["--emit-shell", "--undo"]));
-    let output = bash(&host, &script);
-    assert_eq!(
-        (output.status.code(), text(&output.stdout)),
-        (Some(7), "b c in n\n".to_owned()),
-        "{output:?}"
-    );
+    assert!(!script.contains("=secret"), "{script}");
+    let file = host.scratch("script").join("command.sh");
+    fs::write(&file, script).unwrap();
+    let given = fs::File::open("/etc/hostname").unwrap();
+    let output = Command::new("bash").arg(file).env("PGPASSWORD", "x").stdin(given).output().unwrap();
+    let said = format!("b c\nin n\n{}", fs::read_to_string("/etc/hostname").unwrap());
+    assert_eq!((output.status.code(), text(&output.stdout)), (Some(7), said), "{output:?}");
+    assert!(!outside.exists());
     bash(&host, &way_back);
-    host.is_clean();
+    assert_eq!(shared(), nat, "the other node's");
+    host.pgbox(&["rm", "--force", "n-2"]);
+    host.is_forgotten();
 }
 
 #[test]

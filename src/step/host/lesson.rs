@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use super::{
-    super::{Lesson, path},
+    super::{Lesson, path, psql},
     BUNDLE_DIRS, HostStep, NODE_INTERFACE,
     work::HOSTS_HEAD,
 };
 use crate::{
-    postgres::{hba::REPLICATOR, quote::shell, standby},
+    postgres::{hba::REPLICATOR, quote::bash, standby},
     spec::Publish,
     sql::Login,
 };
@@ -121,7 +121,7 @@ impl HostStep {
                 shell: format!(
                     "[ -s {0} ] || printf {1} >{0}\necho '{address} {name}' >>{0}",
                     path(file),
-                    shell(&HOSTS_HEAD.replace('\n', "\\n")),
+                    bash(&HOSTS_HEAD.replace('\n', "\\n")),
                 ),
                 look: format!("cat {}", path(file)),
             },
@@ -133,10 +133,10 @@ impl HostStep {
                 see: "PostgreSQL manual, 21.5 and 27.2.5.1, and the reference page of pg_rewind",
                 shell: format!(
                     "{} <<'SQL'\n{}SQL",
-                    psql(server),
+                    login(server),
                     standby::create_role(&format!("the verifier of {}", secret.display()))
                 ),
-                look: format!("{} -c '\\du {REPLICATOR}'", psql(server)),
+                look: format!("{} -c '\\du {REPLICATOR}'", login(server)),
             },
             Self::CreateSlot { server, slot } => Lesson {
                 title: format!("create the replication slot {slot} on {}", server.address),
@@ -144,8 +144,8 @@ impl HostStep {
                       before the base backup begins, so that nothing between the two is lost, and goes with its standby: \
                       a forgotten slot fills the disk.",
                 see: "PostgreSQL manual, 27.2.6 Replication Slots",
-                shell: format!("{} -c \"{}\"", psql(server), standby::create_slot(slot)),
-                look: format!("{} -c 'SELECT * FROM pg_replication_slots'", psql(server)),
+                shell: format!("{} -c \"{}\"", login(server), standby::create_slot(slot)),
+                look: format!("{} -c 'SELECT * FROM pg_replication_slots'", login(server)),
             },
             Self::CreateCgroup { path: group, directories, delegations } => Lesson {
                 title: format!("create the cgroup {}", group.display()),
@@ -188,9 +188,8 @@ fn shown_ports(publish: &[Publish]) -> String {
     publish.iter().map(|p| p.to_string()).collect::<Vec<_>>().join(", ")
 }
 
-pub fn psql(server: &Login) -> String {
-    let (address, user, database) = (server.address, &server.user, &server.database);
-    format!("psql -h {} -p {} -U {user} -d {database}", address.ip(), address.port())
+pub fn login(server: &Login) -> String {
+    psql(server.address, &server.user, &server.database)
 }
 
 fn bundle(dir: &Path, files: &[(String, String)]) -> String {
@@ -199,12 +198,19 @@ fn bundle(dir: &Path, files: &[(String, String)]) -> String {
         let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
         format!("\ncat >{} <<'EOF'\n{text}{end}EOF", path(&dir.join(name)))
     };
-    format!("mkdir -p {}{}", words(&dirs), files.iter().map(file).collect::<String>())
+    let parent = path(dir.parent().unwrap_or(dir));
+    // Without -p: what is there already is another node's.
+    format!(
+        "mkdir -p {parent}\nmkdir {} {}{}",
+        path(dir),
+        words(&dirs),
+        files.iter().map(file).collect::<String>()
+    )
 }
 
 /// Texts for files of the kernel, a line each; `before` the first.
 fn echoes(before: &str, writes: &[(PathBuf, String)]) -> String {
-    let echo = |(file, text): &(PathBuf, String)| format!("echo {} >{}", shell(text), path(file));
+    let echo = |(file, text): &(PathBuf, String)| format!("echo {} >{}", bash(text), path(file));
     match writes {
         [] => String::new(),
         writes => before.to_owned() + &writes.iter().map(echo).collect::<Vec<_>>().join("\n"),

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{super::path, BUNDLE_DIRS, HostStep, lesson::psql};
+use super::{super::path, BUNDLE_DIRS, HostStep, lesson::login};
 use crate::postgres::standby;
 
 impl HostStep {
@@ -10,9 +10,14 @@ impl HostStep {
     pub fn way_back(&self) -> String {
         match self {
             Self::CreateBundle { dir, files } => {
-                let names = BUNDLE_DIRS.into_iter().chain(files.iter().map(|(name, _)| &**name));
+                // Nothing can be mounted there any more; what was would go with it.
+                let names = files.iter().map(|(name, _)| &**name).chain(BUNDLE_DIRS).chain(["log"]);
                 let all: Vec<_> = names.map(|name| path(&dir.join(name))).collect();
-                format!("rm -rf {}\nrmdir --ignore-fail-on-non-empty {}", all.join(" "), path(dir))
+                format!(
+                    "rm -rf --one-file-system {}\nrmdir -p --ignore-fail-on-non-empty {}",
+                    all.join(" "),
+                    path(dir)
+                )
             }
             Self::CreateVolume { dir } => format!("# The data stay. To remove them: rm -r {}", path(dir)),
             Self::CreateBridge { name, own_netns, .. } => {
@@ -28,10 +33,13 @@ impl HostStep {
             Self::AddHostName { file, name, .. } => {
                 // In place, as it was written: other nodes see this inode.
                 let file = path(file);
-                format!("others=$(grep -v ' {name}$' {file}) && echo \"$others\" >{file}")
+                format!(
+                    "others=$(grep -v ' {name}$' {file}) && echo \"$others\" >{file}\n\
+                     grep -qv localhost {file} || rm {file}"
+                )
             }
             Self::CreateSlot { server, slot } => {
-                format!("{} -c \"{}\"", psql(server), standby::drop_slot(slot))
+                format!("{} -c \"{}\"", login(server), standby::drop_slot(slot))
             }
             Self::CreateCgroup { path: group, directories, .. } => {
                 let group = path(group);
@@ -50,5 +58,6 @@ impl HostStep {
 /// The last node of a lab takes along what is the lab's.
 fn unless_in_use(own_netns: &str, command: &str) -> String {
     let lab = own_netns.trim_end_matches(|c| c != '.');
-    format!("ip netns list | grep -v '^{own_netns}\\b' | grep -q '^{lab}' || {command}")
+    let others = format!("$1 != \"{own_netns}\" && index($1, \"{lab}\") == 1 {{ others = 1 }}");
+    format!("ip netns list | awk '{others} END {{ exit !others }}' || {command}")
 }

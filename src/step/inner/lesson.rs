@@ -7,6 +7,8 @@ use super::{
     Around, BindPlace, DEV_LINKS, DEVICES, InnerStep, payload,
 };
 
+use crate::sys::execute::DEFAULT_PATH;
+
 impl InnerStep {
     pub fn lesson(&self, around: &Around) -> Lesson {
         match self {
@@ -34,10 +36,13 @@ impl InnerStep {
                       that matters is on a volume. `nodev`: a device node that an image brings opens nothing.",
                 see: "https://docs.kernel.org/filesystems/overlayfs.html",
                 shell: format!(
-                    "rm -rf {work}/work\nmount -t overlay overlay -o nodev,volatile,lowerdir={},upperdir={},workdir={work} {}",
+                    "chmod --reference={top} {upper} && chown --reference={top} {upper}\n\
+                     rm -rf {work}/work\n\
+                     mount -t overlay overlay -o nodev,volatile,lowerdir={},upperdir={upper},workdir={work} {}",
                     lowers.iter().map(|l| path(l)).collect::<Vec<_>>().join(":"),
-                    path(upper),
                     path(merged),
+                    top = lowers.first().map_or(String::new(), |top| path(top)),
+                    upper = path(upper),
                     work = path(work),
                 ),
                 look: format!("ls {}", path(merged)),
@@ -70,15 +75,16 @@ impl InnerStep {
                     Some(_) => "mount_setattr(2), ID-mapped mounts; mount(8), X-mount.idmap",
                 },
                 shell: format!(
-                    "{} {there}\nmount --rbind {}{}{} {there}",
+                    "there={root}$(chroot {root} realpath -m {})\n{}\nmount --rbind {}{}{} \"$there\"",
+                    path(target),
                     match place {
-                        BindPlace::Directory => "mkdir -p",
-                        BindPlace::File => "touch",
+                        BindPlace::Directory => "mkdir -p \"$there\"",
+                        BindPlace::File => "mkdir -p \"${there%/*}\" && touch \"$there\"",
                     },
                     if *read_only { "-o ro " } else { "" },
                     id_map.map_or(String::new(), |map| format!("-o {} ", map.option())),
                     path(source),
-                    there = path(&root.join(target.strip_prefix("/").unwrap_or(target))),
+                    root = path(root),
                 ),
                 look: format!("findmnt {}", path(target)),
             },
@@ -98,7 +104,10 @@ impl InnerStep {
                 why: "chroot changes where one process looks things up and can be left again; pivot_root swaps the \
                       root of the whole mount namespace, and the old one is detached: there is no way back to it.",
                 see: "pivot_root(2)",
-                shell: format!("cd {}\nmkdir .old\npivot_root . .old\ncd / && hash -r", path(root)),
+                shell: format!(
+                    "cd {}\nmkdir .old\npivot_root . .old\ncd / && export PATH={DEFAULT_PATH}",
+                    path(root)
+                ),
                 look: "ls /".to_owned(),
             },
             Self::MountProc => Lesson {
@@ -144,7 +153,7 @@ impl InnerStep {
                       or /dev/null, lies over each.",
                 see: "OCI runtime specification, config-linux.md, Masked Paths",
                 shell: format!(
-                    "for p in {}; do\n  if [ -d $p ]; then mount -t tmpfs -o ro tmpfs $p; elif [ -e $p ]; then mount --bind /dev/null $p; fi\ndone",
+                    "for p in {}; do\n  if [ -d $p ]; then mount -t tmpfs -o ro,nosuid,nodev,noexec tmpfs $p; elif [ -e $p ]; then mount --bind /dev/null $p; fi\ndone",
                     shown(paths)
                 ),
                 look: "findmnt".to_owned(),
@@ -155,7 +164,7 @@ impl InnerStep {
                       Postgres lowers the out-of-memory score of its processes there.",
                 see: "OCI runtime specification, config-linux.md, Readonly Paths",
                 shell: format!(
-                    "for p in {}; do [ ! -e $p ] || {{ mount --bind $p $p && mount -o remount,bind,ro $p; }}; done",
+                    "for p in {}; do\n  [ -e $p ] || continue\n  mount --bind $p $p\n  mount -o remount,bind,ro $p\ndone",
                     shown(paths)
                 ),
                 look: "findmnt -O ro".to_owned(),
@@ -192,14 +201,11 @@ impl InnerStep {
 
 impl InnerStep {
     /// What one would type to take all of them back: when pid 1 ends, the kernel does the rest.
-    pub fn way_back(&self) -> String {
-        let Self::EnterNamespaces { netns } = self else { return String::new() };
-        let name = netns.file_name().unwrap_or_default().to_string_lossy();
-        format!(
-            "ip netns pids {name} | xargs -r kill -INT\n\
-             for _ in {{1..100}}; do [ \"$(ip netns pids {name})\" ] || break; sleep 0.1; done\n\
-             ip netns pids {name} | xargs -r kill -KILL"
-        )
+    pub fn way_back(&self, around: &Around) -> String {
+        match self {
+            Self::EnterNamespaces { netns } => payload::end(around, netns),
+            _ => String::new(),
+        }
     }
 }
 
