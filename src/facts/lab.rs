@@ -11,7 +11,9 @@ use super::{
     cluster,
     history::{self, WayBack},
     node::{self, Life, Node},
-    recovery, stray,
+    recovery,
+    rival::{self, Unused},
+    stray,
     volume::{self, Content},
     wal::{Place, are_kin},
 };
@@ -87,16 +89,38 @@ pub fn look(root: &Root, lab: &Name, wanted: &Wanted) -> Result<Actual> {
         |name: &Name| Some((name.clone(), Place::alone(&volume::data(root, lab, name)).origin()?));
     let origins = nodes.iter().filter_map(of_node).chain(data.keys().filter_map(of_volume)).collect();
     let volumes = root.volumes_dir(lab);
+    let elsewhere = elsewhere(root, lab, &nodes, &data)?;
     let lab = root.load_lab(lab)?;
     Ok(Actual {
         origins,
         volumes,
+        elsewhere,
         nodes: nodes.iter().map(|node| existing(root, &nodes, node)).collect(),
         data,
         left,
         publish: lab.as_ref().map(|lab| lab.publish.clone()).unwrap_or_default(),
         sync: lab.and_then(|lab| lab.sync),
         server,
+    })
+}
+
+/// Says which volume has the primary, or might be gone on with, of which those of wanted nodes are standbys.
+fn elsewhere(root: &Root, lab: &Name, nodes: &[Node], data: &BTreeMap<Name, Data>) -> Result<Option<String>> {
+    let Some((standby, _)) = data.iter().find(|(_, data)| **data == Data::Standby) else { return Ok(None) };
+    let origin = Place::alone(&volume::data(root, lab, standby)).origin();
+    let mut others = rival::unused(root, lab, nodes, origin)?;
+    others.retain(|other| !data.contains_key(&other.volume));
+    let primary = others.iter().find(|other| other.content == Content::Primary);
+    Ok(match (primary, others.first()) {
+        (Some(Unused { volume, below, .. }), _) => Some(format!(
+            "{} brings the primary back that has left the volume `{volume}`; then \
+             `pgbox replica {standby} --of {volume}` goes on with them",
+            rival::back(volume, below)
+        )),
+        (None, Some(Unused { volume, .. })) => Some(format!(
+            "those in the volume `{volume}`, which no node has, may have more; see `pgbox volume ls`"
+        )),
+        (None, None) => None,
     })
 }
 

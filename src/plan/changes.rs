@@ -34,6 +34,8 @@ pub struct Actual {
     pub origins: BTreeMap<Name, u64>,
     /// Where the volumes are.
     pub volumes: PathBuf,
+    /// How to go on where a volume that nobody has or wants may have more than those of wanted nodes.
+    pub elsewhere: Option<String>,
     /// Those who were primaries before, whether they are there or only their data.
     pub left: BTreeMap<Name, Left>,
     pub sync: Option<SyncRule>,

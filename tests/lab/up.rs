@@ -105,6 +105,25 @@ fn after_a_switchover_up_keeps_the_roles_also_through_down() {
     assert_eq!(host.sql("primary", &[], "SELECT i FROM t"), "7");
 }
 
+/// A lab without a file has the nodes `primary` and `replica`; this one's primary is another one.
+#[test]
+fn without_a_file_up_names_the_volume_that_has_the_primary() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    host.pgbox(&["switchover", "r1"]);
+    host.sql("r1", &[], "CREATE TABLE t AS SELECT 7 AS i");
+    host.pgbox(&["down"]);
+    let said = text(&host.try_pgbox(&["up"]).stderr);
+    assert!(
+        said.contains("`pgbox run r1` brings the primary back") && !said.contains("standby.signal"),
+        "{said}"
+    );
+    host.pgbox(&["run", "r1", "postgres:15"]);
+    host.pgbox(&["replica", "primary", "--of", "r1"]);
+    until("7", || host.sql("primary", &[], "SELECT i FROM t"));
+}
+
 /// The old primary was not brought back before `down`: its data look like a primary's.
 #[test]
 fn after_a_failover_up_takes_the_old_primary_back_also_through_down() {

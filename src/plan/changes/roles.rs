@@ -139,6 +139,9 @@ fn refuse_empty(
     let signal = |name: &str| actual.volumes.join(name).join("data").join(SIGNAL).display().to_string();
     let what = "are no primary's, and an empty one would be another cluster";
     changes.refused.push(match (&primaries[..], left.len()) {
+        ([], _) if let Some(way_out) = &actual.elsewhere => {
+            format!("the data of {} {what}: {way_out}", names(&left))
+        }
         ([], 1) => format!(
             "the data of `{first}` {what}; without {} they are a primary's: then `pgbox up` again",
             signal(first.as_str())
