@@ -14,7 +14,7 @@ use crate::{
     },
     facts::{
         cluster::{self, Cluster},
-        history,
+        history::{self, WayBack},
         node::{self, Node},
         stray,
         wal::Place,
@@ -115,14 +115,17 @@ fn upstream<'c>(cluster: &'c Cluster, node: &Node) -> &'c Node {
 /// What is done to a node's data so that it follows, and why.
 fn choose(asked: RenewHow, node: &NodeState, primary: &Node, of: &Node) -> Result<(RenewHow, String)> {
     let name = &node.spec.node;
+    let back = || -> Result<WayBack> {
+        let (own, theirs, upstream) = (Place::of(node)?, Place::of(&primary.state)?, Place::of(&of.state)?);
+        Ok(history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream)))
+    };
     if asked != RenewHow::Rewind {
-        return Ok((
-            asked,
-            format!("a new base backup of `{}` takes the place of the data of `{name}`", of.name),
-        ));
+        // Also where nothing of the old data can be found: they are not needed.
+        let loss = back().ok().and_then(|back| back.loss);
+        let why = format!("a new base backup of `{}` takes the place of the data of `{name}`", of.name);
+        return Ok((asked, history::with_loss(why, loss.as_deref())));
     }
-    let (own, theirs, upstream) = (Place::of(node)?, Place::of(&primary.state)?, Place::of(&of.state)?);
-    let back = history::way_back((name, own), (&primary.name, theirs), (&of.name, upstream));
+    let back = back()?;
     Ok((back.how, back.why))
 }
 

@@ -92,9 +92,17 @@ pub fn way_back((name, own): Data<'_>, (primary, theirs): Data<'_>, (of, upstrea
     // pg_rewind does not ask for that, and the node would wait for ever. What can't be read here it finds out itself.
     if matches!((end(own), upstream.begin()), (Ok(end), Ok(begin)) if end < begin) {
         let why = format!("`{of}` has not kept the WAL that `{name}` needs: a new base backup");
-        return WayBack { how: RenewHow::Clone, why, loss };
+        return WayBack { how: RenewHow::Clone, why: with_loss(why, loss.as_deref()), loss };
     }
     WayBack { how, why, loss }
+}
+
+/// What is done, and what is given up by it, if anything.
+pub fn with_loss(why: String, loss: Option<&str>) -> String {
+    match loss {
+        Some(loss) => format!("{why}; given up: {loss}, acknowledged or not"),
+        None => why,
+    }
 }
 
 /// So many, as people say it.

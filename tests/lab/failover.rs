@@ -234,6 +234,8 @@ fn a_log_outside_the_data_directory_is_renewed_with_the_data() {
     host.pgbox(&["crash", "primary", "--node"]);
     host.pgbox(&["failover", "r1", "--accept-loss"]);
     host.pgbox(&["net", "heal", "primary", "r1"]);
+    let said = text(&host.try_pgbox(&["rejoin", "primary", "--clone", "--dry-run"]).stderr);
+    assert!(said.contains("given up: 1 transaction with 1 row"), "{said}");
     let output = host.try_pgbox(&["rejoin", "primary"]);
     assert!(output.status.success() && text(&output.stderr).contains("pg_rewind"), "{output:?}");
     until("7,8", || host.sql("primary", &[], "SELECT string_agg(i::text, ',' ORDER BY i) FROM t"));
