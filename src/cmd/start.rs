@@ -27,6 +27,7 @@ use crate::{
     facts::{
         self, cluster,
         node::{self, Node},
+        ports::{self, Asker},
         stray,
     },
     hint::{self, advise, misuse},
@@ -48,14 +49,34 @@ pub fn run(context: &Context, args: &cli::Start) -> Result<i32> {
     }
     let nodes = which::nodes(context, &args.which, Going::Up)?;
     if !args.foreground {
-        return each(context, &nodes, |name| start(context, name, args.timeout, STREAM));
+        return each(context, &nodes, |name| {
+            check_ports(context, name)?;
+            start(context, name, args.timeout, STREAM)
+        });
     }
     match &nodes[..] {
-        [name] => start_in_foreground(context, name, args.timeout),
+        [name] => {
+            check_ports(context, name)?;
+            start_in_foreground(context, name, args.timeout)
+        }
         _ => {
             Err(misuse("only one node can be in the foreground", "name one node, or leave --foreground out"))
         }
     }
+}
+
+/// A program that listens on a port of the node by now would be cut off without a word.
+fn check_ports(context: &Context, name: &Name) -> Result<()> {
+    let node = node::find(&context.root, &context.lab, name)?;
+    if node.pidfd.is_some() {
+        return Ok(());
+    }
+    let free = ports::check_free(&context.root, &node.state.spec.publish, Asker::Node(&context.lab, name));
+    free.map_err(|error| {
+        let way_out =
+            format!("end that program first; or make the node anew: `pgbox rm {name}` keeps its data");
+        advise(error.to_string(), way_out)
+    })
 }
 
 /// Tries to take a lock for so long.

@@ -123,6 +123,20 @@ client.close()'"#;
 }
 
 #[test]
+fn a_start_takes_no_port_that_another_program_has_by_now() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "n", "tiny", "-d", "-p", "5433:5432", "--", "sleep", "600"]);
+    host.pgbox(&["stop", "n"]);
+    let listener = std::net::TcpListener::bind("127.0.0.1:5433").unwrap();
+    let said = host.fails(1, &["start", "n"]);
+    assert!(said.contains("another program listens there") && said.contains("`pgbox rm n`"), "{said}");
+    drop(listener);
+    host.pgbox(&["start", "n"]);
+    // It is its own by then.
+    host.pgbox(&["start", "n"]);
+}
+
+#[test]
 fn a_published_port_answers_another_machine_and_the_node_itself_does_not() {
     let Some(host) = Host::new() else { return };
     host.pgbox(&["run", "n", "postgres:15", "-e", "POSTGRES_HOST_AUTH_METHOD=trust", "-p", "5433:5432"]);
