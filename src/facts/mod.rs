@@ -18,7 +18,7 @@ mod subnet;
 pub mod volume;
 pub mod wal;
 
-use std::{collections::BTreeSet, fs, net::Ipv4Addr, path::Path};
+use std::{collections::BTreeSet, fs, io, net::Ipv4Addr, path::Path};
 
 use anyhow::{Context, Result};
 use ipnet::Ipv4Net;
@@ -73,12 +73,26 @@ fn addresses(root: &Root, lab: &Name) -> Result<BTreeSet<Ipv4Addr>> {
     Ok(addresses)
 }
 
+/// The addresses that others have by the lab's hosts file: a primary that was removed and is still followed, a node made by hand.
+fn named(root: &Root, spec: &NodeSpec) -> Result<Vec<Ipv4Addr>> {
+    let file = root.hosts_file(&spec.lab);
+    let text = match sys::fs::read_at_once(&file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("read {}", file.display())),
+    };
+    let text = String::from_utf8_lossy(&text);
+    let others = text.lines().filter(|line| line.split_whitespace().nth(1) != Some(spec.node.as_str()));
+    Ok(others.filter_map(|line| line.split_whitespace().next()?.parse().ok()).collect())
+}
+
 /// Gathers what a plan for a new node needs. The caller holds the lab's lock and the shared one.
 ///
 /// # Errors
 /// When something that the node needs is taken: its name, an address range, a port.
 pub fn gather(root: &Root, spec: &NodeSpec, image: ImageFacts) -> Result<Facts> {
-    let taken = addresses(root, &spec.lab)?;
+    let mut taken = addresses(root, &spec.lab)?;
+    taken.extend(named(root, spec)?);
     check_name(root, spec)?;
     let lab = subnet::of_lab(root, spec)?;
     // Who has no network takes nobody's address away.

@@ -110,11 +110,19 @@ fn data_that_comes_back_has_the_slots_of_those_who_follow_now() {
     assert!(hosts("r1").contains(" primary\n"), "{}", hosts("r1"));
     host.pgbox(&["rm", "-f", "-v", "r2"]);
     host.pgbox(&["stop", "r1"]);
-    // Another server stands at the address that r1 knew.
+    // The address that r1 knows is given to nobody else, as long as the lab has it on record.
+    let file = host.root.join("labs/default/hosts");
+    let before = std::fs::read_to_string(&file).unwrap();
+    let known = before.lines().find_map(|line| line.strip_suffix(" primary")).expect("a line of the primary");
+    assert!(!host.pgbox(&["run", "third", "tiny", "-d", "--", "sleep", "600"]).contains(known));
+    assert!(std::fs::read_to_string(&file).unwrap().contains(&format!("{known} primary\n")));
+    host.pgbox(&["rm", "-f", "third"]);
+    std::fs::write(&file, before.replace(&format!("{known} primary\n"), "")).unwrap();
+    // Another server stands at it.
     let other = host.pgbox(&["run", "other", "postgres:15"]);
+    assert!(other.contains(known), "{other}");
     let said = text(&host.try_pgbox(&["start", "r1"]).stderr);
     assert!(said.contains("`r1` follows `primary`, which is gone"), "{said}");
-    assert!(!hosts("r1").contains(" primary\n"), "{}", hosts("r1"));
     assert_eq!(host.sql("other", &[], SLOTS), "", "{other}");
     assert_eq!(host.sql("other", &[], "SELECT count(*) FROM pg_roles WHERE rolname = 'replicator'"), "0");
     // The same data under the same name, at another address: r1 finds it.

@@ -186,9 +186,14 @@ fn a_script_for_a_command_ends_as_the_command_does() {
     let (script, way_back) = (with(&["--emit-shell"]), with(&["--emit-shell", "--undo"]));
     assert!(!script.contains("=secret"), "{script}");
     let file = host.scratch("script").join("command.sh");
-    fs::write(&file, script).unwrap();
+    fs::write(&file, &script).unwrap();
     let given = fs::File::open("/etc/hostname").unwrap();
     let output = Command::new("bash").arg(file).env("PGPASSWORD", "x").stdin(given).output().unwrap();
+    host.pgbox(&["run", "other", "tiny", "-d", "--", "sleep", "600"]);
+    let other =
+        host.json(&["inspect", "--json", "other"])[0]["network"]["address"].as_str().unwrap().to_owned();
+    assert!(!script.contains(other.split('/').next().unwrap()), "{other} is that of `n`");
+    host.pgbox(&["rm", "--force", "other"]);
     let said = format!("b c\nin n\n{}", fs::read_to_string("/etc/hostname").unwrap());
     assert_eq!((output.status.code(), text(&output.stdout)), (Some(7), said), "{output:?}");
     assert!(!outside.exists());
