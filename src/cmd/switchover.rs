@@ -34,6 +34,7 @@ pub fn run(context: &Context, args: &cli::Switchover) -> Result<i32> {
         tell_of_slots(context, old, target);
         return Ok(0);
     }
+    switchover::prepare(old, target, args.timeout)?;
     let begun = Instant::now();
     if let Err(error) = switchover::shut_down(old, target, args.timeout) {
         drop(lock);

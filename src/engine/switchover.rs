@@ -94,13 +94,30 @@ fn applies(old: &Node, target: &Node) -> Result<()> {
     Ok(())
 }
 
+/// How long a standby that keeps up may take to receive a checkpoint.
+const SOON: Duration = Duration::from_secs(5);
+
+/// Has the primary write a checkpoint, so that its last one has little left to write, and waits until the other one has received
+/// that. A standby that was just cut off is seen to stream for seconds, and a primary that is shut down for it would only be
+/// started again.
+///
+/// # Errors
+/// When it has not received it soon. Nothing was done by then.
+pub fn prepare(old: &Node, target: &Node, patience: Duration) -> Result<()> {
+    old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
+    receives(old, target, patience.min(SOON)).map_err(|error| {
+        advise(
+            format!("{error:#}: it is cut off, or far behind"),
+            format!("`{}` was not stopped; see `pgbox status` and `pgbox net ls`", old.name),
+        )
+    })
+}
+
 /// Shuts the primary down, and makes sure that the other one has got its last word.
 ///
 /// # Errors
 /// When it has not. The primary is down then, and still the primary.
 pub fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
-    // The one of the shutdown has then little left to write.
-    old.login()?.ask(patience, |client| client.batch_execute("CHECKPOINT"))?;
     if halt::ask(old.running()?, Shutdown::Fast, patience)? {
         return has_all(old, target, patience);
     }
@@ -112,9 +129,14 @@ pub fn shut_down(old: &Node, target: &Node, patience: Duration) -> Result<()> {
 /// what was received first. Of one that has ended in another way, nobody knows whether the standby got all that came after its
 /// last checkpoint.
 fn has_all(old: &Node, target: &Node, patience: Duration) -> Result<()> {
-    let control = Place::of(&old.state)?.control()?;
-    ensure!(control.state == ClusterState::ShutDown, "`{}` has ended without a clean shutdown", old.name);
-    let end = control.checkpoint;
+    let state = Place::of(&old.state)?.control()?.state;
+    ensure!(state == ClusterState::ShutDown, "`{}` has ended without a clean shutdown", old.name);
+    receives(old, target, patience)
+}
+
+/// Waits until a standby has received the newest checkpoint of the other one.
+fn receives(old: &Node, target: &Node, patience: Duration) -> Result<()> {
+    let end = Place::of(&old.state)?.control()?.checkpoint;
     let deadline = Instant::now() + patience;
     loop {
         let received = takeover::received(target)?;

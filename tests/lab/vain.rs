@@ -81,6 +81,22 @@ fn a_switchover_to_a_standby_that_does_not_replay_stops_nobody() {
     host.pgbox(&["switchover", "r1"]);
 }
 
+/// Its sender finds that out seconds later.
+#[test]
+fn a_switchover_to_a_standby_that_is_cut_off_stops_nobody() {
+    let Some(host) = Host::new() else { return };
+    host.pgbox(&["run", "primary", "postgres:15"]);
+    host.pgbox(&["replica", "r1", "--of", "primary"]);
+    let begun = "SELECT pg_postmaster_start_time()";
+    let before = host.sql("primary", &[], begun);
+    host.pgbox(&["net", "cut", "primary", "r1"]);
+    let said = host.fails(1, &["switchover", "r1", "--timeout", "1s"]);
+    assert!(said.contains("`r1` has received up to") && said.contains("`primary` was not stopped"), "{said}");
+    assert_eq!(host.sql("primary", &[], begun), before);
+    host.pgbox(&["net", "heal", "primary", "r1"]);
+    until("r1 streams", 30, || host.try_pgbox(&["switchover", "r1"]).status.success());
+}
+
 /// A query on the standby holds up its replay, longer than the old primary's shutdown takes. What it has received is not lost.
 #[test]
 fn a_switchover_waits_for_what_is_received_and_the_promotion_replays_it() {
