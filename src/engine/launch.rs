@@ -24,7 +24,7 @@ use crate::{
     spawn::{self, Spawned, Stdio},
     spec::Name,
     state::{LastStart, NodeDir, NodeState, Progress, Root},
-    step::HostStep,
+    step::{HostStep, InnerStep},
     sys::{cgroup, process, tail},
 };
 
@@ -115,6 +115,12 @@ fn cgroup_of(state: &NodeState) -> Result<cgroup::Cgroup> {
     cgroup::Cgroup::new(&cgroup::detect()?, path.context("the plan has no cgroup")?)
 }
 
+/// The first of the inner steps in which something of the image runs. Plans of before had but the last one.
+fn begin_of_work(state: &NodeState) -> usize {
+    let inner = &state.plan.inner;
+    inner.iter().position(|step| *step == InnerStep::FillDataDirectory).unwrap_or(inner.len() - 1)
+}
+
 /// Why a node did not come up.
 struct Failure {
     at: At,
@@ -128,6 +134,16 @@ impl Failure {
     /// Of pid 1 itself, the last of the inner steps.
     fn of_init(state: &NodeState, error: Error, code: i32) -> Self {
         Self { at: At::Inner(state.plan.inner.len() - 1), error, code, stays: None }
+    }
+
+    /// Of pid 1 in a phase of its own work.
+    fn in_phase(state: &NodeState, phase: Phase, error: Error, code: i32) -> Self {
+        let fills = [Phase::Initdb, Phase::Scripts, Phase::BaseBackup, Phase::Clone, Phase::Rewind];
+        let failure = Self::of_init(state, error, code);
+        match fills.contains(&phase) {
+            true => Self { at: At::Inner(begin_of_work(state)), ..failure },
+            false => failure,
+        }
     }
 
     /// Of the wait for the server. A command has no such step, and is waited for until pid 1 has become it.
@@ -209,7 +225,7 @@ fn listen(
         let pause = if phase == Phase::Running { 1 } else { 100 };
         let interrupt = Some(patience.interrupts.as_fd());
         match spawned.reports.next(Duration::from_millis(pause), interrupt).map_err(broken)? {
-            spawn::Heard::Report(report) => phase = hear(root, state, report, talk)?.unwrap_or(phase),
+            spawn::Heard::Report(report) => phase = hear(root, state, report, phase, talk)?.unwrap_or(phase),
             spawn::Heard::End if state.plan.after.is_empty() => return Ok(Answer::Ready),
             heard => {
                 if matches!(heard, spawn::Heard::End) {
@@ -257,6 +273,7 @@ fn hear(
     root: &Root,
     state: &NodeState,
     report: Report,
+    before: Phase,
     talk: &mut dyn Talk,
 ) -> Result<Option<Phase>, Failure> {
     match report {
@@ -271,7 +288,7 @@ fn hear(
         }
         Report::Failed { error, in_use, code } => {
             let error = if in_use { in_use_by(root, state, &error) } else { on_host(state, &error) };
-            return Err(Failure::of_init(state, Error::msg(error), code));
+            return Err(Failure::in_phase(state, before, Error::msg(error), code));
         }
     }
     Ok(None)
@@ -325,7 +342,7 @@ fn in_use_by(root: &Root, state: &NodeState, error: &str) -> String {
 fn give_up(root: &Root, state: &NodeState, reach: Reach, failure: Failure) -> Error {
     let node = root.node(&state.spec.lab, &state.spec.node);
     // Before pid 1 starts something there is nothing new in the log.
-    let has_log = failure.at >= At::Inner(state.plan.inner.len() - 1);
+    let has_log = failure.at >= At::Inner(begin_of_work(state));
     let log = if has_log { tail::lines(&node.log(), 15) } else { Vec::new() };
     end_all(state);
     let host = taken_back(root, state, reach, state.plan.host.len());

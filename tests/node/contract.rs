@@ -172,6 +172,7 @@ fn a_locale_that_an_argument_names_is_tried_once() {
     let Some(host) = Host::new() else { return };
     let said = host.fails(1, &["run", "n", "postgres:15", "-e", "POSTGRES_INITDB_ARGS=--locale=xx_YY.UTF-8"]);
     assert!(said.contains("POSTGRES_INITDB_ARGS names a locale that the image does not have"), "{said}");
+    assert!(said.contains("failed: make a database cluster in "), "{said}");
     assert!(said.contains("xx_YY.UTF-8") && said.contains("locale -a"), "{said}");
     assert_eq!(said.matches("The files belonging to this database system").count(), 1, "{said}");
 }
