@@ -198,8 +198,12 @@ fn remove_remains(context: &Context, name: &Name, removal: &Removal<'_>, error: 
 
 fn foretell(context: &Context, node: &Node, removal: &Removal<'_>) {
     for step in node.state.plan.host.iter().rev().filter(|s| !matches!(s, HostStep::CreateVolume { .. })) {
-        outln!("undo: {}", step.lesson().title);
-        out!("{}", commands(&step.way_back()));
+        // Some go with others: limits with their cgroup.
+        let shell = step.way_back();
+        if !shell.is_empty() {
+            outln!("undo: {}", step.lesson().title);
+            out!("{}", commands(&shell));
+        }
     }
     for volume in volumes(context, node) {
         let what = if removal.volumes { "remove with all data, unless another node uses it" } else { "keep" };

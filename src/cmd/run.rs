@@ -112,7 +112,10 @@ fn environment(args: &cli::Run) -> Result<Vec<(String, String)>> {
     for line in lines {
         match line.split_once('=') {
             Some((key, value)) => env.push((variable(key)?.to_owned(), value.to_owned())),
-            None => env.extend(std::env::var(&line).ok().map(|value| (line.clone(), value))),
+            None => {
+                let name = variable(&line)?;
+                env.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
+            }
         }
     }
     if args.tty && !env.iter().any(|(key, _)| key == "TERM") {

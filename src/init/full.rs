@@ -16,11 +16,14 @@ const SEGMENT: u64 = 16 << 20;
 /// True if the server ended because its volume is full. The log only counts where the server itself gave up:
 /// a client's failed INSERT is an ERROR.
 pub fn is_full(data: &DataDir, tail: &str) -> bool {
-    let gave_up = |line: &str| {
-        (line.contains("PANIC:") || line.contains("FATAL:"))
-            && (line.contains("No space left on device") || line.contains("Disk quota exceeded"))
-    };
     data.free_bytes().is_ok_and(|free| free < SEGMENT) || tail.lines().any(gave_up)
+}
+
+fn gave_up(line: &str) -> bool {
+    let ended = line.contains("PANIC:") || line.contains("FATAL:");
+    let is_full = line.contains("No space left on device") || line.contains("Disk quota exceeded");
+    // Shared memory is in /dev/shm.
+    ended && is_full && !line.contains("shared memory segment")
 }
 
 /// The directory, what is free there, and what takes the most below it: `/data (1.2M of 90M free; pg_wal 48M, base 22M; slots
@@ -61,4 +64,18 @@ fn bytes_below(path: &Path) -> u64 {
     let entries = if meta.is_dir() { fs::read_dir(path).ok() } else { None };
     let below = entries.into_iter().flatten().flatten().map(|entry| bytes_below(&entry.path()));
     meta.blocks() * 512 + below.sum::<u64>()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_end_of_the_server_itself_counts_and_shared_memory_is_no_volume() {
+        let reason = "could not write to file \"pg_wal/xlogtemp.7\": No space left on device";
+        assert!(gave_up(&format!("PANIC:  {reason}")) && !gave_up(&format!("ERROR:  {reason}")));
+        assert!(!gave_up(
+            "FATAL:  could not resize shared memory segment \"/PostgreSQL.1\" to 1048576 bytes: No space left on device"
+        ));
+    }
 }

@@ -180,6 +180,7 @@ fn volumes_and_ports_that_exclude_each_other() {
     misuse(&["--cpus", "-1"], &["`-1` CPUs", "least is 0.01"]);
     run(&["--cpus", "4096"], &["4096 CPUs", "this machine has"]);
     misuse(&["-e", "A B=x"], &["`A B`", "environment variable"]);
+    misuse(&["-e", "A B"], &["`A B`", "environment variable"]);
     misuse(&["-e", "=x"], &["environment variable"]);
     run(&["-v", "n:/elsewhere"], &["mounted twice"]);
     run(&["-v", &format!("/etc/passwd:{data}")], &["/etc/passwd", "no directory"]);
