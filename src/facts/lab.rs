@@ -113,9 +113,9 @@ fn elsewhere(root: &Root, lab: &Name, nodes: &[Node], data: &BTreeMap<Name, Data
     let primary = others.iter().find(|other| other.content == Content::Primary);
     Ok(match (primary, others.first()) {
         (Some(Unused { volume, below, .. }), _) => Some(format!(
-            "{} brings the primary back that has left the volume `{volume}`; then \
+            "{}; then \
              `pgbox replica {standby} --of {volume}` goes on with them",
-            rival::back(volume, below)
+            rival::brings_back(volume, below)
         )),
         (None, Some(Unused { volume, .. })) => Some(format!(
             "those in the volume `{volume}`, which no node has, may have more; see `pgbox volume ls`"

@@ -61,12 +61,7 @@ impl Rival {
             What::Standby | What::Superseded => {
                 format!("first promote `{name}`, which may have more: `pgbox promote {name}`")
             }
-            What::Volume => {
-                format!(
-                    "{} brings the primary back that has left the volume `{name}`",
-                    back(name, &self.below)
-                )
-            }
+            What::Volume => brings_back(name, &self.below),
             What::StandbyVolume => {
                 format!("if nobody needs what is in the volume `{name}`: `pgbox volume rm {name}`")
             }
@@ -159,6 +154,11 @@ pub fn back(volume: &Name, below: &Path) -> String {
             format!("`pgbox run {volume} -v {volume}:{TARGET} -e PGDATA={TARGET}/{}`", below.display())
         }
     }
+}
+
+/// The same, and what for.
+pub fn brings_back(volume: &Name, below: &Path) -> String {
+    format!("{} brings the primary back that has left the volume `{volume}`", back(volume, below))
 }
 
 /// The data in volumes that no node has, of this origin, or of one that can't be read. Data in a directory of the host are not

@@ -29,8 +29,12 @@ pub fn script(plan: &Plan) -> Result<String> {
     check(plan)?;
     let serves = matches!(plan.init.payload, Payload::Postgres(_));
     let tools = if serves { "ip nft nsenter unshare psql" } else { "ip nft nsenter unshare" };
-    let mut text =
-        format!("{HEAD}command -v {tools} >/dev/null || {{ echo 'needed: {tools}' >&2; exit 1; }}\n");
+    let mut text = HEAD.to_owned();
+    text += &format!(
+        "for tool in {tools}; do\n  \
+           command -v $tool >/dev/null || {{ echo \"$tool is needed\" >&2; exit 1; }}\n\
+         done\n"
+    );
     text += secret(plan);
     for (i, lesson) in engine::lessons(plan).enumerate() {
         let title = lesson.title.replace(char::is_control, " ");

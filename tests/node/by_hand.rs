@@ -134,7 +134,7 @@ fn a_script_makes_the_node_that_run_makes() {
     host.pgbox(&[&args[..], &["-e", "POSTGRES_PASSWORD=it's secret"]].concat());
     let settings = "SELECT name, setting FROM pg_settings WHERE source <> 'default' AND name !~ 'application' ORDER BY 1";
     let at = match publish {
-        [] => format!("{}:5432", script.split("psql -h ").nth(1).unwrap().split(' ').next().unwrap()),
+        [] => format!("{}:5432", script.split("psql -X -h ").nth(1).unwrap().split(' ').next().unwrap()),
         _ => "127.0.0.1:5433".to_owned(),
     };
     let ask =
@@ -200,6 +200,19 @@ fn a_script_for_a_command_ends_as_the_command_does() {
     bash(&host, &way_back);
     assert_eq!(shared(), nat, "the other node's");
     host.pgbox(&["rm", "--force", "n-2"]);
+    host.is_forgotten();
+}
+
+/// It says so before it has made anything.
+#[test]
+fn a_script_needs_all_of_its_tools() {
+    let Some(host) = Host::new() else { return };
+    let file = host.scratch("script").join("script.sh");
+    fs::write(&file, host.pgbox(&["run", "n", "tiny", "--emit-shell", "--", "true"])).unwrap();
+    let only = host.scratch("only");
+    std::os::unix::fs::symlink(run("which", &["ip"]), only.join("ip")).unwrap();
+    let output = Command::new("/bin/bash").arg(file).env("PATH", only).output().unwrap();
+    assert!(!output.status.success() && text(&output.stderr).contains("nft is needed"), "{output:?}");
     host.is_forgotten();
 }
 

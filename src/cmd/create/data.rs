@@ -265,9 +265,9 @@ fn going_on(name: &Name, data: &Path, nodes: &[node::Node], others: &[Unused]) -
     let is_primary = |other: &&Unused| other.content == Content::Primary && is_kin(other, data);
     if let Some(Unused { volume, below, .. }) = others.iter().find(is_primary) {
         return format!(
-            "{} brings the primary back that has left the volume `{volume}`; then \
+            "{}; then \
              `pgbox replica {name} --of {volume}` goes on with them",
-            rival::back(volume, below)
+            rival::brings_back(volume, below)
         );
     }
     let nothing = "nothing is left that they could follow";
